@@ -1,0 +1,1 @@
+"""What every stage stands on: preemption, mesh and shardings, stages and manifests, checkpoints, logs."""

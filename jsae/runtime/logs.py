@@ -1,0 +1,151 @@
+"""Logs, metrics and progress.
+
+`get_logger()` is the one logger; `log_to(workdir)` adds workdir/log.txt. `MetricsLog` appends rows to a
+metrics.jsonl and can be rewound to a restored step, so that a resumed run leaves the same file as an
+uninterrupted one. Keys of times end in `_s` or `_per_s`; all other values are reproducible.
+`progress` shows a bar on a terminal and a plain line every half minute elsewhere.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+
+import jax
+import tqdm
+from etils import epath
+
+_LINE_EVERY_S = 30.0
+
+
+def get_logger() -> logging.Logger:
+    """The logger of all rooms."""
+    return logging.getLogger("jsae")
+
+
+def to_terminal() -> None:
+    """Send the log to stderr: all of it from the writer process, warnings from the others."""
+    logger = get_logger()
+    if not any(getattr(h, "jsae_terminal", False) for h in logger.handlers):
+        handler = _TqdmHandler()
+        handler.jsae_terminal = True
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    logger.propagate = False
+
+
+def to_file(workdir) -> None:
+    """Append the log to workdir/log.txt (local workdirs, writer process)."""
+    if "://" in os.fspath(workdir) or jax.process_index() != 0:
+        return
+    handler = logging.FileHandler(epath.Path(workdir) / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    get_logger().addHandler(handler)
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record):
+        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+class MetricsLog:
+    """Rows {"step": int, ...} appended to a metrics.jsonl by the writer process."""
+
+    def __init__(self, path):
+        self._path = epath.Path(path)
+        self._rows = None
+        if jax.process_index() == 0:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def rewind(self, step: int) -> None:
+        """Drop rows beyond `step` and a torn last line, as a restored run at `step` had them."""
+        if jax.process_index() != 0 or not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break  # torn by a kill; everything behind it is beyond the last save
+            if row["step"] <= step:
+                kept.append(line)
+        temporary = self._path.parent / (self._path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(self._path)
+
+    def write(self, step: int, values: dict) -> None:
+        """Append one row; values are plain or 0-d array numbers, None where unknown."""
+        if jax.process_index() != 0:
+            return
+        row = {"step": int(step)} | {k: None if v is None else _number(v) for k, v in values.items()}
+        line = json.dumps(row, allow_nan=False) + "\n"
+        if "://" in os.fspath(self._path):  # object stores cannot append
+            self._rows = (
+                (self._path.read_text() if self._path.exists() else "") if self._rows is None else self._rows
+            )
+            self._rows += line
+            self._path.write_text(self._rows)
+            return
+        with open(self._path, "a") as file:
+            file.write(line)
+
+
+def _number(value):
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def read_metrics(path) -> list[dict]:
+    """The rows of a metrics.jsonl."""
+    return [json.loads(line) for line in epath.Path(path).read_text().splitlines()]
+
+
+class Progress:
+    """Counts finished units; made by `progress`."""
+
+    def __init__(self, total: int, start: int, label: str, unit: str):
+        self._total, self._start, self._label, self._unit = total, start, label, unit
+        self._done, self._began_s, self._said_s = start, time.monotonic(), time.monotonic()
+        show = sys.stderr.isatty() and jax.process_index() == 0
+        self._bar = (
+            tqdm.tqdm(total=total, initial=start, desc=label, unit=unit, leave=False) if show else None
+        )
+
+    def update(self, n: int = 1, **shown) -> None:
+        """`n` more units are done; `shown` are numbers to print beside the rate."""
+        self._done += n
+        if self._bar is not None:
+            self._bar.update(n)
+            if shown:
+                self._bar.set_postfix({k: f"{float(v):.4g}" for k, v in shown.items()}, refresh=False)
+        now = time.monotonic()
+        if now - self._said_s >= _LINE_EVERY_S:
+            self._said_s = now
+            rate = (self._done - self._start) / (now - self._began_s)
+            left_s = (self._total - self._done) / rate if rate else float("inf")
+            numbers = "".join(f", {k} {float(v):.4g}" for k, v in shown.items())
+            get_logger().info(
+                "%s: %d of %d %ss, %.3g %ss/s, %.0f s left%s",
+                *(self._label, self._done, self._total, self._unit, rate, self._unit, left_s, numbers),
+            )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def progress(total: int, *, start: int = 0, label: str = "", unit: str = "step"):
+    """A `Progress` over `total` units of which `start` are already done."""
+    counter = Progress(total, start, label, unit)
+    try:
+        yield counter
+    finally:
+        counter.close()

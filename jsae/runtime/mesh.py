@@ -1,0 +1,110 @@
+"""The one place that makes the device mesh and starts jax.distributed.
+
+Axes: `data` (images and activation vectors) and `model` (the SAE dictionary, F). One process or many
+hosts run the same code: arrays that a step takes are global, and `put_batch` assembles them from each
+process's rows. Everything that asks which process this is lives in `jsae.runtime`.
+"""
+
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def initialize() -> None:
+    """Join the other processes of this run, if there are any.
+
+    The launch scripts name them in JSAE_COORDINATOR (host:port), JSAE_NUM_PROCESSES and JSAE_PROCESS_ID
+    (JSAE_LOCAL_DEVICE_IDS, a comma list, where a process owns only some of the host's devices). On a TPU
+    slice with more than one worker, jax finds the others by itself when JSAE_COORDINATOR is "auto".
+    """
+    coordinator = os.environ.get("JSAE_COORDINATOR")
+    if not coordinator:
+        return
+    if coordinator == "auto":
+        jax.distributed.initialize()
+        return
+    missing = [name for name in ("JSAE_NUM_PROCESSES", "JSAE_PROCESS_ID") if name not in os.environ]
+    if missing:
+        raise ValueError(f"JSAE_COORDINATOR={coordinator} needs {' and '.join(missing)} beside it")
+    local = os.environ.get("JSAE_LOCAL_DEVICE_IDS")
+    jax.distributed.initialize(
+        coordinator,
+        num_processes=int(os.environ["JSAE_NUM_PROCESSES"]),
+        process_id=int(os.environ["JSAE_PROCESS_ID"]),
+        local_device_ids=[int(i) for i in local.split(",")] if local else None,
+    )
+
+
+def make_mesh(data: int = -1, model: int = 1, *, devices=None) -> Mesh:
+    """Mesh with axes ("data", "model"); data=-1 takes all devices that `model` leaves.
+
+    Raises ValueError if data * model is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    n = len(devices)
+    if model < 1 or n % model:
+        raise ValueError(f"runtime.model_axis={model} must divide the {n} devices")
+    data = n // model if data == -1 else data
+    if data * model != n:
+        raise ValueError(
+            f"runtime.data_axis={data} x runtime.model_axis={model} is not the number of devices, {n}; "
+            "data_axis=-1 takes what model_axis leaves"
+        )
+    grid = np.asarray(devices).reshape(data, model)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Array axis `axis` is dealt over the mesh's `data` axis, the others are whole."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def process_slice() -> tuple[int, int]:
+    """(index, count) of this process: which share of every batch it reads."""
+    return jax.process_index(), jax.process_count()
+
+
+def is_writer() -> bool:
+    """True in the one process that writes logs, tables and manifests."""
+    return jax.process_index() == 0
+
+
+def put_batch(mesh: Mesh, batch: dict) -> dict:
+    """Global arrays [B, ...] sharded over `data`, from this process's rows of each array."""
+    sharding = sharded(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
+
+
+def check_batch(mesh: Mesh, batch_size: int, name: str) -> None:
+    """Raise ValueError unless the batch can be dealt evenly over the `data` axis."""
+    data = mesh.shape["data"]
+    if batch_size < 1 or batch_size % data:
+        raise ValueError(f"{name}={batch_size} must be a positive multiple of the mesh's data axis, {data}")
+
+
+def to_host(tree):
+    """The tree as numpy arrays; replicated global arrays are read from this process's first copy."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
+
+
+def check_accelerator() -> None:
+    """Raise RuntimeError where a GPU or TPU is in the machine and jax sees only the CPU."""
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return
+    found = None
+    if os.path.exists("/dev/nvidiactl"):
+        found = ("An NVIDIA GPU", "cuda13")
+    elif any(os.path.exists(f"/dev/{name}") for name in ("accel0", "vfio/0")):
+        found = ("A TPU", "tpu")
+    if found:
+        raise RuntimeError(
+            f"{found[0]} is present but jax sees only the CPU. Install jsae[{found[1]}] "
+            "(pip install -e '.[%s]'), or set JAX_PLATFORMS=cpu to run on the CPU all the same." % found[1]
+        )

@@ -1,0 +1,325 @@
+"""Stages of a study: which folder, which digest, and whether there is work left.
+
+A stage's digest is made of its own sub-config and the digest of the stage above it; keys that cannot
+change a result (logging, saving, report, devices) are left out. `begin` compares it with the manifest
+that lies in the stage's folder:
+
+    no manifest                  -> the stage starts
+    same digest, "started"       -> the stage resumes
+    same digest, "complete"      -> up to date, nothing to do
+    another digest               -> ConfigMismatch, which names the keys that differ
+
+`finish` writes the manifest anew with the stage's headline results, seconds and compile seconds.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+import jax
+from etils import epath
+
+from jsae.runtime import artifacts, logs
+
+STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
+
+# What a stage's result depends on, besides the stage above it.
+_SECTIONS = {
+    "classifier": ("seed", "data", "classifier"),
+    "activations": ("data", "activations"),
+    "sae": ("seed", "sae"),
+    "analysis": ("seed", "analysis"),
+    "ablation": ("seed", "ablation"),
+    "report": ("report",),
+}
+# Keys inside those sections that change when and what is saved or said, but no result.
+_NO_RESULT = {
+    "log_every_steps",
+    "save_every_steps",
+    "keep_checkpoints",
+    "steps_per_dispatch",
+    "workdir",
+    "cache_dir",
+}
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+_compile_seconds = 0.0
+
+
+def _count_compile_seconds(event: str, seconds: float, **_):
+    global _compile_seconds
+    if event in (
+        "/jax/core/compile/jaxpr_trace_duration",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration",
+        "/jax/core/compile/backend_compile_duration",
+    ):
+        _compile_seconds += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compile_seconds)
+
+
+class ConfigMismatch(ValueError):
+    """The stage in this workdir was made with another config."""
+
+
+class StageMissing(FileNotFoundError):
+    """A stage is needed that has not been finished in this workdir."""
+
+
+@dataclasses.dataclass
+class Stage:
+    """One stage of one workdir while it runs; made by `begin`."""
+
+    name: str
+    folder: epath.Path
+    manifest: dict
+    up_to_date: bool
+    _start_s: float = dataclasses.field(default_factory=time.monotonic)
+    _start_compile_s: float = dataclasses.field(default_factory=lambda: _compile_seconds)
+
+    @property
+    def digest(self) -> str:
+        return self.manifest["digest"]
+
+    def finish(self, results: dict) -> None:
+        """Mark the stage complete and keep its headline results (JSON-able, unknown numbers None)."""
+        seconds = time.monotonic() - self._start_s
+        self.manifest |= {
+            "status": "complete",
+            "results": results,
+            "seconds": round(seconds, 3),
+            "compile_seconds": round(_compile_seconds - self._start_compile_s, 3),
+        }
+        artifacts.write_json(self.folder / "manifest.json", self.manifest)
+        logs.get_logger().info("%s: done in %.1f s", self.name, seconds)
+
+
+def _plain(config) -> dict:
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def section(config, name: str) -> dict:
+    """The part of the config that the stage's result depends on, as a plain nested dict."""
+    config = _plain(config)
+    picked = {}
+    for key in _SECTIONS[name]:
+        value = config.get(key)
+        if isinstance(value, dict):
+            value = {k: v for k, v in value.items() if k not in _NO_RESULT}
+        picked[key] = value
+    return json.loads(json.dumps(picked))  # tuples become lists, as they are when read back
+
+
+def digest_of(section_config: dict, upstream: str | None) -> str:
+    """16 hex digits of the sha256 over the sub-config and the upstream digest."""
+    text = json.dumps([section_config, upstream], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def folder(config, workdir, name: str) -> epath.Path:
+    """Where a stage's artifacts lie; the classifier's may belong to another workdir."""
+    check_name(name)
+    if name == "classifier":
+        workdir = _plain(config).get("classifier", {}).get("workdir") or workdir
+    return epath.Path(workdir) / name
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless `name` is a stage."""
+    if name not in STAGES:
+        raise ValueError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
+
+
+def is_external(config, workdir, name: str) -> bool:
+    """True for a classifier stage that is taken from another workdir and therefore not run here."""
+    return folder(config, workdir, name) != epath.Path(workdir) / name
+
+
+def read_manifest(config, workdir, name: str) -> dict | None:
+    """The stage's manifest, or None if the stage was never started."""
+    path = folder(config, workdir, name) / "manifest.json"
+    return artifacts.read_json(path) if path.exists() else None
+
+
+def results(config, workdir, name: str) -> dict:
+    """What the finished stage passed to `finish`. Raises StageMissing if it is not complete."""
+    return require(config, workdir, name)["results"]
+
+
+def require(config, workdir, name: str) -> dict:
+    """The manifest of a complete stage. Raises StageMissing, saying which command makes it."""
+    manifest = read_manifest(config, workdir, name)
+    if manifest is None or manifest["status"] != "complete":
+        state = "was never started" if manifest is None else "is not finished"
+        raise StageMissing(
+            f"stage {name!r} {state} in {folder(config, workdir, name).parent}; "
+            f"run launch.{_COMMANDS[name]} (or launch.pipeline) with this workdir first"
+        )
+    return manifest
+
+
+_COMMANDS = {
+    "classifier": "train_classifier",
+    "activations": "extract",
+    "sae": "train_sae",
+    "analysis": "analyze",
+    "ablation": "ablate",
+    "report": "report",
+}
+
+
+def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
+    """Open a stage: up to date, to be resumed, or to be started.
+
+    Args:
+      config: the whole config of the experiment.
+      workdir: the study's folder.
+      name: one of `STAGES`.
+      always: make the stage anew whatever lies there (the report).
+
+    Raises:
+      StageMissing: the stage above is not complete.
+      ConfigMismatch: the folder holds this stage made with another config or another upstream stage.
+    """
+    log = logs.get_logger()
+    where = folder(config, workdir, name)
+    position = STAGES.index(name)
+    upstream = require(config, workdir, STAGES[position - 1])["digest"] if position else None
+    wanted = section(config, name)
+    if is_external(config, workdir, name):
+        manifest = require(config, workdir, name)
+        _compare(
+            manifest,
+            wanted | {"seed": manifest["config"]["seed"], "classifier": manifest["config"]["classifier"]},
+            None,
+            name,
+        )
+        log.info("%s: taken from %s", name, where.parent)
+        return Stage(name, where, manifest, up_to_date=True)
+    found = read_manifest(config, workdir, name)
+    if found is not None and not always:
+        _compare(found, wanted, upstream, name)
+        if found["status"] == "complete":
+            log.info("%s: up to date", name)
+            return Stage(name, where, found, up_to_date=True)
+        log.info("%s: resuming", name)
+        return Stage(name, where, found, up_to_date=False)
+    log.info("%s: starting", name)
+    manifest = {
+        "stage": name,
+        "status": "started",
+        "digest": digest_of(wanted, upstream),
+        "upstream": upstream,
+        "config": wanted,
+        "precision": {"evaluation": "float32"},
+        "resume": _resume_promise(config),
+        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "git_revision": _git_revision(),
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+    }
+    artifacts.write_json(where / "manifest.json", manifest)
+    return Stage(name, where, manifest, up_to_date=False)
+
+
+def _resume_promise(config) -> str:
+    deterministic = _plain(config).get("runtime", {}).get("deterministic", False)
+    if jax.default_backend() == "cpu" or deterministic:
+        return "bit-identical for the same topology, jax version and device kind"
+    return "fvu and accuracy within 0.5% (runtime.deterministic is off)"
+
+
+def _compare(manifest: dict, wanted: dict, upstream: str | None, name: str) -> None:
+    if manifest["digest"] == digest_of(wanted, upstream):
+        return
+    ours, theirs = _flatten(wanted), _flatten(manifest["config"])
+    differing = [
+        f"config.{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key, "absent") != theirs.get(key, "absent")
+    ]
+    if not differing and manifest["upstream"] != upstream:
+        above = STAGES[STAGES.index(name) - 1]
+        differing = [f"the stage above it, {above}, has been made anew since"]
+    raise ConfigMismatch(
+        f"stage {name!r} in this workdir was made with another config:\n  "
+        + "\n  ".join(differing)
+        + f"\nTake another --workdir, or --restart={name} to drop this stage and all below it."
+    )
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def restart(config, workdir, name: str) -> None:
+    """Drop a stage and all stages below it from the workdir."""
+    check_name(name)
+    for stage in STAGES[STAGES.index(name) :]:
+        if is_external(config, workdir, stage):
+            raise ValueError(
+                f"--restart={name} would drop a classifier that belongs to another workdir, "
+                f"{folder(config, workdir, stage).parent}; restart it there"
+            )
+        where = epath.Path(workdir) / stage
+        if where.exists() and jax.process_index() == 0:
+            where.rmtree()
+            logs.get_logger().info("%s: dropped", stage)
+
+
+def write_config(config, workdir) -> None:
+    """Write the resolved config to workdir/config.json."""
+    artifacts.write_json(epath.Path(workdir) / "config.json", _plain(config))
+
+
+def lock(workdir):
+    """Hold the workdir for this run; the kernel frees it when the process ends, however it ends.
+
+    Returns the open lock file, to be kept. Raises RuntimeError naming the process that holds it.
+    Workdirs on remote file systems are not locked.
+    """
+    if "://" in os.fspath(workdir) or jax.process_index() != 0:
+        return None
+    path = pathlib.Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / ".lock", "a+")  # noqa: SIM115 - held until the process ends
+    except OSError as error:
+        raise OSError(f"workdir {path} is not writable: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise RuntimeError(
+            f"another run works in {path}: {file.read().strip() or 'unknown process'}"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}")
+    file.flush()
+    return file
+
+
+def _git_revision() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
