@@ -1,0 +1,205 @@
+"""Edits: identity bit for bit, algebra, one trace for all masks, gradients, errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jsae.ablation import edit
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ToySAE:
+    """A ReLU SAE with the three members that edits use."""
+
+    w_enc: jax.Array
+    w_dec: jax.Array
+    b_dec: jax.Array
+
+    def encode(self, x):
+        return jax.nn.relu((x - self.b_dec.reshape((1,) * (x.ndim - 1) + (-1,))) @ self.w_enc.T)
+
+    def decode(self, f):
+        return f @ self.w_dec + self.b_dec.reshape((1,) * (f.ndim - 1) + (-1,))
+
+
+F, C = 12, 5
+
+
+@pytest.fixture
+def sae():
+    keys = jax.random.split(jax.random.key(0), 3)
+    w_dec = jax.random.normal(keys[0], (F, C))
+    return ToySAE(jax.random.normal(keys[1], (F, C)), w_dec, jax.random.normal(keys[2], (C,)))
+
+
+@pytest.fixture
+def acts():
+    x = jax.random.normal(jax.random.key(1), (3, 2, 4, C))
+    return x.at[0, 0, 0].set(-0.0).at[1, 0, 0].set(0.0)
+
+
+def bits(x):
+    return np.asarray(x).view(np.uint32)
+
+
+def test_keeping_everything_is_the_identity_bit_for_bit(sae, acts):
+    for identity in (edit.keep(sae, jnp.ones(F)), edit.suppress(sae, []), edit.steer(sae, [3], 0.0)):
+        np.testing.assert_array_equal(bits(jax.jit(lambda e, x: e(x))(identity, acts)), bits(acts))
+        np.testing.assert_array_equal(bits(identity(acts)), bits(acts))
+
+
+def test_identity_holds_in_bfloat16(sae, acts):
+    low = acts.astype(jnp.bfloat16)
+    out = edit.keep(sae, jnp.ones(F))(low)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(out).view(np.uint16), np.asarray(low).view(np.uint16))
+
+
+def test_suppress_removes_the_features_part_and_keeps_the_error(sae, acts):
+    f = np.asarray(sae.encode(acts))
+    out = edit.suppress(sae, [2, 7])(acts)
+    expected = np.asarray(acts) - f[..., [2, 7]] @ np.asarray(sae.w_dec)[[2, 7]]
+    np.testing.assert_allclose(out, expected, atol=1e-5)  # float32 sums of 12 terms of size 1
+    half = edit.suppress(sae, 2, keep=0.5)(acts)
+    np.testing.assert_allclose(
+        half, np.asarray(acts) - 0.5 * f[..., [2]] @ np.asarray(sae.w_dec)[[2]], atol=1e-5
+    )
+
+
+def test_clamp_steer_and_keep_only(sae, acts):
+    f, w = np.asarray(sae.encode(acts)), np.asarray(sae.w_dec)
+    clamped = np.array(f)
+    clamped[..., [1, 4]] = [2.0, 3.0]
+    np.testing.assert_allclose(
+        edit.clamp(sae, [1, 4], jnp.array([2.0, 3.0]))(acts), np.asarray(acts) + (clamped - f) @ w, atol=1e-5
+    )
+    np.testing.assert_allclose(edit.steer(sae, [1], 2.0)(acts), np.asarray(acts) + 2.0 * w[1], atol=1e-5)
+    only = np.zeros_like(f)
+    only[..., [1, 4]] = f[..., [1, 4]]
+    np.testing.assert_allclose(
+        edit.keep_only(sae, [1, 4])(acts), np.asarray(acts) + (only - f) @ w, atol=1e-5
+    )
+    np.testing.assert_allclose(edit.keep_only(sae, [1, 4], mode="replace")(acts), sae.decode(only), atol=1e-5)
+
+
+def test_replace_mode_drops_the_error(sae, acts):
+    spliced = edit.keep(sae, jnp.ones(F), mode="replace")(acts)
+    np.testing.assert_allclose(spliced, sae.decode(sae.encode(acts)), atol=1e-6)
+
+
+def test_compose_encodes_once_and_keeps_the_order(sae, acts):
+    f, w = np.asarray(sae.encode(acts)), np.asarray(sae.w_dec)
+    both = edit.compose(edit.clamp(sae, [1], 2.0), edit.suppress(sae, [1, 3], keep=0.5))
+    changed = np.array(f)
+    changed[..., 1], changed[..., 3] = 1.0, f[..., 3] * 0.5
+    np.testing.assert_allclose(both(acts), np.asarray(acts) + (changed - f) @ w, atol=1e-5)
+    reverse = edit.compose(edit.suppress(sae, [1, 3], keep=0.5), edit.clamp(sae, [1], 2.0))
+    changed[..., 1] = 2.0
+    np.testing.assert_allclose(reverse(acts), np.asarray(acts) + (changed - f) @ w, atol=1e-5)
+    undone = edit.compose(edit.steer(sae, [2], 1.5), edit.steer(sae, [2], -1.5))
+    np.testing.assert_array_equal(bits(undone(acts)), bits(acts))
+
+
+def test_compose_with_a_mask_of_positions(sae, acts):
+    mask = jnp.ones((*acts.shape[:3], F)).at[1, 0, 2, 4].set(0.0)
+    both = edit.compose(edit.suppress(sae, [5]), edit.keep(sae, mask))
+    f, w = np.asarray(sae.encode(acts)), np.asarray(sae.w_dec)
+    changed = np.array(f)
+    changed[..., 5] = 0
+    changed[1, 0, 2, 4] = 0
+    np.testing.assert_allclose(both(acts), np.asarray(acts) + (changed - f) @ w, atol=1e-5)
+
+
+def test_compose_refuses_what_cannot_be_one_edit(sae):
+    other = dataclasses.replace(sae, w_dec=sae.w_dec + 1)
+    with pytest.raises(ValueError, match="different SAEs"):
+        edit.compose(edit.suppress(sae, [1]), edit.suppress(other, [1]))
+    with pytest.raises(ValueError, match="'delta' and 'replace'"):
+        edit.compose(edit.suppress(sae, [1]), edit.suppress(sae, [1], mode="replace"))
+    with pytest.raises(ValueError, match="at least one"):
+        edit.compose()
+    copied = jax.tree.map(jnp.array, sae)
+    edit.compose(edit.suppress(sae, [1]), edit.suppress(copied, [2]))
+    jax.jit(lambda a, b: edit.compose(a, b).keep)(edit.suppress(sae, [1]), edit.suppress(sae, [2]))
+
+
+def test_one_trace_serves_every_mask(sae, acts):
+    traces = 0
+
+    @jax.jit
+    def apply(e, x):
+        nonlocal traces
+        traces += 1
+        return e(x)
+
+    for i in range(100):
+        mask = jax.random.bernoulli(jax.random.key(i), 0.5, (F,)).astype(jnp.float32)
+        apply(edit.keep(sae, mask), acts)
+    apply(edit.suppress(sae, [3]), acts)
+    apply(edit.clamp(sae, [3], 4.0), acts)
+    assert traces == 1
+
+
+def test_vmap_over_masks_equals_a_loop(sae, acts):
+    masks = jax.random.uniform(jax.random.key(5), (6, F))
+    many = jax.vmap(lambda m: edit.keep(sae, m)(acts))(masks)
+    for mask, out in zip(masks, many, strict=True):
+        np.testing.assert_allclose(out, edit.keep(sae, mask)(acts), atol=1e-5)  # vmap reorders float32 sums
+
+
+def test_the_gradient_at_keep_one_is_the_first_order_effect(sae, acts):
+    weights = jax.random.normal(jax.random.key(9), acts.shape)
+
+    def readout(mask):
+        return jnp.sum(weights * edit.keep(sae, mask)(acts))
+
+    grad = jax.grad(readout)(jnp.ones(F))
+    f = sae.encode(acts)
+    expected = jnp.einsum("bhwf,fc,bhwc->f", f, sae.w_dec, weights)
+    np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-4)  # sums of 24 float32 terms
+    assert np.abs(np.asarray(grad)).max() > 0.1
+    np.testing.assert_allclose(jax.jacfwd(readout)(jnp.ones(F)), grad, rtol=1e-4, atol=1e-4)
+
+
+def test_unknown_features_and_modes_are_named(sae):
+    with pytest.raises(ValueError, match=r"no feature 12; features are 0 \.\. 11"):
+        edit.suppress(sae, [0, 12])
+    with pytest.raises(ValueError, match=r"no feature -1; features are 0 \.\. 11"):
+        edit.steer(sae, -1, 1.0)
+    with pytest.raises(TypeError, match="integer"):
+        edit.clamp(sae, [1.5], 1.0)
+    with pytest.raises(TypeError, match="integer"):
+        edit.suppress(sae, np.ones(F, bool))
+    with pytest.raises(ValueError, match="no mode 'zero'; the modes are delta, replace"):
+        edit.suppress(sae, [1], mode="zero")
+    with pytest.raises(ValueError, match=r"keep is \[12\]"):
+        edit.keep(sae, jnp.ones(11))
+    with pytest.raises(ValueError, match="5 channels"):
+        edit.suppress(sae, [1])(jnp.ones((1, 2, 2, 4)))
+
+
+def test_features_may_be_traced(sae, acts):
+    one = jax.jit(lambda i: edit.suppress(sae, i)(acts))(jnp.int32(4))
+    np.testing.assert_allclose(one, edit.suppress(sae, [4])(acts), atol=1e-6)
+
+
+def test_mean_ablation(acts):
+    mean = jnp.arange(C, dtype=jnp.float32)
+    out = edit.MeanAblation(mean)(acts)
+    np.testing.assert_array_equal(out, np.broadcast_to(mean, acts.shape))
+
+
+def test_a_direction_takes_away_as_much_as_the_feature(sae, acts):
+    u = jax.random.normal(jax.random.key(3), (acts.shape[0], C))
+    u /= jnp.linalg.norm(u, axis=-1, keepdims=True)
+    removed = acts - edit.DirectionEdit(sae, jnp.int32(7), u)(acts)
+    of_feature = acts - edit.suppress(sae, [7])(acts)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(removed, axis=-1), jnp.linalg.norm(of_feature, axis=-1), atol=1e-5
+    )
+    one = edit.DirectionEdit(sae, jnp.int32(7), u[0])(acts)
+    np.testing.assert_allclose(one[:1], edit.DirectionEdit(sae, jnp.int32(7), u)(acts)[:1], atol=1e-6)
