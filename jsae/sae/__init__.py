@@ -1,0 +1,14 @@
+"""Sparse autoencoders: a small pytree, pure functions on it, training, metrics and export.
+
+    sae = jsae.sae.init(key, n_channels=768, n_features=6144, variant="topk", k=32, mean=mean, scale=scale)
+    feats = sae.encode(x)      # raw activations [..., C] -> features [..., F] in raw units
+    x_hat = sae.decode(feats)  # back to raw activations
+
+`load(folder)` restores a trained one from the last checkpoint of its stage, `run(config, workdir)` is the
+stage itself.
+"""
+
+from jsae.sae.model import SAE, decode, encode, init
+from jsae.sae.variants import VARIANTS
+
+__all__ = ["SAE", "VARIANTS", "decode", "encode", "init"]

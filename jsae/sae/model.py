@@ -1,0 +1,146 @@
+"""The sparse autoencoder as a small pytree, and encode and decode as pure functions on it.
+
+Inside, activations are centred and scaled by two constants that were measured once on the train split
+(`mean` mu, a vector; `scale` s, one number) and travel with the weights:
+
+    x_n = (x - mu) / s
+    f_n = act((x_n - b_dec) @ w_enc.T + b_enc)
+    x_hat_n = f_n @ w_dec + b_dec
+
+The public functions speak raw units, those of the activations themselves: features are f = s * f_n, so
+x_hat = f @ w_dec + s * b_dec + mu, and a feature's contribution to x is its value times its decoder row.
+Decoder rows have unit norm. `w_enc` is kept as [F, C], so that a sparse gradient writes whole rows.
+`act` belongs to the variant (see `jsae.sae.variants`). Arithmetic is float32 with float32 products.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jsae.sae import variants
+
+TRAINABLE = ("w_enc", "b_enc", "w_dec", "b_dec")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SAE:
+    """A sparse autoencoder.
+
+    Attributes:
+      w_enc: encoder rows [F, C].
+      b_enc: encoder bias [F], in scaled units.
+      w_dec: decoder rows [F, C], unit norm.
+      b_dec: decoder bias [C], in scaled units; starts at 0 because the mean is already out.
+      mean: train mean of the raw activations [C]; a constant, not trained.
+      scale: sqrt(mean ||x - mean||^2 / C) over the train split, a scalar; a constant, not trained.
+      variant: a key of `variants.VARIANTS`; static.
+      k: features that may be active per vector, None where the variant has no k; static.
+    """
+
+    w_enc: jax.Array
+    b_enc: jax.Array
+    w_dec: jax.Array
+    b_dec: jax.Array
+    mean: jax.Array
+    scale: jax.Array
+    variant: str = dataclasses.field(metadata={"static": True})
+    k: int | None = dataclasses.field(metadata={"static": True})
+
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return self.w_dec.shape[-2]
+
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return self.w_dec.shape[-1]
+
+    @property
+    def params(self) -> dict:
+        """The trainable part, a dict with the keys `TRAINABLE`; mean and scale are not in it."""
+        return {name: getattr(self, name) for name in TRAINABLE}
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Features [..., F] in raw units of raw activations x [..., C]; see `encode`."""
+        return encode(self, x)
+
+    def decode(self, feats: jax.Array) -> jax.Array:
+        """Raw activations [..., C] of features [..., F] in raw units; see `decode`."""
+        return decode(self, feats)
+
+
+def init(
+    key: jax.Array, *, n_channels: int, n_features: int, variant: str, k: int | None = None, mean, scale
+) -> SAE:
+    """A new SAE: random decoder rows of unit norm, the encoder tied to them, biases 0.
+
+    Args:
+      key: a jax random key.
+      n_channels, n_features: C and F.
+      variant: a key of `variants.VARIANTS`.
+      k: features kept per vector ("topk"); None for a variant without k.
+      mean, scale: train mean [C] and scale of the raw activations, constants of the SAE.
+
+    Raises:
+      ValueError: unknown variant, F < 1, k outside 1..F, or k given to a variant without k.
+    """
+    variants.check(variant, n_channels=n_channels, n_features=n_features, k=k)
+    rows = unit_rows(jax.random.normal(key, (n_features, n_channels), jnp.float32))
+    return SAE(
+        w_enc=jnp.array(rows, copy=True),
+        b_enc=jnp.zeros(n_features, jnp.float32),
+        w_dec=rows,
+        b_dec=jnp.zeros(n_channels, jnp.float32),
+        mean=jnp.asarray(mean, jnp.float32),
+        scale=jnp.asarray(scale, jnp.float32),
+        variant=variant,
+        k=k,
+    )
+
+
+def unit_rows(w: jax.Array) -> jax.Array:
+    """Rows [F, C] divided by their norms; a zero row stays zero."""
+    norms = jnp.linalg.norm(w, axis=-1, keepdims=True)  # [F, 1]
+    return w / jnp.where(norms > 0, norms, 1.0)
+
+
+def normalise(sae: SAE, x: jax.Array) -> jax.Array:
+    """Scaled activations x_n = (x - mean) / scale of raw x [N, C]."""
+    return (x.astype(jnp.float32) - sae.mean[None, :]) / sae.scale
+
+
+def encode(sae: SAE, x: jax.Array) -> jax.Array:
+    """Features of raw activations.
+
+    Args:
+      sae: the SAE.
+      x: raw activations [..., C]; every vector along the last axis is encoded by itself (k counts the
+        active features of one vector, whatever the leading axes are).
+
+    Returns:
+      Features [..., F] in raw units, float32, >= 0.
+    """
+    _check_last_axis(x, sae.n_channels, "activations", "C")
+    x_n = normalise(sae, x.reshape(-1, sae.n_channels))  # [N, C]
+    pre = variants.preactivations(sae.params, x_n, precision="float32")  # [N, F]
+    feats = sae.scale * variants.VARIANTS[sae.variant].activate(pre, sae.k)
+    return feats.reshape(*x.shape[:-1], sae.n_features)
+
+
+def decode(sae: SAE, feats: jax.Array) -> jax.Array:
+    """Raw activations [..., C] from features [..., F] in raw units."""
+    _check_last_axis(feats, sae.n_features, "features", "F")
+    flat = feats.reshape(-1, sae.n_features).astype(jnp.float32)  # [N, F]
+    bias = sae.scale * sae.b_dec + sae.mean  # [C]
+    x_hat = jnp.matmul(flat, sae.w_dec, precision="float32") + bias[None, :]
+    return x_hat.reshape(*feats.shape[:-1], sae.n_channels)
+
+
+def _check_last_axis(array, size: int, what: str, letter: str) -> None:
+    if array.ndim < 1 or array.shape[-1] != size:
+        raise ValueError(
+            f"{what} have shape {tuple(array.shape)}; this SAE expects [..., {letter}] with {letter}={size}"
+        )
