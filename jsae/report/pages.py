@@ -1,0 +1,40 @@
+"""Page data to HTML: one Jinja2 environment, autoescape on, undefined names are errors.
+
+Class names come from the user's files and may hold quotes or markup; whatever is not `Markup` made in
+`formatting` or `figures` is escaped.
+"""
+
+import importlib.resources
+
+import jinja2
+
+from jsae.report.formatting import interval, percent, shown, with_interval
+
+STATIC = ("style.css", "sort.js")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(template_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "shown": shown,
+        "interval": interval,
+        "with_interval": with_interval,
+        "percent": percent,
+    }
+    return environment
+
+
+def template_text(name: str) -> str:
+    """The text of a template or static file of this package."""
+    return (importlib.resources.files("jsae.report") / "templates" / name).read_text("utf-8")
+
+
+def render(name: str, page: dict) -> bytes:
+    """The HTML of template `name` with the keys of `page`, UTF-8."""
+    return _environment().get_template(name).render(page).encode()

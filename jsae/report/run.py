@@ -1,0 +1,81 @@
+"""The report stage: reads what the other stages left, writes report/ and summary.json, always anew."""
+
+import numpy as np
+from etils import epath
+
+from jsae import sae
+from jsae.activations.store import ActivationStore
+from jsae.data import cache
+from jsae.report import pictures
+from jsae.report.build import build
+from jsae.report.reading import Study, read_study
+from jsae.report.summary import complete_manifests, summarise, write_summary
+from jsae.runtime import artifacts, logs, mesh, stages
+
+
+def run(config, workdir) -> None:
+    """Write workdir/report/index.html, a page for each of the first features, and workdir/summary.json.
+
+    Raises StageMissing if the stage above has never been finished. Parts of the study that were skipped
+    are left out, and the page says so.
+    """
+    stage = stages.begin(config, workdir, "report", always=True)
+    n_pages = 0
+    if mesh.is_writer():
+        split, store = _test_split(config), _test_store(config, workdir)
+        summary = summarise(config, workdir)
+        facts = _facts(config, split, store, summary)
+        study = read_study(config, workdir, summary, n_pages=config.report.n_features, facts=facts)
+        _drop_pages(stage.folder)
+        n_pages = build(
+            study,
+            lambda path, data: artifacts.write_bytes(stage.folder / path, data),
+            images=None if split is None else split.images,
+            heat=_heat(config, workdir, study, store),
+        )
+    stage.finish({"n_feature_pages": n_pages})
+    write_summary(config, workdir)
+    logs.get_logger().info("report: %s", epath.Path(stage.folder) / "index.html")
+
+
+def _test_split(config) -> cache.Split | None:
+    """The test images, None where the study was made on bare activations."""
+    return None if config.data.kind == "arrays" else cache.load_splits(**config.data)["test"]
+
+
+def _test_store(config, workdir) -> ActivationStore | None:
+    folder = stages.folder(config, workdir, "activations") / "test"
+    done = complete_manifests(config, workdir)["activations"] is not None
+    return ActivationStore.open(folder) if done and folder.exists() else None
+
+
+def _facts(config, split, store, summary: dict) -> dict:
+    """The `facts` of a Study."""
+    names = () if split is None else split.class_names
+    return {
+        "data_kind": config.data.kind,
+        "arch": summary["classifier"]["arch"],
+        "site": summary["classifier"]["site"] or (store.site if store is not None else None),
+        "grid": None if store is None else tuple(store.grid),
+        "image_px": None if split is None else split.images.shape[2],
+        "n_test": len(split.labels) if split is not None else (store.n_images if store is not None else None),
+        "n_skipped": 0 if split is None else len(split.skipped),
+        "class_names": tuple(names),
+        "class_sizes": None if split is None else np.bincount(split.labels, minlength=len(names)),
+    }
+
+
+def _heat(config, workdir, study: Study, store) -> dict | None:
+    """The maps of the chosen features over their top images, None without activations or patches."""
+    wanted = pictures.wanted_maps(study.patches)
+    if store is None or not wanted:
+        return None
+    model = sae.load(stages.folder(config, workdir, "sae"))
+    return pictures.heat_maps(store.read, model.encode, wanted)
+
+
+def _drop_pages(folder) -> None:
+    """Remove the pages and pictures of an earlier report, so that none is left over from it."""
+    for name in ("features", "images"):
+        if (folder / name).exists():
+            (folder / name).rmtree()

@@ -1,0 +1,301 @@
+"""A made-up study: random tables in the documented layout, drawn images, manifests of complete stages.
+
+python tests/report/fake_study.py FOLDER   # writes FOLDER/report/index.html to look at
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pyarrow as pa
+from etils import epath
+
+from jsae.report import pictures
+from jsae.report.build import build
+from jsae.report.reading import read_study
+from jsae.report.summary import summarise
+from jsae.runtime import artifacts, stages
+
+CONFIG = {
+    "seed": 0,
+    "data": {"kind": "synthetic_aircraft"},
+    "classifier": {},
+    "activations": {"site": "stage4"},
+    "sae": {"variant": "topk"},
+    "analysis": {},
+    "ablation": {},
+    "report": {"n_features": 12},
+}
+MARKUP = "<script>alert('a')</script> & \"Co\" F-16A/B"
+CLASSES = ("Arrow 100", "Arrow 200", "Boreal 7", "Cirrus Ünïted", MARKUP, "Dart", "Eider Mk IV", "Falke")
+N_FEATURES, N_IMAGES, GRID, IMAGE_PX = 64, 40, (3, 3), 96
+TARGETS = ("label", "prediction", "top_class")
+MEASURES = ("logit", "margin", "confidence", "log_confidence")
+LABELS = np.arange(N_IMAGES) % len(CLASSES)
+
+
+def images() -> np.ndarray:
+    """uint8 [N, S, S, 3]: a sky gradient with a slanted bar, a different one each."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:IMAGE_PX, :IMAGE_PX] / IMAGE_PX
+    found = []
+    for _ in range(N_IMAGES):
+        angle, offset = rng.uniform(-0.6, 0.6), rng.uniform(0.35, 0.65)
+        sky = np.stack([0.45 + 0.3 * y, 0.62 + 0.2 * y, 0.9 - 0.1 * y], -1)
+        body = np.abs(y - offset - angle * (x - 0.5)) < 0.05 + 0.03 * np.sin(6 * x)
+        found.append(np.where((body & (np.abs(x - 0.5) < 0.4))[..., None], rng.uniform(0, 1, 3), sky))
+    return (255 * np.stack(found)).astype(np.uint8)
+
+
+def features_table() -> pa.Table:
+    rng = np.random.default_rng(2)
+    rows = []
+    for feature in range(N_FEATURES):
+        alive, density = feature % 9 != 4, float(10 ** rng.uniform(-4, -0.3))
+        eligible = alive and density > 1e-3
+        means = rng.exponential(0.2, len(CLASSES)) + 2.0 * (np.arange(len(CLASSES)) == feature % len(CLASSES))
+        numbers = {k: float(rng.uniform()) if alive else None for k in _SELECTIVITY}
+        top = feature % len(CLASSES) if alive else None
+        rows.append(
+            {
+                "feature": feature,
+                "alive": alive,
+                "eligible": eligible,
+                "n_active_images": int(density * N_IMAGES) + 20 * eligible if alive else 0,
+                "density": density if alive else 0.0,
+                "density_train": density * 1.03 if alive else 0.0,
+                "max": float(rng.uniform(2, 9)) if alive else 0.0,
+                "mean": density,
+                "mean_active": float(rng.uniform(0.5, 2)) if alive else None,
+                "top_class": top,
+                "top_class_name": None if top is None else CLASSES[top],
+                "class_mean": means if alive else 0 * means,
+                "class_max": 2 * means,
+                **numbers,
+                "auroc": float(rng.uniform(0.6, 1)) if eligible else None,
+                "auroc_p": float(10 ** rng.uniform(-9, -1)) if eligible else None,
+                "auroc_q": float(10 ** rng.uniform(-8, -1)) if eligible else None,
+                "class_selective": bool(eligible and rng.uniform() < 0.4),
+                "polysemanticity": float(rng.uniform()) if alive else None,
+            }
+        )
+    return pa.Table.from_pylist(rows)
+
+
+_SELECTIVITY = ["purity16"]
+_SELECTIVITY += [f"selectivity{end}" for end in ("", "_null", "_excess", "_z")]
+_SELECTIVITY += [f"label_entropy{end}" for end in ("", "_null", "_excess", "_z")]
+
+
+def patches_table() -> pa.Table:
+    rng = np.random.default_rng(3)
+    rows = []
+    for feature in (f for f in range(N_FEATURES) if f % 9 != 4):
+        for rank, image in enumerate(rng.permutation(N_IMAGES)[:16]):
+            label = int(LABELS[image])
+            prediction = label if rng.uniform() < 0.8 else int(rng.integers(len(CLASSES)))
+            rows.append(
+                {
+                    "feature": feature,
+                    "rank": rank,
+                    "image": int(image),
+                    "image_id": f"{image:07d}",
+                    "y": int(rng.integers(GRID[0])),
+                    "x": int(rng.integers(GRID[1])),
+                    "value": float(9.0 * 0.9**rank),
+                    "label": label,
+                    "label_name": CLASSES[label],
+                    "prediction": prediction,
+                    "prediction_name": CLASSES[prediction],
+                }
+            )
+    return pa.Table.from_pylist(rows)
+
+
+def _with_interval(rng, row: dict, value: str, low: str, high: str, centre: float) -> None:
+    row[value] = centre
+    row[low], row[high] = centre - float(rng.uniform(0.05, 0.3)), centre + float(rng.uniform(0.05, 0.3))
+
+
+def feature_space_table(features=range(0, 10)) -> pa.Table:
+    rng = np.random.default_rng(4)
+    rows = []
+    for feature in features:
+        effect = float(rng.normal(-0.8, 0.5))
+        for scope in ("map", "peak"):
+            for target in TARGETS:
+                for measure in MEASURES:
+                    row = {"feature": feature, "scope": scope, "target": target, "measure": measure}
+                    row |= {"n_active": 31, "share_active": 31 / N_IMAGES}
+                    _with_interval(
+                        rng, row, "mean_delta", "ci95_low", "ci95_high", effect * rng.uniform(0.5, 1)
+                    )
+                    for control in ("direction", "feature"):
+                        row[f"control_{control}_mean_delta"] = float(rng.normal(0, 0.1))
+                        stem = f"effect_minus_{control}"
+                        _with_interval(rng, row, stem, f"{stem}_low", f"{stem}_high", effect)
+                        row[f"p_{control}"] = float(10 ** rng.uniform(-7, 0))
+                        row[f"q_{control}"] = float(10 ** rng.uniform(-6, 0))
+                        row[f"control_{control}_flip_rate"] = float(rng.uniform(0, 0.1))
+                    row["flip_rate"] = float(rng.uniform(0, 0.3))
+                    if feature == 3:  # fires too rarely: nothing is stated
+                        row |= {k: None for k in row if k not in _KEYS} | {"n_active": 7}
+                    rows.append(row)
+    return pa.Table.from_pylist(rows)
+
+
+_KEYS = ("feature", "scope", "target", "measure", "n_active", "share_active")
+
+
+def input_space_table() -> pa.Table:
+    rng = np.random.default_rng(5)
+    rows = []
+    for feature in (0, 1, 2, 5):
+        for target in TARGETS:
+            for measure in MEASURES:
+                row = {"feature": feature, "target": target, "measure": measure, "n_images": 31}
+                _with_interval(rng, row, "mean_delta", "ci95_low", "ci95_high", float(rng.normal(-0.5, 0.2)))
+                stem = "effect_minus_control"
+                _with_interval(rng, row, stem, f"{stem}_low", f"{stem}_high", float(rng.normal(-0.4, 0.2)))
+                names = ("control_mean_delta", "p", "q", "feature_fall", "control_feature_fall")
+                names += ("energy_matched_share", "flip_rate", "control_flip_rate")
+                rows.append(row | {name: float(rng.uniform()) for name in names})
+    return pa.Table.from_pylist(rows)
+
+
+def agreement_table() -> pa.Table:
+    rng = np.random.default_rng(6)
+    x = rng.normal(-0.5, 0.4, 10)
+    y = 0.6 * x + rng.normal(0, 0.1, 10)
+    columns = {"feature": range(10), "n_images": [31] * 10}
+    return pa.table(
+        {k: list(v) for k, v in columns.items()} | {"input_delta_margin": y, "feature_delta_margin": x}
+    )
+
+
+def results() -> dict:
+    """Stage -> what it would pass to `finish`."""
+    means = {
+        "mean_delta_logit": -0.61,
+        "mean_delta_margin": -0.823,
+        "mean_delta_confidence": -0.0912,
+        "control_mean_delta_margin": -0.0312,
+        "control_feature_mean_delta_margin": -0.214,
+        "mean_effect_minus_control_margin": -1.23,
+    }
+    space = {"n_features": 10, "n_images": N_IMAGES}
+    for key, value in means.items():
+        space |= {key: value, f"{key}_ci95": [value - 0.11, value + 0.02]}
+    rows = [
+        {"accuracy": a, "mean_per_class_accuracy": a - 0.01, "cross_entropy": c, "margin": 5.2 - c}
+        for a, c in ((0.875, 0.41), (0.85, 0.47), (0.125, 2.1))
+    ]
+    return {
+        "classifier": {"arch": "atto", "test_accuracy": 0.875, "test_mean_per_class_accuracy": 0.865},
+        "activations": {"site": "stage4"},
+        "sae": {"variant": "topk", "n_channels": 320, "n_features": N_FEATURES, "l0": 8.0, "fvu": 0.112}
+        | {"pca_fvu": 0.243, "dead_fraction": 0.109},
+        "analysis": {"n_features_alive": 57, "n_class_selective": 17},
+        "ablation": {
+            "feature_space": space,
+            "input_space": space,
+            "agreement": {"spearman": 0.83, "spearman_ci95": [0.61, 0.93]},
+            "splice": dict(zip(("clean", "spliced", "mean_ablated"), rows, strict=True))
+            | {"kl": 0.05, "accuracy_recovered": 0.967, "ce_recovered": 0.964},
+        },
+    }
+
+
+def make_workdir(workdir, *, without=()) -> epath.Path:
+    """Write manifests, tables and curves of all stages but the report and those in `without`."""
+    workdir = epath.Path(workdir)
+    for position, (name, found) in enumerate(results().items()):
+        if name in without:
+            continue
+        manifest = {"stage": name, "status": "complete", "digest": name, "upstream": None, "results": found}
+        manifest |= {"seconds": 12.345 * (position + 1), "compile_seconds": 3.21, "config": {}}
+        manifest |= {"device": {"kind": "cpu", "count": 1}, "versions": {}, "git_revision": None}
+        artifacts.write_json(workdir / name / "manifest.json", manifest)
+    tables = {
+        "analysis/features.parquet": features_table,
+        "analysis/top_patches.parquet": patches_table,
+        "ablation/feature_space.parquet": feature_space_table,
+        "ablation/input_space.parquet": input_space_table,
+        "ablation/agreement.parquet": agreement_table,
+    }
+    for path, table in tables.items():
+        if path.split("/")[0] not in without:
+            artifacts.write_table(workdir / path, table(), {})
+    rng = np.random.default_rng(7)
+    for name in ("classifier", "sae"):
+        if name in without:
+            continue
+        lines = []
+        for step in range(0, 1000, 10):
+            fall = float(np.exp(-step / 200))
+            row = {
+                "step": step,
+                "train/loss": 0.05 + 4 * fall + 0.05 * float(rng.uniform()),
+                "train/step_per_s": 9.0,
+            }
+            if name == "sae":
+                row |= {"train/fvu": 0.1 + 0.8 * fall, "train/l0": 8.0, "train/dead_fraction": 0.3 * fall}
+            if step % 100 == 0:
+                row |= {"eval/loss": 0.2 + 3.5 * fall}
+                row |= (
+                    {"eval/accuracy": 0.9 - fall} if name == "classifier" else {"eval/fvu": 0.12 + 0.8 * fall}
+                )
+            lines.append(json.dumps(row))
+        (workdir / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return workdir
+
+
+def facts(**changes) -> dict:
+    """What `run` would find out about data and site."""
+    return {
+        "data_kind": "synthetic_aircraft",
+        "arch": "atto",
+        "site": "stage4",
+        "grid": GRID,
+        "image_px": IMAGE_PX,
+        "n_test": N_IMAGES,
+        "n_skipped": 0,
+        "class_names": CLASSES,
+        "class_sizes": np.bincount(LABELS),
+    } | changes
+
+
+def encode(acts):
+    """A stand-in for an SAE: [B, H, W, C] -> [B, H, W, F], F features that repeat the channels."""
+    return acts[..., np.arange(N_FEATURES) % acts.shape[-1]]
+
+
+def read_acts(start: int, stop: int) -> np.ndarray:
+    """A stand-in for an activation store: float32 [stop - start, H, W, 8]."""
+    return np.concatenate(
+        [
+            np.random.default_rng(i).exponential(1.5, (1, *GRID, 8)).astype(np.float32)
+            for i in range(start, stop)
+        ]
+    )
+
+
+def make_report(workdir, out, **changes) -> int:
+    """Build the report of a made-up workdir into the folder `out`; the number of feature pages."""
+    out = epath.Path(out)
+    study = read_study(CONFIG, workdir, summarise(CONFIG, workdir), n_pages=12, facts=facts(**changes))
+    maps = pictures.heat_maps(read_acts, encode, pictures.wanted_maps(study.patches))
+    with_images = changes.get("data_kind") != "arrays"
+    return build(
+        study,
+        lambda path, data: artifacts.write_bytes(out / path, data),
+        images=images() if with_images else None,
+        heat=maps or None,
+    )
+
+
+if __name__ == "__main__":
+    target = pathlib.Path(sys.argv[1])
+    make_report(make_workdir(target), stages.folder(CONFIG, target, "report"))
+    print(target / "report" / "index.html")

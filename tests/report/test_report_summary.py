@@ -1,0 +1,92 @@
+"""summary.json: the documented keys, null where unknown, never NaN."""
+
+import json
+
+import fake_study
+import pytest
+
+from jsae.report import summarise, write_summary
+from jsae.runtime import artifacts, stages
+
+MEANS = (
+    "mean_delta_logit",
+    "mean_delta_margin",
+    "mean_delta_confidence",
+    "control_mean_delta_margin",
+    "control_feature_mean_delta_margin",
+    "mean_effect_minus_control_margin",
+)
+EFFECTS = {"n_features", "n_images", *MEANS, *(f"{mean}_ci95" for mean in MEANS)}
+SAE_KEYS = {"variant", "n_channels", "n_features", "l0", "fvu", "pca_fvu", "dead_fraction"}
+STAGES = {"classifier", "activations", "sae", "analysis", "ablation", "report"}
+
+
+def check_keys(summary):
+    assert set(summary) == {
+        *("classifier", "sae", "analysis", "ablation", "device", "seconds", "compile_seconds")
+    }
+    assert set(summary["classifier"]) == {"arch", "site", "test_accuracy", "test_mean_per_class_accuracy"}
+    assert set(summary["sae"]) == SAE_KEYS | {"accuracy_recovered", "ce_recovered"}
+    assert set(summary["analysis"]) == {"n_features_alive", "n_class_selective"}
+    assert set(summary["ablation"]) == {"feature_space", "input_space", "agreement"}
+    assert set(summary["ablation"]["feature_space"]) == EFFECTS
+    assert set(summary["ablation"]["input_space"]) == EFFECTS
+    assert set(summary["ablation"]["agreement"]) == {"spearman", "spearman_ci95"}
+    assert set(summary["device"]) == {"kind", "count"}
+    assert set(summary["seconds"]) == set(summary["compile_seconds"]) == STAGES
+
+
+def leaves(tree):
+    for value in tree.values():
+        if isinstance(value, dict):
+            yield from leaves(value)
+        else:
+            yield value
+
+
+def test_keys_and_values_of_a_finished_study(tmp_path):
+    workdir = fake_study.make_workdir(tmp_path)
+    written = write_summary(fake_study.CONFIG, workdir)
+    check_keys(written)
+    assert written == json.loads((workdir / "summary.json").read_text())
+    assert written["classifier"]["site"] == "stage4"
+    assert written["sae"]["accuracy_recovered"] == 0.967
+    assert written["ablation"]["feature_space"]["mean_delta_margin_ci95"] == pytest.approx([-0.933, -0.803])
+    assert written["seconds"]["sae"] == pytest.approx(3 * 12.345)
+    assert written["seconds"]["report"] is None
+
+
+def test_all_null_where_nothing_has_run(tmp_path):
+    summary = summarise(fake_study.CONFIG, tmp_path)
+    check_keys(summary)
+    assert set(leaves(summary)) == {None}
+
+
+@pytest.mark.parametrize("name", sorted(STAGES - {"report"}))
+def test_a_missing_stage_leaves_nulls_and_the_rest(tmp_path, name):
+    summary = summarise(fake_study.CONFIG, fake_study.make_workdir(tmp_path, without={name}))
+    check_keys(summary)
+    assert summary["seconds"][name] is None
+    assert sum(value is not None for value in summary["seconds"].values()) == 4
+
+
+def test_a_stage_that_is_not_finished_counts_as_missing(tmp_path):
+    workdir = fake_study.make_workdir(tmp_path)
+    path = workdir / "sae" / "manifest.json"
+    artifacts.write_json(path, artifacts.read_json(path) | {"status": "started"})
+    assert summarise(fake_study.CONFIG, workdir)["sae"]["fvu"] is None
+
+
+def test_nan_becomes_null_and_a_half_known_pair_is_unknown(tmp_path, monkeypatch):
+    workdir = fake_study.make_workdir(tmp_path)
+    results = fake_study.results()
+    results["sae"]["fvu"] = float("nan")
+    results["ablation"]["agreement"]["spearman_ci95"] = [float("-inf"), 0.5]
+    monkeypatch.setattr(
+        stages,
+        "read_manifest",
+        lambda config, workdir, name: {"status": "complete", "results": results.get(name, {})},
+    )
+    summary = write_summary(fake_study.CONFIG, workdir)
+    assert summary["sae"]["fvu"] is None
+    assert summary["ablation"]["agreement"]["spearman_ci95"] is None
