@@ -70,6 +70,8 @@ def class_bars(study: Study, feature: int) -> dict | None:
         return None
     sizes = study.facts["class_sizes"]
     known = np.isfinite(means)
+    if not known.any():
+        return None
     weights = np.where(known, np.ones_like(means) if sizes is None else np.asarray(sizes, float), 0.0)
     null = float(np.nansum(means * weights) / weights.sum()) if weights.sum() else None
     order = np.argsort(-np.where(known, means, -np.inf), kind="stable")[:_MAX_BARS]
@@ -108,7 +110,7 @@ def effect_tables(study: Study, feature: int) -> list[dict]:
         groups = []
         for target, target_text in TARGETS:
             rows = [
-                found | {"name": name, "reason": _reason(found)}
+                found | {"name": name, "reason": _reason(found["n_active"])}
                 for measure, name in MEASURES
                 if (found := study.effect(feature, scope, target, measure))
             ]
@@ -117,18 +119,25 @@ def effect_tables(study: Study, feature: int) -> list[dict]:
         if groups:
             first = groups[0]["rows"][0]
             tables.append(
-                {"text": text, "groups": groups, "n": first["n_active"], "share": first["share_active"]}
+                {
+                    "text": text,
+                    "groups": groups,
+                    "n": first["n_active"],
+                    "share": first["share_active"],
+                    "n_control": first.get("n_control_feature"),
+                }
             )
     return tables
 
 
 def input_table(study: Study, feature: int) -> list[dict]:
     """Input-space effects, a group of rows for each target."""
+    n_active = study.feature(feature)["n_active_images"]
     found = {(row["target"], row["measure"]): row for row in study.input_space.get(feature, [])}
     groups = []
     for target, text in TARGETS:
         rows = [
-            row | {"name": name, "reason": _reason(row, "n_images")}
+            row | {"name": name, "reason": _reason(n_active)}
             for measure, name in MEASURES
             if (row := found.get((target, measure)))
         ]
@@ -137,9 +146,8 @@ def input_table(study: Study, feature: int) -> list[dict]:
     return groups
 
 
-def _reason(row: dict, count: str = "n_active") -> str:
-    """Why a number of this row may be unknown."""
-    n = row.get(count)
-    if is_known(n) and n < 20:
-        return f"stated from 20 images on; here there are {n}"
-    return "not defined here (one class only, or no matching control)"
+def _reason(n_active: int | None) -> str:
+    """Why a number of an effect's row may be unknown."""
+    if is_known(n_active) and n_active < 20:
+        return f"stated for features that fire on at least 20 test images; this one fires on {n_active}"
+    return "not defined here: one class only, or too few images have a matching control"

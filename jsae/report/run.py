@@ -20,22 +20,23 @@ def run(config, workdir) -> None:
     are left out, and the page says so.
     """
     stage = stages.begin(config, workdir, "report", always=True)
+    split, store = _test_split(config), _test_store(config, workdir)
+    summary = summarise(config, workdir)
+    facts = _facts(config, split, store, summary)
+    study = read_study(config, workdir, summary, n_pages=config.report.n_features, facts=facts)
+    heat = _heat(config, workdir, study, store)  # on every process: a restore is a joint operation
     n_pages = 0
     if mesh.is_writer():
-        split, store = _test_split(config), _test_store(config, workdir)
-        summary = summarise(config, workdir)
-        facts = _facts(config, split, store, summary)
-        study = read_study(config, workdir, summary, n_pages=config.report.n_features, facts=facts)
         _drop_pages(stage.folder)
-        n_pages = build(
-            study,
-            lambda path, data: artifacts.write_bytes(stage.folder / path, data),
-            images=None if split is None else split.images,
-            heat=_heat(config, workdir, study, store),
-        )
+        images = None if split is None else split.images
+        n_pages = build(study, _writer(stage.folder), images=images, heat=heat)
     stage.finish({"n_feature_pages": n_pages})
     write_summary(config, workdir)
     logs.get_logger().info("report: %s", epath.Path(stage.folder) / "index.html")
+
+
+def _writer(folder):
+    return lambda path, data: artifacts.write_bytes(folder / path, data)
 
 
 def _test_split(config) -> cache.Split | None:

@@ -42,7 +42,7 @@ def summarise(config, workdir) -> dict:
     made_by = next((manifests[name] for name in _DEVICE_FROM if manifests[name]), None) or {}
     summary = {
         "classifier": {
-            "arch": classifier.get("arch"),
+            "arch": _name(classifier.get("arch")),
             "site": results["activations"].get("site", classifier.get("site")),
             "test_accuracy": classifier.get("test_accuracy"),
             "test_mean_per_class_accuracy": classifier.get("test_mean_per_class_accuracy"),
@@ -64,6 +64,11 @@ def summarise(config, workdir) -> dict:
         },
     }
     return _known(summary)
+
+
+def _name(arch) -> str | None:
+    """An architecture's name; the classifier stage keeps the whole description, a dict."""
+    return arch.get("name") if isinstance(arch, dict) else arch
 
 
 def _effects(found: dict | None) -> dict:

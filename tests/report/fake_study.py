@@ -127,7 +127,7 @@ def feature_space_table(features=range(0, 10)) -> pa.Table:
             for target in TARGETS:
                 for measure in MEASURES:
                     row = {"feature": feature, "scope": scope, "target": target, "measure": measure}
-                    row |= {"n_active": 31, "share_active": 31 / N_IMAGES}
+                    row |= {"n_active": 31, "share_active": 31 / N_IMAGES, "n_control_feature": 29}
                     _with_interval(
                         rng, row, "mean_delta", "ci95_low", "ci95_high", effect * rng.uniform(0.5, 1)
                     )
@@ -159,7 +159,12 @@ def input_space_table() -> pa.Table:
                 stem = "effect_minus_control"
                 _with_interval(rng, row, stem, f"{stem}_low", f"{stem}_high", float(rng.normal(-0.4, 0.2)))
                 names = ("control_mean_delta", "p", "q", "feature_fall", "control_feature_fall")
-                names += ("energy_matched_share", "flip_rate", "control_flip_rate")
+                names += (
+                    "energy_matched_share",
+                    "control_on_aircraft_share",
+                    "flip_rate",
+                    "control_flip_rate",
+                )
                 rows.append(row | {name: float(rng.uniform()) for name in names})
     return pa.Table.from_pylist(rows)
 
@@ -192,7 +197,8 @@ def results() -> dict:
         for a, c in ((0.875, 0.41), (0.85, 0.47), (0.125, 2.1))
     ]
     return {
-        "classifier": {"arch": "atto", "test_accuracy": 0.875, "test_mean_per_class_accuracy": 0.865},
+        "classifier": {"arch": {"name": "atto", "depths": [2, 2, 6, 2]}, "test_accuracy": 0.875}
+        | {"test_mean_per_class_accuracy": 0.865},
         "activations": {"site": "stage4"},
         "sae": {"variant": "topk", "n_channels": 320, "n_features": N_FEATURES, "l0": 8.0, "fvu": 0.112}
         | {"pca_fvu": 0.243, "dead_fraction": 0.109},

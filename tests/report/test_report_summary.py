@@ -50,6 +50,7 @@ def test_keys_and_values_of_a_finished_study(tmp_path):
     check_keys(written)
     assert written == json.loads((workdir / "summary.json").read_text())
     assert written["classifier"]["site"] == "stage4"
+    assert written["classifier"]["arch"] == "atto"
     assert written["sae"]["accuracy_recovered"] == 0.967
     assert written["ablation"]["feature_space"]["mean_delta_margin_ci95"] == pytest.approx([-0.933, -0.803])
     assert written["seconds"]["sae"] == pytest.approx(3 * 12.345)

@@ -1,0 +1,63 @@
+"""The report stage end to end on a made-up workdir with a real activation store."""
+
+import json
+import types
+
+import fake_study
+import ml_collections
+import numpy as np
+import pytest
+
+from jsae.report import run as report_run
+from jsae.runtime import artifacts, stages
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """(config, workdir); images and SAE are stand-ins, the rest lies on disk."""
+    workdir = fake_study.make_workdir(tmp_path)
+    n, classes = fake_study.N_IMAGES, len(fake_study.CLASSES)
+    store = workdir / "activations" / "test"
+    artifacts.write_array(store / "shard-00000.npy", fake_study.read_acts(0, n))
+    artifacts.write_array(store / "labels.npy", fake_study.LABELS.astype(np.int32))
+    artifacts.write_array(store / "logits.npy", np.eye(classes, dtype=np.float32)[fake_study.LABELS])
+    artifacts.write_json(store / "image_ids.json", [f"{i:07d}" for i in range(n)])
+    manifest = {"site": "stage4", "grid": fake_study.GRID, "n_channels": 8, "n_images": n, "shards": [n]}
+    manifest |= {"dtype": "float32", "mean": [0.0] * 8, "scale": 1.0, "class_names": fake_study.CLASSES}
+    artifacts.write_json(store / "manifest.json", manifest)
+    split = types.SimpleNamespace(
+        images=fake_study.images(), labels=fake_study.LABELS, class_names=fake_study.CLASSES, skipped=()
+    )
+    monkeypatch.setattr(report_run.cache, "load_splits", lambda **data: {"test": split})
+    model = types.SimpleNamespace(encode=fake_study.encode)
+    monkeypatch.setattr(report_run.sae, "load", lambda folder: model, raising=False)
+    config = ml_collections.ConfigDict(fake_study.CONFIG)
+    config.runtime = {"deterministic": False}
+    return config, workdir
+
+
+def test_run_writes_pages_and_summary_and_drops_pages_of_an_earlier_report(study):
+    config, workdir = study
+    report_run.run(config, workdir)
+    pages = {path.name for path in (workdir / "report" / "features").iterdir()}
+    assert len(pages) == 12
+    first = (workdir / "report" / "index.html").read_bytes()
+    page = (workdir / "report" / "features" / "feature-0.html").read_text()
+    assert page.count('<g class="heat"') == 16
+    assert 'opacity="0.' in page
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["seconds"]["report"] is not None
+    assert stages.results(config, workdir, "report") == {"n_feature_pages": 12}
+
+    report_run.run(config, workdir)  # made anew; its own seconds are not part of the pages
+    assert (workdir / "report" / "index.html").read_bytes() == first
+    config.report.n_features = 3
+    report_run.run(config, workdir)
+    assert len(list((workdir / "report" / "features").iterdir())) == 3
+
+
+def test_run_without_the_stage_above_says_which_command_makes_it(study):
+    config, workdir = study
+    (workdir / "ablation" / "manifest.json").unlink()
+    with pytest.raises(stages.StageMissing, match=r"launch\.ablate"):
+        report_run.run(config, workdir)
