@@ -1,0 +1,92 @@
+"""Random crops and flips on the device, and normalisation: uint8 in, float32 out.
+
+Every example has a key of its own, fold_in(key, index): with key = fold_in(seed key, step) the result
+depends on (seed, step, index) only, not on the batch's layout, the device count or the process. An image
+that is twice in one batch gets the same treatment twice. All functions are pure and can be jitted; the
+settings are Python values (static).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as the published ConvNeXt weights expect
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROPS = ("none", "pad", "resized")
+_MAX_LOG_ASPECT = float(np.log(4 / 3))
+
+
+def normalise(images) -> jax.Array:
+    """uint8 (or float 0..255) [...,3] -> float32 [...,3]: (x / 255 - mean) / std with ImageNet's numbers."""
+    scale = jnp.asarray(1.0 / (255.0 * np.asarray(IMAGENET_STD)), jnp.float32)
+    shift = jnp.asarray(np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD), jnp.float32)
+    leading = (1,) * (images.ndim - 1)
+    return images.astype(jnp.float32) * scale.reshape(*leading, 3) - shift.reshape(*leading, 3)
+
+
+def augment(key, images, index, *, crop="pad", pad_px=4, min_scale=0.35, flip=True) -> jax.Array:
+    """Crop, flip and normalise a batch.
+
+    Args:
+      key: of this step, i.e. fold_in(seed key, step).
+      images: uint8 [B,S,S,3].
+      index: int32 [B], each image's row in its split; it picks the example's key.
+      crop: "pad" shifts by up to `pad_px` pixels each way, mirrored at the border; "resized" takes a
+        window of min_scale..1 of the area and aspect 3/4..4/3 and scales it up to [S,S]; "none".
+      pad_px: 0..S-1, of "pad".
+      min_scale: in (0, 1], of "resized".
+      flip: mirror half of the images left to right.
+
+    Returns float32 [B,S,S,3], normalised. Raises ValueError on unknown or out-of-range settings.
+    """
+    if crop not in CROPS:
+        raise ValueError(f"crop={crop!r} is unknown; valid: {', '.join(CROPS)}")
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    if crop == "pad":
+        images = _shift(keys, images, pad_px)
+    elif crop == "resized":
+        images = jax.vmap(lambda k, image: _resized_crop(k, image, min_scale))(keys, images)
+    if flip:
+        flips = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 1)))(keys)
+        images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    return normalise(images)
+
+
+def _shift(keys, images, pad_px: int):
+    """Crop [S,S] out of the images padded by reflection, at a random corner each."""
+    size = images.shape[1]
+    if not 0 <= pad_px < size:
+        raise ValueError(f"pad_px={pad_px}: reflection needs 0 <= pad_px < image size {size}")
+    if pad_px == 0:
+        return images
+    border = (pad_px, pad_px)
+    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)), mode="reflect")
+    corners = jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, 0), (2,), 0, 2 * pad_px + 1))(keys)
+
+    def cut(image, corner):
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, 3))
+
+    return jax.vmap(cut)(padded, corners)
+
+
+def _resized_crop(key, image, min_scale: float):
+    """A random window of one image [S,S,3], scaled to [S,S] as float32 0..255 (two small products)."""
+    if not 0 < min_scale <= 1:
+        raise ValueError(f"min_scale={min_scale} must be in (0, 1]")
+    size = image.shape[0]
+    area_key, aspect_key, place_key = jax.random.split(jax.random.fold_in(key, 0), 3)
+    area = jax.random.uniform(area_key, minval=min_scale, maxval=1.0)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=-_MAX_LOG_ASPECT, maxval=_MAX_LOG_ASPECT))
+    # sides as shares of S; a window that is too long keeps its area only as far as it fits
+    window = jnp.minimum(jnp.sqrt(area) * jnp.stack([aspect**0.5, aspect**-0.5]), 1.0)
+    corner = jax.random.uniform(place_key, (2,)) * (1.0 - window) * size
+    scale = 1.0 / window
+    return jax.image.scale_and_translate(
+        image.astype(jnp.float32),
+        image.shape,
+        (0, 1),
+        scale,
+        -corner * scale,
+        "linear",
+        antialias=False,  # windows only grow
+    )

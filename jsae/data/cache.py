@@ -1,0 +1,232 @@
+"""Decoded once: a memory-mapped uint8 cache of a data set, and the splits that read it.
+
+One photo costs about 7 ms to decode, a training step on an accelerator less. So a data set is prepared by
+TFDS, read through grain, decoded by threads, and kept as one folder a key:
+
+    <cache_dir>/<kind>-<key>/   arrays and manifest.json (cache_writer.py has the format)
+
+Rows of a split are sorted by id, whatever order TFDS keeps. Train and val are neighbours, so "trainval" is
+a view like any other split. The key is a digest of all that the pixels depend on. A folder is written under
+another name and renamed when complete: a killed run leaves no half cache, and of two runs one waits.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+
+from jsae.data import cache_writer, decode
+from jsae.data.kinds import KINDS, SPLITS, Kind
+from jsae.runtime import logs
+
+TRAIN_SPLITS = ("train", "trainval")
+ON_BAD_IMAGE = ("error", "skip")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """A split in memory-mapped form; row i is image i everywhere downstream.
+
+    Attributes:
+      images: uint8 [N,S,S,3], RGB, memory-mapped.
+      labels: int32 [N], positions in class_names.
+      ids: N strings, sorted within each split of the data set.
+      masks: uint16 [N,S,S] or None: bit p = part p of part_names, bit 15 = aircraft.
+      boxes: float32 [N,4] or None: x0, y0, x1, y1, px of the cached image, edges.
+      skipped: (id, reason) of images left out because they are damaged.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    part_names: tuple[str, ...] = ()
+    masks: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def load_splits(
+    *,
+    kind: str,
+    seed: int = 0,
+    dir: str = "",
+    image_size: int,
+    banner_px: int = 0,
+    label_level: str = "variant",
+    train_split: str = "train",
+    fit: str = "squash",
+    on_bad_image: str = "error",
+    cache_dir: str = "",
+    n_train: int = 0,
+    n_val: int = 0,
+    n_test: int = 0,
+) -> dict[str, Split]:
+    """The splits {"train", "val", "test"} of a data set, decoded on the first call and mapped afterwards.
+
+    Args:
+      kind: a key of KINDS.
+      seed, n_train, n_val, n_test: of a drawn set: what is drawn; photo sets have neither.
+      dir: of a photo set: folder, archive or "download" (fgvc_aircraft.source).
+      image_size: side S of the cached square images.
+      banner_px: of a photo set: rows cut off the bottom first (20 for FGVC-Aircraft).
+      label_level: of fgvc_aircraft: variant, family or manufacturer.
+      train_split: "train", or "trainval": train and val together are returned as "train" (val stays).
+      fit: of a photo set: "squash" or "crop" (decode.fit_square).
+      on_bad_image: "error" stops at the first damaged image, "skip" leaves it out and lists it.
+      cache_dir: local folder; empty: $JSAE_CACHE, else ~/.cache/jsae.
+
+    Raises:
+      ValueError: an unknown value, defects in the lists, a damaged image, a split without usable images.
+      FileNotFoundError: the directory does not exist or holds no lists.
+    """
+    _check("kind", kind, KINDS)
+    _check("train_split", train_split, TRAIN_SPLITS)
+    _check("fit", fit, decode.FITS)
+    _check("on_bad_image", on_bad_image, ON_BAD_IMAGE)
+    if image_size < 1:
+        raise ValueError(f"data.image_size={image_size} must be >= 1")
+    if banner_px < 0:
+        raise ValueError(f"data.banner_px={banner_px} must be >= 0")
+    cache_dir = _local_folder(cache_dir)
+    sizes = {"train": n_train, "val": n_val, "test": n_test}
+    data = KINDS[kind](
+        directory=dir,
+        seed=seed,
+        sizes=sizes,
+        image_size=image_size,
+        banner_px=banner_px,
+        fit=fit,
+        cache_dir=cache_dir,
+    )
+    if kind == "fgvc_aircraft":
+        _check("label_level", label_level, data.class_names)
+        level = tuple(data.class_names).index(label_level)
+    else:
+        level = 0
+    folder = _cached(kind, data, image_size, on_bad_image, cache_dir)
+    return _open(folder, level, train_split, on_bad_image, data)
+
+
+def _check(key: str, value: str, valid) -> None:
+    if value not in valid:
+        raise ValueError(f"data.{key}={value!r} is unknown; valid: {', '.join(valid)}")
+
+
+def _local_folder(cache_dir) -> pathlib.Path:
+    text = os.fspath(cache_dir or os.environ.get("JSAE_CACHE", "") or "~/.cache/jsae")
+    if "://" in text:
+        raise ValueError(f"data.cache_dir={text!r}: images are memory-mapped, so the cache must be local")
+    folder = pathlib.Path(text).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# reading a finished cache
+
+
+def _open(folder: pathlib.Path, level: int, train_split: str, on_bad_image: str, data: Kind) -> dict:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    skipped = {name: tuple((id_, why) for id_, why in manifest["skipped"][name]) for name in SPLITS}
+    lost = [item for name in SPLITS for item in skipped[name]]
+    if lost and on_bad_image == "error":
+        id_, why = lost[0]
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise ValueError(cache_writer.bad_image_message(data.where(id_), why + more))
+    if lost:
+        logs.get_logger().warning(
+            "%d damaged images are left out, listed in %s: %s",
+            *(len(lost), folder / "manifest.json", "; ".join(f"{id_}: {why}" for id_, why in lost[:10])),
+        )
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest["arrays"]}
+    class_names = tuple(list(data.class_names.values())[level])
+
+    def view(name: str, start: int, stop: int, left_out: tuple) -> Split:
+        return Split(
+            name=name,
+            images=arrays["images"][start:stop],
+            labels=np.array(arrays["labels"][start:stop, level]),
+            ids=tuple(manifest["ids"][start:stop]),
+            class_names=class_names,
+            part_names=data.part_names,
+            masks=arrays["masks"][start:stop] if "masks" in arrays else None,
+            boxes=np.array(arrays["boxes"][start:stop]) if "boxes" in arrays else None,
+            skipped=left_out,
+        )
+
+    splits = {name: view(name, *manifest["rows"][name], skipped[name]) for name in SPLITS}
+    if train_split == "trainval":
+        start, stop = manifest["rows"]["train"][0], manifest["rows"]["val"][1]
+        splits["train"] = view("train", start, stop, skipped["train"] + skipped["val"])
+    return splits
+
+
+# writing one
+
+
+def _cached(
+    kind: str, data: Kind, image_size: int, on_bad_image: str, cache_dir: pathlib.Path
+) -> pathlib.Path:
+    """The folder of the finished cache, made if it is not there."""
+    key = {
+        "format": cache_writer.FORMAT,
+        "kind": kind,
+        "identity": data.identity,
+        "image_size": image_size,
+        "banner_px": data.banner_px,
+        "fit": data.fit,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir / f"{kind}-{digest}"
+    if _is_complete(folder):
+        return folder
+    with _locked(cache_dir / f".{kind}-{digest}.lock") as alone:
+        if _is_complete(folder):
+            return folder  # another run has made it meanwhile
+        prefix = f".{folder.name}.making-"
+        if alone:
+            for left in [folder, *cache_dir.glob(prefix + "*")]:  # damaged, or left by a killed run
+                shutil.rmtree(left, ignore_errors=True)
+        logs.get_logger().info("preparing %s in %s (once)", kind, folder)
+        temporary = pathlib.Path(tempfile.mkdtemp(dir=cache_dir, prefix=prefix))
+        try:
+            cache_writer.write(temporary, data, key, image_size, on_bad_image)
+            temporary.rename(folder)
+        except OSError:
+            if not _is_complete(folder):
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _is_complete(folder: pathlib.Path) -> bool:
+    """Whether the manifest and every array it names are there in full (someone may have cleaned up)."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return all((folder / f"{n}.npy").stat().st_size == s for n, s in manifest["arrays"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path):
+    """Hold an exclusive lock, which ends with the process; yields False where the disk has no locks."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logs.get_logger().info("another run is preparing the same data; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False  # some network disks; the rename alone still keeps the cache whole
+            return
+        yield True

@@ -1,0 +1,151 @@
+"""What differs between the kinds of data set: where images come from, and what their records hold.
+
+A `Kind` is made before anything is prepared: it has read and checked the lists (cheap), so that wrong
+input ends a run at once, and knows what its pixels depend on. `open` then prepares the TFDS data and gives
+one random-access source a split. cache.py treats all kinds alike.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable
+
+import tensorflow_datasets as tfds
+
+from jsae.data.fgvc_aircraft import FgvcAircraft, FgvcAircraftConfig, lists, source
+from jsae.data.synthetic_aircraft import drawing
+from jsae.data.synthetic_aircraft.builder import SyntheticAircraft, SyntheticAircraftConfig
+from jsae.runtime import logs
+
+SPLITS = ("train", "val", "test")
+_ENCODED = {"image": tfds.decode.SkipDecoding()}  # bytes; decode.py makes pixels of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One undecoded example: labels per level; box (1-based) and masks (uint16 [S,S] bits) or None."""
+
+    id: str
+    image: bytes
+    labels: tuple[int, ...]
+    box: tuple[int, ...] | None = None
+    masks: object = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A data set that is ready to be prepared.
+
+    Attributes:
+      identity: JSON values that its records depend on; part of the cache's key.
+      class_names: label level -> names; the first level is the default one.
+      part_names: of the masks' bits, () without masks.
+      banner_px, fit: how its images are decoded.
+      open: prepares and returns {split: random-access source}.
+      parse: makes a Record of a source's item.
+      where: id -> what an error message calls the image.
+    """
+
+    identity: dict
+    class_names: dict[str, tuple[str, ...]]
+    part_names: tuple[str, ...]
+    banner_px: int
+    fit: str
+    has_boxes: bool
+    open: Callable[[], dict]
+    parse: Callable[[dict], Record]
+    where: Callable[[str], str]
+
+
+def _fgvc_aircraft(*, directory, banner_px, fit, cache_dir: pathlib.Path, **_) -> Kind:
+    """A folder or archive in FGVC layout. Its identity is the lists and every photo's size and time."""
+    read = lists.read_lists(source.resolve(directory, cache_dir))
+    _warn_of_empty_classes(read)
+    digest = hashlib.sha256()
+    for path in sorted(read.folder.glob("*.txt")):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    paths = {photo.id: photo.path for photos in read.photos.values() for photo in photos}
+    for id_, path in sorted(paths.items()):
+        stat = path.stat()
+        digest.update(f"{id_}\0{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    identity = {"folder": str(read.folder), "content": digest.hexdigest()}
+    levels = tuple(read.class_names)
+
+    def open_():
+        name = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:16]
+        config = FgvcAircraftConfig(name=name, description="A local folder.", folder=str(read.folder))
+        return _prepare(FgvcAircraft(config=config, data_dir=cache_dir / "tfds", file_format="array_record"))
+
+    def parse(item) -> Record:
+        box = tuple(int(corner) for corner in item["box"]) if read.has_boxes else None
+        labels = tuple(int(item[level]) for level in levels)
+        return Record(id=item["id"].decode(), image=item["image"], labels=labels, box=box)
+
+    return Kind(
+        identity=identity,
+        class_names=read.class_names,
+        part_names=(),
+        banner_px=banner_px,
+        fit=fit,
+        has_boxes=read.has_boxes,
+        open=open_,
+        parse=parse,
+        where=lambda id_: str(paths[id_]),
+    )
+
+
+def _warn_of_empty_classes(read: lists.Lists) -> None:
+    """A class without training photos stays a class, since labels are positions in the list."""
+    for level, names in read.class_names.items():
+        counts = collections.Counter(photo.labels[level] for photo in read.photos["train"])
+        empty = [name for label, name in enumerate(names) if not counts[label]]
+        if empty:
+            shown = ", ".join(repr(name) for name in empty[:10]) + (", ..." if len(empty) > 10 else "")
+            logs.get_logger().warning(
+                "%d of %d classes (%s) have no training photo: %s", len(empty), len(names), level, shown
+            )
+
+
+def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_) -> Kind:
+    """The drawn set: drawn at the size it is used in, so it is neither cut nor resized.
+
+    Its identity includes the drawing code itself: another brush is another data set.
+    """
+    code = hashlib.sha256()
+    for path in sorted(pathlib.Path(drawing.__file__).parent.glob("*.py")):
+        code.update(path.read_bytes())
+    drawn = {f"n_{split}": n for split, n in sizes.items()} | {"seed": seed, "image_size": image_size}
+    config = SyntheticAircraftConfig(**drawn, description="Drawn here.")
+    config.name += f"-{code.hexdigest()[:8]}"
+    names = tuple(variant.name for variant in drawing.VARIANTS)
+
+    def open_():
+        return _prepare(
+            SyntheticAircraft(config=config, data_dir=cache_dir / "tfds", file_format="array_record")
+        )
+
+    def parse(item) -> Record:
+        labels = (int(item["label"]),)
+        return Record(id=item["id"].decode(), image=item["image"], labels=labels, masks=item["part_masks"])
+
+    return Kind(
+        identity=drawn | {"code": code.hexdigest()},
+        class_names={"variant": names},
+        part_names=tuple(drawing.PART_NAMES),
+        banner_px=0,
+        fit="squash",
+        has_boxes=False,
+        open=open_,
+        parse=parse,
+        where=lambda id_: f"drawing {id_}",
+    )
+
+
+def _prepare(builder) -> dict:
+    tfds.disable_progress_bar()
+    builder.download_and_prepare()
+    return {split: builder.as_data_source(split, decoders=_ENCODED) for split in SPLITS}
+
+
+KINDS = {"synthetic_aircraft": _synthetic_aircraft, "fgvc_aircraft": _fgvc_aircraft}
