@@ -227,6 +227,16 @@ def test_overlay_outlines_the_cell_of_row_y_and_column_x():
     assert '<rect class="cell" x="1" y="2" width="1" height="1"/>' in overlay
 
 
+def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined(report):
+    page = Parsed(report / "features" / "feature-2.html")
+    rows = [row for row in fake_study.patches_table().to_pylist() if row["feature"] == 2]
+    outlines = [tag for tag in page.all("rect") if tag.get("class") == "cell"]
+    assert [(tag["x"], tag["y"]) for tag in outlines] == [(str(row["x"]), str(row["y"])) for row in rows]
+    assert [img["src"] for img in page.all("img")] == [f"../images/{row['image']}.jpg" for row in rows]
+    crops = [tag["style"] for tag in Parsed(report / "index.html").all("span") if tag.get("class") == "crop"]
+    assert "--x:{x};--y:{y};--w:3;--h:3".format(**rows[0]) in crops
+
+
 def test_thumbnails_are_bounded_jpegs(tmp_path):
     (tmp_path / "a.jpg").write_bytes(pictures.jpeg(np.zeros((500, 400, 3), np.uint8)))
     with Image.open(tmp_path / "a.jpg") as picture:
