@@ -1,0 +1,48 @@
+"""Which features are ablated."""
+
+import numpy as np
+
+from jsae.runtime import logs
+
+
+def choose_features(table: dict, n_features: int, given=()) -> list[int]:
+    """The features to ablate, in the order of their evidence.
+
+    If none are given: first the class-selective ones by falling AUROC, then the other eligible ones by
+    falling mean when active; at most `n_features`. Features that fire on fewer than 20 test images
+    (not eligible) are never chosen, as no effect could be stated. AUROC is measured on test, but it knows
+    nothing about the classifier's logits, so the choice does not favour features with an effect.
+
+    Args:
+      table: columns of features.parquet, name -> list over all F features.
+      n_features: how many at most.
+      given: feature numbers from the config; taken as they are, without repetition.
+
+    Raises:
+      ValueError: a given feature does not exist.
+    """
+    total = len(table["feature"])
+    given = list(dict.fromkeys(int(feature) for feature in given))
+    unknown = [feature for feature in given if not 0 <= feature < total]
+    if unknown:
+        raise ValueError(
+            f"config.ablation.features: there is no feature {', '.join(map(str, unknown[:5]))}; "
+            f"features are 0 .. {total - 1}"
+        )
+    if given:
+        return given
+    eligible = np.array([bool(value) for value in table["eligible"]], bool)
+    selective = np.array([bool(value) for value in table["class_selective"]], bool) & eligible
+    first = np.where(selective, _numbers(table["auroc"]), -np.inf)
+    then = _numbers(table["mean_active"])
+    order = np.lexsort((np.arange(total), -then, -first, ~selective))
+    chosen = [int(i) for i in order if eligible[i]][: max(n_features, 0)]
+    if not chosen:
+        logs.get_logger().warning(
+            "ablation: no feature fires on 20 test images, so none is ablated and the effects are null"
+        )
+    return chosen
+
+
+def _numbers(column) -> np.ndarray:
+    return np.array([-np.inf if value is None or value != value else value for value in column], np.float64)

@@ -1,0 +1,42 @@
+"""The classifier as the measuring functions want it: callables that are pytrees.
+
+The weights are leaves, so a jitted function takes the callable as an argument and the weights do not end
+up as constants inside the compiled program. `as_argument` makes a plain closure acceptable in its place.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jsae.classifier import convnext
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LogitsFromActs:
+    """acts [B, H, W, C] at `site` -> logits [B, L], by the forward pass from there on."""
+
+    params: Any
+    site: str = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, acts: jax.Array) -> jax.Array:
+        return convnext.apply(self.params, acts, start=self.site)[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LogitsAndActs:
+    """images float32 [B, S, S, 3], normalised -> (logits [B, L], acts at `site` [B, H, W, C])."""
+
+    params: Any
+    site: str = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, images: jax.Array):
+        logits, acts = convnext.apply(self.params, images)
+        return logits, acts[self.site]
+
+
+def as_argument(function):
+    """The callable itself if it is a pytree, else wrapped so that jit takes it as an argument."""
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function

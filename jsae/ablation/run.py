@@ -1,0 +1,190 @@
+"""The stage `ablation`: what single features do to the prediction, with controls, into three tables.
+
+Reads features.parquet, the stores of train (for the covariance) and test, the test images, the classifier
+and the SAE. Writes feature_space.parquet, input_space.parquet and agreement.parquet, and hands the
+headline numbers to the manifest. An interrupted run starts the stage anew; it is made of short passes.
+
+Every process of a multi-process run computes the same on its first local device, and one writes.
+"""
+
+import jax
+import numpy as np
+
+from jsae import classifier, sae
+from jsae.ablation import agreement, choice, controls, feature_space, input_space, splice, statistics, tables
+from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS
+from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
+from jsae.activations import ActivationStore
+from jsae.data import augment, cache
+from jsae.runtime import artifacts, logs, preemption, stages
+
+
+def run(config, workdir) -> None:
+    """Make the ablation stage of a workdir.
+
+    Raises:
+      stages.StageMissing: an earlier stage is not finished.
+      ValueError: an unknown feature in config.ablation.features, or other test images than the store's.
+    """
+    stage = stages.begin(config, workdir, "ablation")
+    if stage.up_to_date:
+        return
+    with jax.default_matmul_precision("float32"):
+        results, written = _measure(config, workdir)
+    for name, table in written.items():
+        artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
+    stage.finish(results)
+
+
+def _measure(config, workdir) -> tuple[dict, dict]:
+    """(results, table name -> pa.Table)."""
+    c = config.ablation
+    where = {name: stages.folder(config, workdir, name) for name in stages.STAGES}
+    table = artifacts.read_table(where["analysis"] / "features.parquet").to_pydict()
+    train, test = (ActivationStore.open(where["activations"] / name) for name in ("train", "test"))
+    split = cache.load_splits(**config.data)["test"]
+    if list(split.ids) != list(test.image_ids):
+        raise ValueError(
+            f"the {len(split.ids)} test images of config.data are not the {test.n_images} whose activations "
+            f"lie in {test.folder}; extract them anew with --restart=activations"
+        )
+    params, model = classifier.load(where["classifier"]), sae.load(where["sae"])
+    from_acts = LogitsFromActs(params, test.site)
+    features = choice.choose_features(table, c.n_features, c.features)
+    tops = {f: -1 if table["top_class"][f] is None else int(table["top_class"][f]) for f in features}
+
+    with logs.progress(test.n_images, label="ablation: splice", unit="image") as bar:
+        spliced = splice.measure(
+            from_acts,
+            model,
+            test.batches(c.batch_size),
+            labels=test.labels,
+            mean=test.mean,
+            on_batch=lambda n: _step(bar, n),
+        )
+    root = controls.covariance_root(_unpadded(train, c.batch_size), train.mean)
+    with logs.progress(test.n_images, label="ablation: feature space", unit="image") as bar:
+        inside = feature_space.measure(
+            from_acts,
+            model,
+            test.batches(c.batch_size),
+            labels=test.labels,
+            features=features,
+            top_classes=[tops[f] for f in features],
+            root=root,
+            key=jax.random.key(config.seed),
+            pair_batch=c.batch_size,
+            on_batch=lambda n: _step(bar, n),
+        )
+    pairs = input_space.choose_images(inside.features, inside.images, c.max_images, config.seed)
+    stride_px = params.arch.stride(test.site)
+    n_passes = len(np.unique(inside.images[pairs])) + 2 * len(pairs)
+    with logs.progress(n_passes, label="ablation: input space", unit="image") as bar:
+        outside = input_space.measure(
+            LogitsAndActs(params, test.site),
+            model,
+            _normalised(split, c.batch_size),
+            features=inside.features[pairs],
+            images=inside.images[pairs],
+            peaks=inside.peaks[pairs],
+            labels=test.labels[inside.images[pairs]],
+            top_classes=np.array([tops[f] for f in inside.features[pairs].tolist()], np.int32),
+            grid=test.grid,
+            stride_px=stride_px,
+            sigma_px=c.sigma_px,
+            size_cells=c.size_cells,
+            batch_size=c.batch_size,
+            on_aircraft=input_space.aircraft_cells(split, test.grid, stride_px),
+            on_batch=lambda n: _step(bar, n),
+        )
+    n_active = {f: int((inside.features == f).sum()) for f in features}
+    agreed = agreement.rows(inside, outside, pairs, features)
+    of_tables = {
+        "feature_space": (
+            tables.feature_space_rows(inside, features, c.n_bootstrap, config.seed),
+            tables.FEATURE_SPACE,
+        ),
+        "input_space": (
+            tables.input_space_rows(outside, features, n_active, c.n_bootstrap, config.seed),
+            tables.INPUT_SPACE,
+        ),
+        "agreement": (agreed, tables.AGREEMENT),
+    }
+    stated = [f for f in features if n_active[f] >= statistics.MIN_ACTIVE]
+    selective = [f for f in stated if table["class_selective"][f]]
+    if not selective:
+        logs.get_logger().warning(
+            "ablation: no class-selective feature was ablated; mean_effect_minus_control_margin is null"
+        )
+    seen = (stated, selective, c.n_bootstrap, config.seed)
+    at = SCOPES.index("map")
+    results = {
+        "feature_space": headline(inside.features, inside.images, inside.deltas[:, at], *seen),
+        "input_space": headline(outside.features, outside.images, outside.deltas, *seen),
+        "agreement": agreement.summary(agreed, c.n_bootstrap, config.seed),
+        "splice": spliced,
+        "n_features_ablated": len(features),
+        "n_pairs": {"feature_space": len(inside.features), "input_space": len(outside.features)},
+    }
+    return results, {name: tables.table(*parts) for name, parts in of_tables.items()}
+
+
+def _step(bar, n: int) -> None:
+    bar.update(n)
+    preemption.check()
+
+
+def _unpadded(store: ActivationStore, batch_size: int):
+    for _, acts, mask in store.batches(batch_size):
+        preemption.check()
+        yield acts[mask > 0]
+
+
+def _normalised(split, batch_size: int):
+    """A function image numbers [n <= batch_size] -> float32 [n, S, S, 3], always computed in one shape."""
+
+    def read(images: np.ndarray) -> np.ndarray:
+        pixels = np.zeros((batch_size, *split.images.shape[1:]), np.uint8)
+        pixels[: len(images)] = split.images[images]
+        return np.asarray(augment.normalise(pixels))[: len(images)]
+
+    return read
+
+
+def headline(features, images, deltas, stated, selective, n_bootstrap: int, seed: int) -> dict:
+    """The numbers of summary.json for one space, each mean with its `_ci95`.
+
+    Args:
+      features, images: int [M], the pairs.
+      deltas: [M, kind, target, measure]; kind 0 the effect, 1 its control (direction or matched patch),
+        2 the matched feature (feature space only).
+      stated: features with enough active images; the means are over these.
+      selective: the class-selective ones among them.
+      n_bootstrap, seed: of the intervals, which resample images.
+    """
+    label, top = TARGETS.index("label"), TARGETS.index("top_class")
+    margin = MEASURES.index("margin")
+    ours = np.isin(features, stated)
+    numbers = {
+        "n_features": len(np.unique(features[ours])),
+        "n_images": len(np.unique(images[ours])),
+    }
+
+    def add(name, values, rows):
+        rng = np.random.default_rng([seed, 3])
+        found = None, None, None
+        if values is not None:
+            found = statistics.mean_over_features(
+                values[rows], features[rows], images[rows], n_bootstrap, rng
+            )
+        numbers[name] = found[0]
+        numbers[f"{name}_ci95"] = None if found[0] is None else [found[1], found[2]]
+
+    for measure in ("logit", "margin", "confidence"):
+        add(f"mean_delta_{measure}", deltas[:, 0, label, MEASURES.index(measure)], ours)
+    add("control_mean_delta_margin", deltas[:, 1, label, margin], ours)
+    of_feature = deltas[:, 2, label, margin] if deltas.shape[1] > 2 else None
+    add("control_feature_mean_delta_margin", of_feature, ours)
+    difference = deltas[:, 0, top, margin].astype(np.float64) - deltas[:, 1, top, margin]
+    add("mean_effect_minus_control_margin", difference, np.isin(features, selective))
+    return numbers

@@ -1,0 +1,166 @@
+"""Rows of the ablation tables: means, nulls, families of tests, documented columns; the features chosen."""
+
+import logging
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jsae.ablation import agreement, choice, input_space, tables
+from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS, FeatureEffects
+from jsae.ablation.run import headline
+
+
+@pytest.fixture
+def effects():
+    """Feature 4 lowers its top class by 1, feature 7 does nothing, feature 9 fires on 5 images only."""
+    rng = np.random.default_rng(0)
+    features = np.repeat([4, 7, 9], [60, 40, 5]).astype(np.int32)
+    images = np.concatenate([rng.permutation(80)[:n] for n in (60, 40, 5)]).astype(np.int32)
+    deltas = rng.normal(size=(105, 2, 3, 3, 4)) * 0.1
+    deltas[:60, :, 0, TARGETS.index("top_class")] -= 1
+    matched = np.ones(105, bool)
+    matched[:10] = False
+    deltas[~matched, :, 2] = np.nan
+    flips = rng.random((105, 2, 3)) < 0.3
+    return FeatureEffects(
+        features, images, np.zeros((105, 2), np.int32), deltas.astype(np.float32), flips, matched, 80
+    )
+
+
+def pick(rows, **where):
+    return [row for row in rows if all(row[k] == v for k, v in where.items())]
+
+
+def test_feature_space_rows(effects):
+    rows = tables.feature_space_rows(effects, [4, 7, 9], 300, 0)
+    assert len(rows) == 3 * len(SCOPES) * len(TARGETS) * len(MEASURES)
+    (row,) = pick(rows, feature=4, scope="map", target="top_class", measure="margin")
+    d = effects.deltas[:60, 0, :, 2, 1].astype(np.float64)
+    assert (row["n_active"], row["n_control_feature"], row["share_active"]) == (60, 50, 0.75)
+    assert row["mean_delta"] == pytest.approx(d[:, 0].mean())
+    assert row["ci95_low"] < row["mean_delta"] < row["ci95_high"]
+    assert row["effect_minus_direction"] == pytest.approx((d[:, 0] - d[:, 1]).mean())
+    assert row["control_direction_mean_delta"] == pytest.approx(d[:, 1].mean())
+    assert row["effect_minus_feature"] == pytest.approx((d[10:, 0] - d[10:, 2]).mean())
+    assert row["control_feature_mean_delta"] == pytest.approx(d[10:, 2].mean())
+    assert row["p_direction"] == pytest.approx(scipy.stats.ttest_1samp(d[:, 0] - d[:, 1], 0).pvalue, rel=1e-6)
+    assert row["effect_minus_feature_low"] < row["effect_minus_feature"] < row["effect_minus_feature_high"]
+    assert row["flip_rate"] == pytest.approx(effects.flips[:60, 0, 0].mean())
+    assert row["control_feature_flip_rate"] == pytest.approx(effects.flips[10:60, 0, 2].mean())
+    # two features have a p, so the smaller one counts twice
+    assert row["q_direction"] == pytest.approx(2 * row["p_direction"])
+    (null,) = pick(rows, feature=9, scope="peak", target="label", measure="logit")
+    assert null["n_active"] == 5 and null["share_active"] == 5 / 80
+    assert all(
+        np.isnan(v) for k, v in null.items() if k.startswith(("mean", "ci95", "effect", "p_", "q_", "flip"))
+    )
+
+
+def test_tables_are_documented_and_hold_nulls(effects):
+    table = tables.table(tables.feature_space_rows(effects, [4, 7, 9], 50, 0), tables.FEATURE_SPACE)
+    assert table.num_rows == 72 and table["mean_delta"].null_count == 24
+    assert not any(v != v for v in table["mean_delta"].to_pylist() if v is not None)
+    for schema in (tables.FEATURE_SPACE, tables.INPUT_SPACE, tables.AGREEMENT):
+        empty = tables.table([], schema)
+        assert empty.num_rows == 0
+        for field in empty.schema:
+            assert len(field.metadata[b"doc"]) > 5, field.name
+
+
+@pytest.fixture
+def blurred(effects):
+    rows = np.r_[0:30, 60:72, 100:105]
+    rng = np.random.default_rng(1)
+    deltas = rng.normal(size=(len(rows), 2, 3, 4)) * 0.1
+    deltas[:30, 0, 2] -= 0.5
+    matched = np.arange(len(rows)) % 7 != 0
+    deltas[~matched, 1] = np.nan
+    falls = np.full((len(rows), 2), 0.5)
+    falls[0] = np.nan
+    flips = rng.random((len(rows), 2)) < 0.3
+    found = input_space.InputEffects(
+        effects.features[rows], effects.images[rows], deltas, flips, falls, matched, matched, ~matched
+    )
+    return rows, found
+
+
+def test_input_space_rows(effects, blurred):
+    _, found = blurred
+    n_active = {4: 60, 7: 40, 9: 5}
+    rows = tables.input_space_rows(found, [4, 7, 9], n_active, 300, 0)
+    assert len(rows) == 3 * len(TARGETS) * len(MEASURES)
+    (row,) = pick(rows, feature=4, target="top_class", measure="margin")
+    d, m = found.deltas[:30, :, 2, 1], found.matched[:30]
+    assert row["n_images"] == 30 and row["mean_delta"] == pytest.approx(d[:, 0].mean())
+    assert row["effect_minus_control"] == pytest.approx((d[m, 0] - d[m, 1]).mean())
+    assert row["control_mean_delta"] == pytest.approx(d[m, 1].mean())
+    assert row["feature_fall"] == 0.5 and row["energy_matched_share"] == pytest.approx(m.mean())
+    assert row["p"] < 1e-4 and row["q"] >= row["p"]
+    (few,) = pick(rows, feature=7, target="label", measure="logit")
+    assert few["n_images"] == 12 and np.isfinite(few["mean_delta"])  # fires on 40, looked at 12
+    (null,) = pick(rows, feature=9, target="label", measure="logit")
+    assert np.isnan(null["mean_delta"]) and np.isnan(null["p"])
+    tables.table(rows, tables.INPUT_SPACE)
+
+
+def test_agreement_uses_the_same_pairs(effects, blurred):
+    rows, found = blurred
+    agreed = agreement.rows(effects, found, rows, [4, 7, 9])
+    assert [row["n_images"] for row in agreed] == [30, 12, 5]
+    assert agreed[0]["feature_delta_margin"] == pytest.approx(
+        effects.deltas[:30, 1, 0, 2, 1].mean(), rel=1e-5
+    )
+    assert agreed[0]["input_delta_margin"] == pytest.approx(found.deltas[:30, 0, 2, 1].mean())
+    assert np.isnan(agreed[2]["input_delta_margin"])
+    assert agreement.summary(agreed, 50, 0) == {"spearman": None, "spearman_ci95": None}
+    many = [{"input_delta_margin": i, "feature_delta_margin": i + 3 * (i % 2)} for i in range(12)]
+    summary = agreement.summary(many, 200, 0)
+    assert summary["spearman_ci95"][0] < summary["spearman"] <= summary["spearman_ci95"][1]
+    tables.table(agreed, tables.AGREEMENT)
+
+
+def test_headline(effects, caplog):
+    found = headline(effects.features, effects.images, effects.deltas[:, 0], [4, 7], [4], 200, 0)
+    margin = effects.deltas[:, 0, 0, 0, 1]
+    assert found["n_features"] == 2
+    assert found["n_images"] == len(np.unique(effects.images[:100]))
+    assert found["mean_delta_margin"] == pytest.approx(
+        (margin[:60].mean() + margin[60:100].mean()) / 2, rel=1e-4
+    )
+    low, high = found["mean_effect_minus_control_margin_ci95"]
+    assert low < found["mean_effect_minus_control_margin"] < high < -0.9
+    names = ["mean_delta_logit", "mean_delta_margin", "mean_delta_confidence", "control_mean_delta_margin"]
+    names += ["control_feature_mean_delta_margin", "mean_effect_minus_control_margin"]
+    assert set(found) == {"n_features", "n_images", *names, *(f"{name}_ci95" for name in names)}
+    nothing = headline(effects.features, effects.images, effects.deltas[:, 0, :2], [], [], 200, 0)
+    assert nothing["n_features"] == 0 and all(nothing[name] is None for name in names)
+    assert nothing["mean_delta_logit_ci95"] is None
+    patch = headline(effects.features, effects.images, effects.deltas[:, 0, :2], [4], [4], 200, 0)
+    assert (
+        patch["control_feature_mean_delta_margin"] is None and patch["control_mean_delta_margin"] is not None
+    )
+
+
+def features_table():
+    return {
+        "feature": list(range(6)),
+        "eligible": [True, True, False, True, True, True],
+        "class_selective": [False, True, True, None, True, False],
+        "auroc": [0.9, 0.85, 0.99, None, 0.95, 0.5],
+        "mean_active": [1.0, 5.0, 9.0, 3.0, 2.0, None],
+    }
+
+
+def test_choice_of_features(caplog):
+    assert choice.choose_features(features_table(), 10) == [4, 1, 3, 0, 5]
+    assert choice.choose_features(features_table(), 3) == [4, 1, 3]
+    assert choice.choose_features(features_table(), 3, (2, 5, 2)) == [2, 5]
+    with pytest.raises(
+        ValueError, match=r"config.ablation.features: there is no feature 6; features are 0 \.\. 5"
+    ):
+        choice.choose_features(features_table(), 3, (1, 6))
+    none = features_table() | {"eligible": [False] * 6}
+    with caplog.at_level(logging.WARNING, "jsae"):
+        assert choice.choose_features(none, 3) == []
+    assert "no feature fires on 20 test images" in caplog.text
