@@ -1,0 +1,25 @@
+"""What a feature sees: its strongest patches, its strength, and how far it follows the classes.
+
+`run.run(config, workdir)` is the stage; `run.analyze(train_store, test_store, sae, ...)` the same on
+activation stores in hand. `load_features(folder)` and `load_top_patches(folder)` read the tables of a
+finished stage, `documentation(table)` says what each column means.
+"""
+
+import pyarrow as pa
+from etils import epath
+
+from jsae.analysis import features, top_patches
+from jsae.analysis.tables import documentation
+from jsae.runtime import artifacts
+
+__all__ = ["documentation", "load_features", "load_top_patches"]
+
+
+def load_features(folder) -> pa.Table:
+    """features.parquet of the stage's folder: one row a feature, all F of them."""
+    return artifacts.read_table(epath.Path(folder) / features.FILE)
+
+
+def load_top_patches(folder) -> pa.Table:
+    """top_patches.parquet of the stage's folder: one row a (feature, rank)."""
+    return artifacts.read_table(epath.Path(folder) / top_patches.FILE)

@@ -1,0 +1,123 @@
+"""How far a feature follows the classes: chosen on train, reported on test, each index beside its null.
+
+The plain selectivity index is near 1 by chance for a sparse feature. Its null is the same feature with the
+test labels permuted: activations, the number of active images and the sizes of the classes stay, only
+which image belongs to which class does not. The top class is the one chosen on train throughout.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsae import metrics
+
+INDICES = ("selectivity", "label_entropy")
+_BLOCK = 512  # features at once
+_VALUES = 4_000_000  # numbers in one temporary array on the host
+_ONE_HOT_MIB = 64
+_STD_FLOOR = 1e-6  # what float32 class means leave of a null that does not vary
+
+
+def top_class(class_mean, alive) -> np.ndarray:
+    """Class with the largest mean, [F], of class_mean [F, L] (NaN: no images); -1 if dead or no class."""
+    class_mean = np.asarray(class_mean)
+    if class_mean.shape[1] == 0:
+        return np.full(len(class_mean), -1, np.int32)
+    filled = np.where(np.isfinite(class_mean), class_mean, -np.inf)
+    known = np.asarray(alive) & np.isfinite(filled.max(axis=1))
+    return np.where(known, filled.argmax(axis=1), -1).astype(np.int32)
+
+
+def indices(class_mean, chosen) -> dict[str, np.ndarray]:
+    """Selectivity and label entropy [..., F] of class means [..., F, L] for the classes chosen [F]."""
+    return {
+        "selectivity": metrics.selectivity(class_mean, chosen),
+        "label_entropy": metrics.label_entropy(class_mean),
+    }
+
+
+def against_null(
+    class_mean, chosen, pooled, labels, *, n_permutations: int, seed: int, on_block=None
+) -> dict:
+    """Selectivity and label entropy on test beside their nulls.
+
+    Args:
+      class_mean: test class means of the pooled activation [F, L], NaN for a class without images.
+      chosen: top class on train [F], -1 for none.
+      pooled: test activations, mean over the grid, float32 [n, F].
+      labels: test labels [n], -1 for unknown.
+      n_permutations: >= 2. The permutations are the same for all features and depend on the seed only.
+      on_block: called with the number of features after each block.
+
+    Returns:
+      For each of `INDICES`: the value, `_null` (mean over permutations), `_excess` (value - null) and `_z`
+      (excess / standard deviation over permutations; NaN where that is 0), each [F]. NaN where the index
+      has no value, and nulls of features that are silent on test.
+    """
+    n_features, n_classes = class_mean.shape
+    values = indices(class_mean, chosen)
+    mean, std = ({name: np.full(n_features, np.nan) for name in INDICES} for _ in range(2))
+    permuted = _permutations(labels, n_permutations, seed)
+    count = np.bincount(labels[labels >= 0], minlength=n_classes)
+    active = np.flatnonzero(np.isfinite(values["selectivity"]) | np.isfinite(values["label_entropy"]))
+    size = block_size(len(labels))
+    at_once = _VALUES // max(1, size * n_classes)  # permutations
+    at_once = max(1, min(at_once, _ONE_HOT_MIB * 2**18 // max(1, len(labels) * n_classes)))
+    for start in range(0, len(active), size):
+        block = active[start : start + size]
+        columns = np.zeros((len(labels), size), np.float32)  # the last block is filled up: one compilation
+        columns[:, : len(block)] = pooled[:, block]
+        columns, drawn = jax.device_put(columns), {name: [] for name in INDICES}
+        for first in range(0, n_permutations, at_once):
+            sums = np.asarray(_class_sums(columns, permuted[first : first + at_once], n_classes=n_classes))
+            means = sums[..., : len(block), :] / np.where(count > 0, count, np.nan)[None, None, :]
+            for name, value in indices(means, chosen[block]).items():
+                drawn[name].append(value)  # [permutations, features]
+        for name in INDICES:
+            null = np.concatenate(drawn[name])
+            mean[name][block], std[name][block] = null.mean(axis=0), null.std(axis=0, ddof=1)
+        if on_block is not None:
+            on_block(len(block))
+    found = {}
+    for name in INDICES:
+        excess = values[name] - mean[name]
+        spread = np.where(std[name] > _STD_FLOOR, std[name], np.nan)
+        found |= {name: values[name], f"{name}_null": mean[name], f"{name}_excess": excess}
+        found[f"{name}_z"] = excess / spread
+    return found
+
+
+def _permutations(labels, n_permutations: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, 0x6E756C6C])
+    return rng.permuted(np.tile(np.asarray(labels, np.int32), (n_permutations, 1)), axis=1)  # [P, n]
+
+
+@functools.partial(jax.jit, static_argnames="n_classes")
+def _class_sums(pooled, labels, *, n_classes: int):
+    """Sums of pooled [n, f] by class for each row of labels [P, n]: [P, f, L]."""
+    is_class = jax.nn.one_hot(labels, n_classes)  # [P, n, L]
+    return jnp.einsum("nf,pnl->pfl", pooled, is_class, precision="float32")
+
+
+def block_size(n_images: int) -> int:
+    """Features to take at once so that [n_images, block] stays small, at most 512."""
+    return max(1, min(_BLOCK, _VALUES // max(n_images, 1)))
+
+
+def class_auroc(pooled, labels, chosen) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC of the pooled activation for the chosen class against the rest, and its p, each [F].
+
+    pooled [n, F], labels [n] (images of unknown class, -1, are left out), chosen [F] (-1: NaN). Features
+    are taken in blocks; NaN where the class, or every other, has no image.
+    """
+    known = np.flatnonzero(labels >= 0)
+    area, p = np.full((2, pooled.shape[1]), np.nan)
+    having = np.flatnonzero(chosen >= 0)
+    size = block_size(len(known))
+    for start in range(0, len(having) if len(known) else 0, size):
+        block = having[start : start + size]
+        positive = labels[known][:, None] == chosen[block][None, :]
+        area[block], p[block] = metrics.auroc(pooled[np.ix_(known, block)], positive)
+    return area, p

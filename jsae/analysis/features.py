@@ -1,0 +1,126 @@
+"""features.parquet: one row for every feature of the SAE, what it sees and how strongly."""
+
+import numpy as np
+import pyarrow as pa
+
+from jsae import metrics
+from jsae.analysis import class_statistics, tables, top_patches
+from jsae.analysis.survey import Survey
+
+FILE = "features.parquet"
+MIN_ACTIVE_IMAGES = 20  # of an eligible feature
+MIN_AUROC, MAX_Q = 0.8, 0.05  # of a class-selective one
+
+_NULL = "over permutations of the test labels, at the same number of active images"
+SCHEMA = tables.schema(
+    ("feature", pa.int32(), "index of the feature in the SAE, 0..F-1"),
+    ("alive", pa.bool_(), "fires on at least one vector of train"),
+    ("eligible", pa.bool_(), f"fires in at least {MIN_ACTIVE_IMAGES} test images"),
+    ("n_active_images", pa.int32(), "test images in which the feature fires anywhere"),
+    ("density", pa.float64(), "share of test vectors on which the feature fires"),
+    ("density_train", pa.float64(), "share of train vectors on which the feature fires"),
+    ("max", pa.float32(), "largest value over test vectors, raw units"),
+    ("mean", pa.float64(), "mean over all test vectors, raw units"),
+    ("mean_active", pa.float64(), "mean over the test vectors on which it fires, raw units; null if silent"),
+    ("top_class", pa.int32(), "class with the largest class mean on train; null if not alive"),
+    ("top_class_name", pa.string(), "name of top_class"),
+    (
+        "class_mean",
+        pa.list_(pa.float32()),
+        "for each class, mean over its test images of the mean over the grid, raw units; null: no images",
+    ),
+    (
+        "class_max",
+        pa.list_(pa.float32()),
+        "for each class, mean over its test images of the maximum over the grid, raw units; null: no images",
+    ),
+    ("purity16", pa.float64(), "share of the commonest class among the 16 top test images; null below 16"),
+    (
+        "selectivity",
+        pa.float64(),
+        "(m_top - m_rest)/(m_top + m_rest) of the test class means; m_top that of top_class, m_rest the mean "
+        "of the others (Morcos et al. 2018); null if silent on test or without another class",
+    ),
+    ("selectivity_null", pa.float64(), f"mean of selectivity {_NULL}"),
+    ("selectivity_excess", pa.float64(), "selectivity - selectivity_null"),
+    ("selectivity_z", pa.float64(), "selectivity_excess / standard deviation of the null; null if that is 0"),
+    (
+        "label_entropy",
+        pa.float64(),
+        "entropy of the test class means divided by log(number of classes): 0 one class, 1 all alike",
+    ),
+    ("label_entropy_null", pa.float64(), f"mean of label_entropy {_NULL}"),
+    ("label_entropy_excess", pa.float64(), "label_entropy - label_entropy_null; below 0: follows classes"),
+    ("label_entropy_z", pa.float64(), "label_entropy_excess / standard deviation of the null"),
+    ("auroc", pa.float64(), "test AUROC of the mean over the grid for top_class against all other images"),
+    ("auroc_p", pa.float64(), "two-sided Mann-Whitney p of auroc, normal with tie correction"),
+    ("auroc_q", pa.float64(), "Benjamini-Hochberg over the eligible features; null for the others"),
+    ("class_selective", pa.bool_(), f"auroc_q <= {MAX_Q} and auroc >= {MIN_AUROC}"),
+    ("polysemanticity", pa.float64(), "share of the top patches whose class is not the commonest of them"),
+)
+
+
+def describe(train: Survey, test: Survey, labels, *, n_permutations: int, seed: int, on_block=None) -> dict:
+    """The columns of features.parquet but the name of the top class, as arrays (NaN: unknown).
+
+    Args:
+      train, test: surveys of the two splits; test with top patches and pooled activations.
+      labels: test labels [n], -1 for unknown.
+      n_permutations, seed, on_block: as for `class_statistics.against_null`.
+    """
+    labels = np.asarray(labels)
+    alive, eligible = train.fires > 0, test.active_images >= MIN_ACTIVE_IMAGES
+    chosen = class_statistics.top_class(train.class_mean, alive)
+    auroc, p = class_statistics.class_auroc(test.pooled, labels, chosen)
+    q = metrics.benjamini_hochberg(p, eligible)
+    top_labels = top_patches.labels_of(test.top, labels)
+    fires = test.fires.astype(np.float64)
+    return {
+        "feature": np.arange(len(alive)),
+        "alive": alive,
+        "eligible": eligible,
+        "n_active_images": test.active_images,
+        "density": fires / max(test.n_vectors, 1),
+        "density_train": train.fires / max(train.n_vectors, 1),
+        "max": test.max,
+        "mean": test.total / max(test.n_vectors, 1),
+        "mean_active": np.divide(test.total, fires, out=np.full(len(fires), np.nan), where=fires > 0),
+        "top_class": chosen,
+        "class_mean": test.class_mean,
+        "class_max": test.class_max,
+        "purity16": metrics.purity16(top_labels),
+        **class_statistics.against_null(
+            test.class_mean,
+            chosen,
+            test.pooled,
+            labels,
+            n_permutations=n_permutations,
+            seed=seed,
+            on_block=on_block,
+        ),
+        "auroc": auroc,
+        "auroc_p": p,
+        "auroc_q": q,
+        "class_selective": (np.nan_to_num(q, nan=1.0) <= MAX_Q) & (np.nan_to_num(auroc) >= MIN_AUROC),
+        "polysemanticity": metrics.polysemanticity(top_labels),
+    }
+
+
+def table(columns: dict, class_names) -> pa.Table:
+    """features.parquet from what `describe` returns."""
+    chosen = columns["top_class"]
+    named = {
+        "top_class": tables.known_class(chosen),
+        "top_class_name": tables.class_name(chosen, class_names),
+    }
+    return tables.make(columns | named, SCHEMA)
+
+
+def headline(columns: dict) -> dict:
+    """The stage's results: how many features there are of each kind."""
+    return {
+        "n_features": len(columns["feature"]),
+        "n_features_alive": int(columns["alive"].sum()),
+        "n_eligible": int(columns["eligible"].sum()),
+        "n_class_selective": int(columns["class_selective"].sum()),
+    }

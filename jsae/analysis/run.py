@@ -1,0 +1,104 @@
+"""Stage `analysis`: what every feature of the SAE sees.
+
+Reads the activations of train and test and the trained SAE; writes features.parquet and
+top_patches.parquet. Train chooses (alive, top class), test reports. The work takes one pass over each
+split and is done again from the start if it was interrupted.
+"""
+
+from jsae import sae as saes
+from jsae.activations import ActivationStore
+from jsae.analysis import features, top_patches
+from jsae.analysis.survey import survey
+from jsae.runtime import artifacts, logs, stages
+from jsae.runtime import mesh as meshes
+
+MIN_TOP = 16
+
+
+def run(config, workdir) -> None:
+    """Analyse the SAE of the workdir.
+
+    Raises:
+      ValueError: n_top, n_permutations or batch_size out of range, or activations that are not finite.
+      stages.StageMissing: no finished SAE.
+    """
+    stage = stages.begin(config, workdir, "analysis")
+    if stage.up_to_date:
+        return
+    c = config.analysis
+    check(c.n_top, c.n_permutations)
+    mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    meshes.check_batch(mesh, c.batch_size, "config.analysis.batch_size")
+    folder = stages.folder(config, workdir, "activations")
+    stores = {name: ActivationStore.open(folder / name) for name in ("train", "test")}
+    sae = saes.load(stages.folder(config, workdir, "sae"))
+    patches, rows, results = analyze(
+        stores["train"],
+        stores["test"],
+        sae,
+        n_top=c.n_top,
+        batch_size=c.batch_size,
+        n_permutations=c.n_permutations,
+        seed=config.seed,
+        mesh=mesh,
+    )
+    artifacts.write_table(stage.folder / top_patches.FILE, patches, stage.manifest)
+    artifacts.write_table(stage.folder / features.FILE, rows, stage.manifest)
+    stage.finish(results)
+
+
+def check(n_top: int, n_permutations: int) -> None:
+    """Raise ValueError if there are too few top patches or permutations."""
+    if n_top < MIN_TOP:
+        raise ValueError(
+            f"config.analysis.n_top={n_top}: must be at least {MIN_TOP}, which purity16 looks at"
+        )
+    if n_permutations < 2:
+        raise ValueError(
+            f"config.analysis.n_permutations={n_permutations}: a null needs at least 2, 100 is usual"
+        )
+
+
+def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, seed, mesh=None):
+    """Both tables and the headline numbers of one SAE.
+
+    The test split's pooled activations [n_test, F] are kept in host memory, 4 bytes each, for ranks and
+    permutations; everything else is bounded by the batch or by a block of features.
+
+    Args:
+      train_store, test_store: activation stores of the two splits.
+      sae: a pytree with encode and n_features, see `survey`.
+      n_top, batch_size, n_permutations, seed: the stage's settings.
+      mesh: as for `survey`.
+
+    Returns:
+      (top_patches table, features table, results dict).
+    """
+    log, n_test, n_features = logs.get_logger(), test_store.n_images, sae.n_features
+    if n_top > n_test:
+        log.warning("analysis: %d top patches asked for, test has %d images: all are used", n_top, n_test)
+        n_top = n_test
+    log.info(
+        "analysis: the pooled test activations [%d, %d] take %.0f MiB of host memory",
+        *(n_test, n_features, n_test * n_features * 4 / 2**20),
+    )
+    settings = {"batch_size": batch_size, "mesh": mesh}
+    with logs.progress(train_store.n_images, label="analysis of train", unit="image") as progress:
+        train = survey(train_store, sae, n_top=0, keep_pooled=False, on_batch=progress.update, **settings)
+    with logs.progress(n_test, label="analysis of test", unit="image") as progress:
+        test = survey(test_store, sae, n_top=n_top, keep_pooled=True, on_batch=progress.update, **settings)
+    with logs.progress(n_features, label="analysis: nulls", unit="feature") as progress:
+        columns = features.describe(
+            train,
+            test,
+            test_store.labels,
+            n_permutations=n_permutations,
+            seed=seed,
+            on_block=progress.update,
+        )
+    results = features.headline(columns) | {"n_images": n_test, "n_vectors": test.n_vectors, "n_top": n_top}
+    log.info(
+        "analysis: of %d features %d alive, %d eligible, %d class-selective",
+        *(results[k] for k in ("n_features", "n_features_alive", "n_eligible", "n_class_selective")),
+    )
+    return top_patches.table(test.top, test_store), features.table(columns, test_store.class_names), results
