@@ -6,9 +6,12 @@ one random-access source a split. cache.py treats all kinds alike.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
+import logging
 import pathlib
+import sys
 from collections.abc import Callable
 
 import tensorflow_datasets as tfds
@@ -75,7 +78,7 @@ def _fgvc_aircraft(*, directory, banner_px, fit, cache_dir: pathlib.Path, **_) -
     def open_():
         name = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:16]
         config = FgvcAircraftConfig(name=name, description="A local folder.", folder=str(read.folder))
-        return _prepare(FgvcAircraft(config=config, data_dir=cache_dir / "tfds", file_format="array_record"))
+        return _prepare(FgvcAircraft, config, cache_dir)
 
     def parse(item) -> Record:
         box = tuple(int(corner) for corner in item["box"]) if read.has_boxes else None
@@ -121,9 +124,7 @@ def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_
     names = tuple(variant.name for variant in drawing.VARIANTS)
 
     def open_():
-        return _prepare(
-            SyntheticAircraft(config=config, data_dir=cache_dir / "tfds", file_format="array_record")
-        )
+        return _prepare(SyntheticAircraft, config, cache_dir)
 
     def parse(item) -> Record:
         labels = (int(item["label"]),)
@@ -142,9 +143,19 @@ def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_
     )
 
 
-def _prepare(builder) -> dict:
-    tfds.disable_progress_bar()
-    builder.download_and_prepare()
+def _prepare(builder_class, config, cache_dir: pathlib.Path) -> dict:
+    """Write the ArrayRecord files of a data set, unless they are there: {split: random-access source}."""
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)  # TFDS warns of every config that it has not listed itself
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to results
+            builder = builder_class(config=config, data_dir=cache_dir / "tfds", file_format="array_record")
+            builder.download_and_prepare()
+    finally:
+        absl.setLevel(level)
     return {split: builder.as_data_source(split, decoders=_ENCODED) for split in SPLITS}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fgvc_folder import CLASSES, jpeg
 
-from jsae.data import cache, cache_writer, decode
+from jsae.data import cache, cache_writer, decode, kinds
 from jsae.data.synthetic_aircraft import drawing
 
 
@@ -154,19 +154,34 @@ def test_of_two_runs_one_waits(load, make_fgvc, tmp_path):
     made = caches(tmp_path)[0]
     (made / "manifest.json").rename(tmp_path / "manifest.json")
     code = (
-        "import sys; from jsae.data import cache;"
-        "s = cache.load_splits(kind='fgvc_aircraft', dir=sys.argv[1], image_size=16,"
-        " cache_dir=sys.argv[2]); print(s['train'].images.sum())"
+        "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout);"
+        "from jsae.data import cache;"
+        "s = cache.load_splits(kind='fgvc_aircraft', dir=sys.argv[1], image_size=16, cache_dir=sys.argv[2]);"
+        "print(s['train'].images.sum())"
     )
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "cache")]
     with open(tmp_path / "cache" / f".{made.name}.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        other = subprocess.Popen(
-            [sys.executable, "-c", code, str(folder), str(tmp_path / "cache")], stdout=subprocess.PIPE
-        )
-        with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(timeout=4)  # it waits for the lock instead of writing too
-        (tmp_path / "manifest.json").rename(made / "manifest.json")
-    assert int(other.communicate(timeout=60)[0].split()[-1]) == expected.sum()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+            said = other.stdout.readline()
+            (tmp_path / "manifest.json").rename(made / "manifest.json")
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            rest = other.stdout.read()
+    assert "another run is preparing the same data; waiting for it" in said
+    assert rest.strip() == str(expected.sum())  # it found the cache made, and made none
+
+
+def test_the_order_of_the_records_does_not_matter(load, make_fgvc, tmp_path, monkeypatch):
+    folder = make_fgvc()
+    expected = load(folder)["val"]
+    prepare = kinds._prepare
+    monkeypatch.setattr(
+        kinds, "_prepare", lambda *args: {k: list(v)[::-1] for k, v in prepare(*args).items()}
+    )
+    found = load(folder, cache_dir=str(tmp_path / "other"))["val"]
+    assert found.ids == expected.ids
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.labels, expected.labels)
 
 
 def test_rows_are_sorted_whatever_order_they_came_in(tmp_path):

@@ -16,7 +16,8 @@ N = 11
 
 @pytest.fixture
 def split():
-    images = np.arange(N, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    values = np.arange(1, N + 1, dtype=np.uint8)  # not 0, which is the padding
+    images = values[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     labels = np.arange(N, dtype=np.int32) * 3 + 1
     return Split("train", images, labels, tuple(map(str, range(N))), ("a",))
 
@@ -32,7 +33,7 @@ def test_train_batches_follow_the_order_and_hold_their_images(split, batch_size)
     for step, batch in enumerate(take(pipeline.train_batches(split, seed=5, batch_size=batch_size), 6)):
         rows = order.batch_indices(5, step, N, batch_size)
         np.testing.assert_array_equal(batch["index"], rows)
-        np.testing.assert_array_equal(batch["image"][:, 1, 0, 2], rows)
+        np.testing.assert_array_equal(batch["image"][:, 1, 0, 2], rows + 1)
         np.testing.assert_array_equal(batch["label"], 3 * rows + 1)
         assert [batch[k].dtype for k in ("image", "label", "index")] == [np.uint8, np.int32, np.int32]
 
@@ -61,7 +62,8 @@ def test_eval_batches_see_every_image_once_in_order(split, batch_size):
     assert mask.dtype == np.float32 and mask.sum() == N
     index = np.concatenate([batch["index"] for batch in batches])
     np.testing.assert_array_equal(index[mask > 0], np.arange(N))
-    assert not np.concatenate([batch["image"] for batch in batches])[mask == 0].any()
+    for name in ("image", "label", "index"):
+        assert not np.concatenate([batch[name] for batch in batches])[mask == 0].any()
 
 
 def test_eval_processes_get_equally_many_batches(split):
