@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from jsae.report.formatting import is_known, number
 
 _WIDTH, _HEIGHT = 340.0, 210.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 34.0, 34.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 18.0, 34.0, 34.0
 _MAX_POINTS = 300
 
 

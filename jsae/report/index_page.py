@@ -15,6 +15,7 @@ _PANELS = (
     ("l0 (active features a vector)", ("l0",)),
     ("dead features", ("dead_fraction", "dead")),
 )
+_SHORT = {"mean_per_class_accuracy": "mean per class"}
 _MAX_THUMBNAILS = 4
 
 
@@ -92,7 +93,7 @@ def panels(rows: list[dict]) -> list:
             split, _, name = key.rpartition("/")
             if name in names:
                 pairs = [(row["step"], row[key]) for row in rows if is_known(row.get(key))]
-                label = split if name == names[0] else f"{split} {name}".replace("_", " ").strip()
+                label = split if name == names[0] else f"{split}, {_SHORT.get(name, name)}"
                 series.append((label or name, [x for x, _ in pairs], [y for _, y in pairs]))
         figure = figures.line_panel(title, series) if series else ""
         if figure:

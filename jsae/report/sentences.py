@@ -19,7 +19,7 @@ def _verdict(pair) -> str:
     if not pair:
         return "No interval is known, so read this as an anecdote."
     if pair[0] <= 0 <= pair[1]:
-        return "The interval includes zero: the data do not show a difference."
+        return "The interval includes zero, so the data do not settle its sign."
     return "The interval excludes zero."
 
 
@@ -57,8 +57,9 @@ def headlines(summary: dict) -> list[dict]:
     sentence = "Whether blurring a patch and removing the feature agree is not known: " + NOT_RUN + "."
     if is_known(value):
         sentence = (
-            f"Across features, what blurring the patch does and what removing the feature does to the same "
-            f"images rank alike with ρ = {number(value)} (1 same order, 0 unrelated). " + _verdict(pair)
+            "Rank correlation across features between what blurring a feature's patch and what removing the "
+            f"feature itself does to the same images: {number(value)} (1 same order, 0 unrelated). "
+            + _verdict(pair)
         )
     found.append(
         {"label": "Agreement of the two, Spearman ρ", "value": value, "ci95": pair, "sentence": sentence}
