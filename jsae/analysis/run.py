@@ -22,13 +22,13 @@ def run(config, workdir) -> None:
       ValueError: n_top, n_permutations or batch_size out of range, or activations that are not finite.
       stages.StageMissing: no finished SAE.
     """
+    c = config.analysis
+    check(c.n_top, c.n_permutations)  # before the stage keeps these settings as its own
+    mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    meshes.check_batch(mesh, c.batch_size, "config.analysis.batch_size")
     stage = stages.begin(config, workdir, "analysis")
     if stage.up_to_date:
         return
-    c = config.analysis
-    check(c.n_top, c.n_permutations)
-    mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
-    meshes.check_batch(mesh, c.batch_size, "config.analysis.batch_size")
     folder = stages.folder(config, workdir, "activations")
     stores = {name: ActivationStore.open(folder / name) for name in ("train", "test")}
     sae = saes.load(stages.folder(config, workdir, "sae"))

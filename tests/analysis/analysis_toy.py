@@ -47,7 +47,7 @@ def store(seed=0, n=60, n_classes=4, grid=(3, 2), channels=5) -> Store:
 
 
 def sae(features=8, channels=5, seed=0) -> saes.SAE:
-    """Random directions; feature 0 is dead, the others are sparse to different degrees."""
+    """Random directions; feature 0 is dead, 1 fires on padding too, the others are sparse."""
     new = saes.init(
         jax.random.key(seed),
         n_channels=channels,
@@ -56,7 +56,7 @@ def sae(features=8, channels=5, seed=0) -> saes.SAE:
         mean=jnp.full(channels, 0.1),
         scale=1.2,
     )
-    bias = -jnp.linspace(0.0, 1.5, features).at[0].set(1e6)
+    bias = -jnp.linspace(0.0, 1.5, features).at[0].set(1e6).at[1].set(-0.5)
     return dataclasses.replace(new, b_enc=bias)
 
 
