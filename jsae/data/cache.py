@@ -10,9 +10,7 @@ a view like any other split. The key is a digest of all that the pixels depend o
 another name and renamed when complete: a killed run leaves no half cache, and of two runs one waits.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +20,7 @@ import tempfile
 
 import numpy as np
 
-from jsae.data import cache_writer, decode
+from jsae.data import cache_writer, decode, locks
 from jsae.data.kinds import KINDS, SPLITS, Kind
 from jsae.runtime import logs
 
@@ -188,7 +186,7 @@ def _cached(
     folder = cache_dir / f"{kind}-{digest}"
     if _is_complete(folder):
         return folder
-    with _locked(cache_dir / f".{kind}-{digest}.lock") as alone:
+    with locks.locked(cache_dir / f".{kind}-{digest}.lock") as alone:
         if _is_complete(folder):
             return folder  # another run has made it meanwhile
         prefix = f".{folder.name}.making-"
@@ -215,18 +213,3 @@ def _is_complete(folder: pathlib.Path) -> bool:
         return all((folder / f"{n}.npy").stat().st_size == s for n, s in manifest["arrays"].items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path):
-    """Hold an exclusive lock, which ends with the process; yields False where the disk has no locks."""
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logs.get_logger().info("another run is preparing the same data; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False  # some network disks; the rename alone still keeps the cache whole
-            return
-        yield True

@@ -11,11 +11,13 @@ import dataclasses
 import hashlib
 import logging
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 
 import tensorflow_datasets as tfds
 
+from jsae.data import locks
 from jsae.data.fgvc_aircraft import FgvcAircraft, FgvcAircraftConfig, lists, source
 from jsae.data.synthetic_aircraft import drawing
 from jsae.data.synthetic_aircraft.builder import SyntheticAircraft, SyntheticAircraftConfig
@@ -144,15 +146,22 @@ def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_
 
 
 def _prepare(builder_class, config, cache_dir: pathlib.Path) -> dict:
-    """Write the ArrayRecord files of a data set, unless they are there: {split: random-access source}."""
+    """Write the ArrayRecord files of a data set, unless they are there: {split: random-access source}.
+
+    TFDS's messages go to stderr: stdout belongs to results.
+    """
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)  # TFDS warns of every config that it has not listed itself
+    folder = cache_dir / "tfds"
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to results
-            builder = builder_class(config=config, data_dir=cache_dir / "tfds", file_format="array_record")
+        with locks.locked(folder / f".{config.name}.lock") as alone, contextlib.redirect_stdout(sys.stderr):
+            builder = builder_class(config=config, data_dir=folder, file_format="array_record")
+            if alone:
+                for left in pathlib.Path(builder.data_dir).parent.glob("incomplete.*"):  # by a killed run
+                    shutil.rmtree(left, ignore_errors=True)
             builder.download_and_prepare()
     finally:
         absl.setLevel(level)

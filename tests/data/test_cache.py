@@ -140,12 +140,15 @@ def test_a_killed_run_leaves_no_half_cache(load, make_fgvc, tmp_path, monkeypatc
     load(folder)
     made = caches(tmp_path)[0]
     # what kill -9 leaves: a folder under its temporary name, which the next writer removes
-    left = tmp_path / "cache" / f".{made.name}.making-dead"
-    left.mkdir()
+    lefts = [tmp_path / "cache" / f".{made.name}.making-dead"]
+    lefts += [path.parent / "incomplete.DEAD_1.0.0" for path in (tmp_path / "cache").glob("tfds/*/*/1.0.0")]
+    assert len(lefts) == 2
+    for left in lefts:
+        left.mkdir()
     (made / "images.npy").write_bytes(b"cut short")
     images = load(folder)["test"].images
     assert images.shape == (6, 16, 16, 3) and images.any()
-    assert not left.exists()
+    assert not any(left.exists() for left in lefts)
 
 
 def test_of_two_runs_one_waits(load, make_fgvc, tmp_path):

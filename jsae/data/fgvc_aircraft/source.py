@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import urllib.request
 
+from jsae.data import locks
 from jsae.runtime import logs
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
@@ -43,7 +44,9 @@ def resolve(directory, cache_dir) -> pathlib.Path:
             "config.data.dir is empty, but data.kind=fgvc_aircraft needs the photos. It can be\n" + LAYOUTS
         )
     if directory == "download":
-        return find_lists(unpack(download(cache_dir / "downloads"), cache_dir / "unpacked", md5=MD5))
+        with locks.locked(cache_dir / ".download.lock") as alone:
+            archive = download(cache_dir / "downloads", alone)
+        return find_lists(unpack(archive, cache_dir / "unpacked", md5=MD5))
     path = pathlib.Path(directory).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"config.data.dir={directory!r} does not exist. It can be\n" + LAYOUTS)
@@ -69,12 +72,14 @@ def find_lists(folder: pathlib.Path) -> pathlib.Path:
     )
 
 
-def download(folder: pathlib.Path) -> pathlib.Path:
-    """Fetch the official archive into `folder` (once) and return its path."""
+def download(folder: pathlib.Path, alone: bool = False) -> pathlib.Path:
+    """Fetch the official archive into `folder`, once, and return its path; `alone`: no other run does."""
     target = folder / URL.rsplit("/", 1)[1]
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("*.part") if alone else ():
+        left.unlink()
     logs.get_logger().info("downloading %s to %s (non-commercial research only)", URL, target)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     with urllib.request.urlopen(URL, timeout=60) as response, open(part, "wb") as file:
@@ -105,19 +110,20 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path, *, md5: str | None) -> p
     target = folder / hashlib.sha256(key).hexdigest()[:16]
     if target.exists():
         return target
-    if md5 is not None:
-        _check_md5(archive, md5)
-    logs.get_logger().info("unpacking %s into %s", archive, target)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".unpacking-"))
-    try:
-        _extract(archive, temporary)
-        temporary.rename(target)
-    except OSError:
-        if not target.exists():  # else another process was first, with the same content
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with locks.locked(folder / ".lock") as alone:
+        if target.exists():
+            return target  # another run has unpacked it meanwhile
+        for left in folder.glob(".unpacking-*") if alone else ():
+            shutil.rmtree(left, ignore_errors=True)
+        if md5 is not None:
+            _check_md5(archive, md5)
+        logs.get_logger().info("unpacking %s into %s", archive, target)
+        temporary = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".unpacking-"))
+        try:
+            _extract(archive, temporary)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
