@@ -1,0 +1,201 @@
+"""The stage as a whole on a small untrained classifier: tables, results, nulls, up to date, stopping."""
+
+import dataclasses
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import jsae.ablation.run as stage
+from jsae import sae
+from jsae.classifier import convnext
+from jsae.data import augment, cache
+from jsae.runtime import artifacts, preemption, stages
+
+N, S, L, F = 40, 32, 3, 24
+
+
+def make_config(**ablation):
+    defaults = {
+        "n_features": 4,
+        "features": (),
+        "max_images": 6,
+        "sigma_px": 3.0,
+        "size_cells": 1,
+        "batch_size": 16,
+        "n_bootstrap": 100,
+    }
+    empty = {name: {} for name in ("classifier", "activations", "sae", "analysis")}
+    return ml_collections.ConfigDict(
+        {"seed": 0, "data": {"kind": "made_up"}, **empty, "ablation": defaults | ablation}
+    )
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Classifier, SAE, split and activations at stage4, an 4x4 grid."""
+    arch = convnext.make_arch("toy", L, stem_stride=1, depths=(1, 1, 1, 1), dims=(4, 6, 8, 12))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: convnext.init(jax.random.key(0), arch))
+    params = jax.tree.map(lambda a: jnp.asarray(0.5 * rng.normal(size=a.shape), jnp.float32), shapes)
+    images = rng.integers(0, 256, (N, S, S, 3), np.uint8)
+    masks = np.zeros((N, S, S), np.uint16)
+    masks[:, 8:24, 4:28] = 1 << 15
+    split = cache.Split(
+        "test",
+        images,
+        np.arange(N, dtype=np.int32) % L,
+        tuple(f"i{i}" for i in range(N)),
+        ("a", "b", "c"),
+        (),
+        masks,
+    )
+    logits, acts = jax.jit(convnext.apply)(params, augment.normalise(images))
+    x = np.asarray(acts["stage4"])
+    mean, scale = x.mean((0, 1, 2)), x.std()
+    rows = rng.normal(size=(F, 12)).astype(np.float32)
+    rows = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    zeros = [jnp.zeros(F), jnp.zeros(12)]
+    model = sae.SAE(rows, zeros[0], rows, zeros[1], jnp.asarray(mean), jnp.float32(scale), "topk", 4)
+    return params, model, split, x, np.asarray(logits)
+
+
+@pytest.fixture
+def make_workdir(tmp_path, parts, monkeypatch):
+    """A function config, changes of the table, the SAE -> a workdir whose upper stages are complete."""
+    params, model, split, x, logits = parts
+    monkeypatch.setattr(stage.classifier, "load", lambda folder: params)
+    monkeypatch.setattr(cache, "load_splits", lambda **data: {"test": split})
+
+    def make(config, model=model, **columns):
+        monkeypatch.setattr(stage.sae, "load", lambda folder: model)
+        for name in stages.STAGES[:4]:
+            opened = stages.begin(config, tmp_path, name)
+            opened.finish({})
+        for name in ("train", "test"):
+            folder = stages.folder(config, tmp_path, "activations") / name
+            artifacts.write_array(folder / "shard-00000.npy", x)
+            artifacts.write_array(folder / "labels.npy", split.labels)
+            artifacts.write_array(folder / "logits.npy", logits)
+            artifacts.write_json(folder / "image_ids.json", list(split.ids))
+            artifacts.write_json(
+                folder / "manifest.json",
+                {
+                    "site": "stage4",
+                    "grid": x.shape[1:3],
+                    "n_channels": 12,
+                    "n_images": N,
+                    "dtype": "float32",
+                    "shards": [N],
+                    "class_names": list(split.class_names),
+                    "mean": x.mean((0, 1, 2)).tolist(),
+                    "scale": 1.0,
+                },
+            )
+        n_active = (np.asarray(model.encode(jnp.asarray(x))).max((1, 2)) > 0).sum(0)
+        table = {
+            "feature": list(range(F)),
+            "eligible": (n_active >= 20).tolist(),
+            "class_selective": [i % 2 == 0 for i in range(F)],
+            "auroc": np.linspace(0.5, 1, F).tolist(),
+            "mean_active": np.linspace(2, 1, F).tolist(),
+            "top_class": [i % L for i in range(F)],
+        }
+        path = stages.folder(config, tmp_path, "analysis") / "features.parquet"
+        artifacts.write_table(path, pa.table(table | columns), {})
+        return tmp_path
+
+    return make
+
+
+def read(workdir, name):
+    return artifacts.read_table(workdir / "ablation" / f"{name}.parquet")
+
+
+def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, caplog):
+    config = make_config()
+    workdir = make_workdir(config)
+    stage.run(config, workdir)
+    results = stages.results(config, workdir, "ablation")
+    json.dumps(results, allow_nan=False)
+    for space in ("feature_space", "input_space"):
+        numbers = results[space]
+        assert numbers["n_features"] == 4 and numbers["n_images"] > 0
+        low, high = numbers["mean_delta_margin_ci95"]
+        assert low <= numbers["mean_delta_margin"] <= high
+        assert numbers["mean_effect_minus_control_margin"] is not None
+    assert results["input_space"]["control_feature_mean_delta_margin"] is None
+    assert -1 <= results["agreement"]["spearman"] <= 1
+    assert set(results["splice"]["clean"]) == {
+        "accuracy",
+        "mean_per_class_accuracy",
+        "cross_entropy",
+        "margin",
+    }
+    rows = read(workdir, "feature_space").to_pylist()
+    assert len(rows) == 4 * 2 * 3 * 4 and len(read(workdir, "input_space")) == 4 * 3 * 4
+    margin = [r for r in rows if (r["scope"], r["target"], r["measure"]) == ("map", "label", "margin")]
+    mean = np.mean([row["mean_delta"] for row in margin])
+    assert results["feature_space"]["mean_delta_margin"] == pytest.approx(mean)
+    assert [row["n_images"] for row in read(workdir, "agreement").to_pylist()] == [6] * 4
+    schema = read(workdir, "feature_space").schema
+    assert all(field.metadata[b"doc"] for field in schema)
+    assert json.loads(schema.metadata[artifacts.MANIFEST_KEY])["stage"] == "ablation"
+    stamp = (workdir / "ablation" / "feature_space.parquet").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO, "jsae"):
+        stage.run(config, workdir)
+    assert "ablation: up to date" in caplog.text
+    assert (workdir / "ablation" / "feature_space.parquet").stat().st_mtime_ns == stamp
+
+
+def test_without_an_eligible_feature_the_numbers_are_null(make_workdir, parts, caplog):
+    config = make_config()
+    dead = dataclasses.replace(parts[1], b_enc=parts[1].b_enc - 1e6)
+    workdir = make_workdir(config, model=dead)
+    with caplog.at_level(logging.WARNING, "jsae"):
+        stage.run(config, workdir)
+    assert (
+        "no feature fires on 20" in caplog.text and "mean_effect_minus_control_margin is null" in caplog.text
+    )
+    results = stages.results(config, workdir, "ablation")
+    assert (
+        results["feature_space"]["n_features"] == 0 and results["feature_space"]["mean_delta_logit"] is None
+    )
+    assert results["agreement"] == {"spearman": None, "spearman_ci95": None}
+    assert read(workdir, "feature_space").num_rows == 0
+
+
+def test_a_given_dead_feature_has_rows_of_nulls(make_workdir, parts):
+    dead = dataclasses.replace(parts[1], b_enc=parts[1].b_enc.at[3].set(-1e6))
+    config = make_config(features=(3, 0))
+    workdir = make_workdir(config, model=dead)
+    stage.run(config, workdir)
+    rows = [row for row in read(workdir, "feature_space").to_pylist() if row["feature"] == 3]
+    assert len(rows) == 24 and all(r["n_active"] == 0 and r["mean_delta"] is None for r in rows)
+    assert [row["n_images"] for row in read(workdir, "agreement").to_pylist()] == [0, 6]
+
+
+def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monkeypatch):
+    config = make_config(features=(0, 24))
+    workdir = make_workdir(config)
+    with pytest.raises(ValueError, match=r"there is no feature 24; features are 0 \.\. 23"):
+        stage.run(config, workdir)
+    other = dataclasses.replace(parts[2], ids=("x",) * N)
+    monkeypatch.setattr(cache, "load_splits", lambda **data: {"test": other})
+    with pytest.raises(ValueError, match="--restart=activations"):
+        stage.run(config, workdir)
+
+
+def test_a_stop_leaves_the_stage_unfinished(make_workdir, monkeypatch):
+    config = make_config()
+    workdir = make_workdir(config)
+    monkeypatch.setattr(preemption, "requested", lambda: True)
+    with pytest.raises(preemption.Preempted):
+        stage.run(config, workdir)
+    assert stages.read_manifest(config, workdir, "ablation")["status"] == "started"
+    assert not (workdir / "ablation" / "feature_space.parquet").exists()
