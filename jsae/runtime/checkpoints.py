@@ -6,8 +6,8 @@ shardings are the *target's* (save on 8 devices, restore on 2). Random keys are 
 step numbers, and keys are derived from (seed, step).
 
 The latest checkpoints are kept, and beside them the best one by a metric. Saving runs in the background;
-a failed background write raises at the next call. A damaged newest checkpoint is dropped with a warning
-and the one before is used.
+a failed background write raises at the next call. Where the newest checkpoint is damaged and an older one
+is not, the damaged one is dropped with a warning; where none can be read nothing is touched.
 """
 
 import jax
@@ -67,32 +67,46 @@ class Checkpoints:
         """(step, state) of the newest readable checkpoint, or None if there is none.
 
         Args:
-          abstract_state: the state's tree with `jax.ShapeDtypeStruct` leaves that carry shardings.
+          abstract_state: the state's tree with `jax.ShapeDtypeStruct` leaves that carry shardings; a part
+            of the tree that was saved is enough to read that part.
           step: a certain step instead of the newest; then an unreadable one raises.
         """
         if step is not None:
             return step, self._restore(abstract_state, step)
+        broken = {}
         for newest in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return newest, self._restore(abstract_state, newest)
+                state = self._restore(abstract_state, newest)
             except (ValueError, OSError, KeyError) as error:
+                broken[newest] = error
+                continue
+            for damaged, error in broken.items():
                 logs.get_logger().warning(
-                    "checkpoint %s cannot be read (%s); dropped, falling back to the one before",
-                    *(self._folder / str(newest), error),
+                    "checkpoint %s cannot be read (%s); dropped, going on from step %d",
+                    *(self._folder / str(damaged), error, newest),
                 )
-                self._manager.delete(newest)
+                self._manager.delete(damaged)
+            return newest, state
+        if broken:
+            reasons = "; ".join(f"{self._folder / str(s)}: {error}" for s, error in broken.items())
+            raise RuntimeError(f"no checkpoint can be read: {reasons}")
         return None
 
     def _restore(self, abstract_state, step: int):
         abstract = _flat(abstract_state)
-        flat = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
+        flat = self._manager.restore(step, args=args)
+        missing = [name for name, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+        if missing:
+            raise KeyError(f"step {step} in {self._folder} holds no {', '.join(missing)}")
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[name] for name in abstract])
 
     def save(self, step: int, state, metrics: dict | None = None) -> None:
         """Save in the background; does nothing if `step` is saved already."""
         if step in self._manager.all_steps():
             return
-        self._manager.save(step, args=ocp.args.StandardSave(_flat(state)), metrics=metrics, force=True)
+        self._manager.save(step, args=ocp.args.PyTreeSave(_flat(state)), metrics=metrics, force=True)
 
     def wait(self) -> None:
         """Return when all saves are on disk; raises what a background save raised."""

@@ -311,6 +311,16 @@ def lock(workdir):
     return file
 
 
+def describe_start(config, workdir) -> str:
+    """One line for the log: devices, processes, versions, config digest, workdir."""
+    digest = digest_of({k: v for k, v in _plain(config).items() if k != "runtime"}, None)
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jsae", "jax", "flax", "optax"))
+    return (
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{jax.process_count()} process(es), {versions}, config {digest}, workdir {os.fspath(workdir)}"
+    )
+
+
 def _git_revision() -> str | None:
     try:
         done = subprocess.run(

@@ -1,0 +1,1 @@
+"""Experiments: one file each, `get_config()`; every default of the project lives here."""

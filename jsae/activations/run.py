@@ -1,0 +1,144 @@
+"""Stage `activations`: run the classifier over every split and store one site's activations.
+
+Mean and scale of the train split are measured on what is stored, in float64 on the host, shard by shard:
+first the mean, then the squared deviations from it.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from jsae import classifier
+from jsae.activations import store
+from jsae.data import augment, cache, pipeline
+from jsae.runtime import artifacts, logs, mesh, preemption, stages
+
+SPLITS = ("train", "val", "test")
+
+
+def run(config, workdir) -> None:
+    """Extract `config.activations.site` for train, val and test, going on after the last whole shard.
+
+    Raises:
+      ValueError: unknown site or dtype, or a batch size the mesh cannot deal.
+      stages.StageMissing: no finished classifier.
+    """
+    stage = stages.begin(config, workdir, "activations")
+    if stage.up_to_date:
+        return
+    c = config.activations
+    if c.dtype not in store.DTYPES:
+        raise ValueError(f"config.activations.dtype={c.dtype!r}; valid are {', '.join(store.DTYPES)}")
+    device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    mesh.check_batch(device_mesh, c.batch_size, "config.activations.batch_size")
+    params = classifier.load(stages.folder(config, workdir, "classifier"))
+    params.arch.check_site(c.site)
+    params = jax.jit(lambda p: p, out_shardings=mesh.replicated(device_mesh))(mesh.to_host(params))
+    forward = make_forward(device_mesh, c.site)
+    splits = cache.load_splits(**config.data)
+    normalisation, results = None, {}
+    for name in SPLITS:
+        split, folder = splits[name], stage.folder / name
+        shape, sizes = _extract(forward, params, split, folder, c, device_mesh)
+        if normalisation is None:  # train comes first
+            normalisation = measure(folder, sizes, c.dtype)
+        manifest = {
+            "site": c.site,
+            "grid": list(shape[:2]),
+            "n_channels": shape[2],
+            "n_images": len(split.labels),
+            "dtype": c.dtype,
+            "shards": sizes,
+            "class_names": list(split.class_names),
+            "classifier_digest": stage.manifest["upstream"],
+            **{key: normalisation[key] for key in ("mean", "scale")},
+        }
+        artifacts.write_json(folder / "manifest.json", manifest)
+        results[f"n_vectors_{name}"] = len(split.labels) * shape[0] * shape[1]
+    stage.finish(
+        results
+        | {
+            "site": c.site,
+            "grid": list(shape[:2]),
+            "n_channels": shape[2],
+            "scale": normalisation["scale"],
+            "gamma": normalisation["gamma"],
+        }
+    )
+
+
+def make_forward(device_mesh, site: str):
+    """A jitted (params, images uint8 [B, S, S, 3]) -> (acts at `site` [B, H, W, C], logits [B, L])."""
+
+    def forward(params, images):
+        with jax.default_matmul_precision("float32"):
+            logits, acts = classifier.apply(params, augment.normalise(images))
+        return acts[site], logits
+
+    return jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
+
+
+def _extract(forward, params, split, folder, c, device_mesh):
+    """Write the split's shards that are missing; ((H, W, C), shard sizes)."""
+    n, size = len(split.labels), c.images_per_shard
+    sizes = [min(size, n - start) for start in range(0, n, size)]
+    logits = []
+    with logs.progress(n, label=f"activations of {split.name}", unit="image") as progress:
+        for i, count in enumerate(sizes):
+            path, logits_path = folder / store.shard_name(i), folder / f"logits-{i:05d}.npy"
+            if not (path.exists() and logits_path.exists()):
+                rows = slice(i * size, i * size + count)
+                part = dataclasses.replace(split, images=split.images[rows], labels=split.labels[rows])
+                acts, scores = [], []
+                for batch in pipeline.eval_batches(
+                    part, batch_size=c.batch_size, process=mesh.process_slice()
+                ):
+                    out = forward(params, mesh.put_batch(device_mesh, {"image": batch["image"]})["image"])
+                    out = mesh.to_host(out)
+                    acts.append(store.to_stored(out[0], c.dtype))
+                    scores.append(out[1])
+                    preemption.check()
+                artifacts.write_array(path, np.concatenate(acts)[:count])
+                artifacts.write_array(logits_path, np.concatenate(scores)[:count])
+            progress.update(count)
+    for i in range(len(sizes)):
+        logits.append(artifacts.read_array(folder / f"logits-{i:05d}.npy"))
+    artifacts.write_array(folder / "logits.npy", np.concatenate(logits))
+    artifacts.write_array(folder / "labels.npy", np.asarray(split.labels, np.int32))
+    artifacts.write_json(folder / "image_ids.json", list(split.ids))
+    first = artifacts.read_array(folder / store.shard_name(0), mmap=True)
+    return first.shape[1:], sizes
+
+
+def measure(folder, sizes, dtype: str) -> dict:
+    """Mean [C], scale and gamma = ||mean|| / ||std|| (arXiv 2605.31518) of the stored vectors.
+
+    Raises ValueError if an activation is not finite.
+    """
+
+    def shards():
+        for i in range(len(sizes)):
+            path = folder / store.shard_name(i)
+            acts = store.from_stored(artifacts.read_array(path, mmap=True), dtype).astype(np.float64)
+            if not np.isfinite(acts).all():
+                image = int(np.argwhere(~np.isfinite(acts))[0][0])
+                raise ValueError(f"{path}: activations of image {image} of this shard are not finite")
+            yield acts.reshape(-1, acts.shape[-1])
+
+    count, total = 0, 0.0
+    for vectors in shards():
+        count, total = count + len(vectors), total + vectors.sum(0)
+    mean = total / count
+    squares = sum(np.square(vectors - mean[None, :]).sum(0) for vectors in shards())  # [C]
+    std = np.sqrt(squares / count)
+    scale = float(np.sqrt(squares.sum() / count / len(mean)))
+    if scale == 0:
+        raise ValueError(
+            f"all activations in {folder} are the same vector; there is nothing for an SAE to learn"
+        )
+    return {
+        "mean": [float(m) for m in mean.astype(np.float32)],
+        "scale": float(np.float32(scale)),
+        "gamma": float(np.linalg.norm(mean) / np.linalg.norm(std)),
+    }

@@ -1,0 +1,156 @@
+"""The activation store: one folder a split.
+
+    manifest.json       site, grid, n_channels, n_images, dtype, shard sizes, mean and scale of train,
+                        class names, classifier digest
+    shard-00000.npy     [n, H, W, C] raw activations of images 0..n-1 of the split, and so on
+    labels.npy          int32 [n_images]
+    logits.npy          float32 [n_images, L], the classifier's clean logits
+    image_ids.json      [n_images] strings
+
+Vector (image i, y, x) is acts[i, y, x]; image i is image i of the data split, so image id, position and
+label of every vector are known. Shards are written whole (a rename), so an interrupted extraction goes
+on with the first shard that is missing.
+"""
+
+import dataclasses
+import functools
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from jsae.runtime import artifacts
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationStore:
+    """Read side of one split's activations; made by `open`."""
+
+    folder: epath.Path
+    manifest: dict
+
+    @classmethod
+    def open(cls, folder) -> "ActivationStore":
+        """Open a finished store. Raises FileNotFoundError if extraction has not finished there."""
+        folder = epath.Path(folder)
+        path = folder / "manifest.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{folder} holds no finished activation store; run launch.extract first")
+        return cls(folder, artifacts.read_json(path))
+
+    @property
+    def site(self) -> str:
+        return self.manifest["site"]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W)."""
+        return tuple(self.manifest["grid"])
+
+    @property
+    def n_images(self) -> int:
+        return self.manifest["n_images"]
+
+    @property
+    def n_channels(self) -> int:
+        return self.manifest["n_channels"]
+
+    @property
+    def n_vectors(self) -> int:
+        """n_images * H * W."""
+        return self.n_images * self.grid[0] * self.grid[1]
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.manifest["class_names"]
+
+    @functools.cached_property
+    def mean(self) -> np.ndarray:
+        """Mean vector over the train split's raw activations, float32 [C]."""
+        return np.asarray(self.manifest["mean"], np.float32)
+
+    @property
+    def scale(self) -> float:
+        """sqrt(mean ||x - mean||^2 / C) over the train split."""
+        return self.manifest["scale"]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [n_images]."""
+        return artifacts.read_array(self.folder / "labels.npy")
+
+    @functools.cached_property
+    def logits(self) -> np.ndarray:
+        """Clean logits, float32 [n_images, L]."""
+        return artifacts.read_array(self.folder / "logits.npy")
+
+    @functools.cached_property
+    def predictions(self) -> np.ndarray:
+        """Clean predictions, int32 [n_images]."""
+        return self.logits.argmax(-1).astype(np.int32)
+
+    @functools.cached_property
+    def image_ids(self) -> list[str]:
+        return artifacts.read_json(self.folder / "image_ids.json")
+
+    @functools.cached_property
+    def _shards(self) -> list[np.ndarray]:
+        sizes = self.manifest["shards"]
+        shards = []
+        for i, n in enumerate(sizes):
+            path = self.folder / shard_name(i)
+            array = artifacts.read_array(path, mmap=True)
+            expected = (n, *self.grid, self.n_channels)
+            if array.shape != expected:
+                raise ValueError(
+                    f"{path} has shape {array.shape}, its manifest says {expected}; it is damaged"
+                )
+            shards.append(array)
+        return shards
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Raw activations of images start..stop-1, float32 [n, H, W, C]."""
+        pieces, first = [], 0
+        for shard in self._shards:
+            low, high = max(start - first, 0), min(stop - first, len(shard))
+            if low < high:
+                pieces.append(from_stored(shard[low:high], self.manifest["dtype"]))
+            first += len(shard)
+        if not pieces:
+            return np.zeros((0, *self.grid, self.n_channels), np.float32)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def batches(self, batch_size: int):
+        """Yield (start, acts float32 [batch_size, H, W, C], mask float32 [batch_size]) over all images.
+
+        The last batch is padded with zeros, whose mask is 0.
+        """
+        for start in range(0, self.n_images, batch_size):
+            acts = self.read(start, min(start + batch_size, self.n_images))
+            n = len(acts)
+            mask = (np.arange(batch_size) < n).astype(np.float32)
+            if n < batch_size:
+                acts = np.concatenate([acts, np.zeros((batch_size - n, *acts.shape[1:]), np.float32)])
+            yield start, acts, mask
+
+
+def shard_name(i: int) -> str:
+    """File name of shard i."""
+    return f"shard-{i:05d}.npy"
+
+
+def to_stored(acts: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32 activations as they lie on disk; .npy has no bfloat16, so its bits are kept as uint16."""
+    return acts.astype(np.float32) if dtype == "float32" else acts.astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
+def from_stored(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored activations as float32."""
+    stored = np.asarray(stored)
+    return (
+        stored.astype(np.float32)
+        if dtype == "float32"
+        else stored.view(ml_dtypes.bfloat16).astype(np.float32)
+    )

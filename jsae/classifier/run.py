@@ -1,0 +1,155 @@
+"""Stage `classifier`: train a ConvNeXt, keep the latest and the best checkpoint, evaluate on test."""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from jsae import metrics
+from jsae.classifier import convnext, train
+from jsae.data import cache, pipeline
+from jsae.runtime import checkpoints, logs, mesh, preemption, stages
+
+BEST = "val/mean_per_class_accuracy"
+
+
+def run(config, workdir) -> None:
+    """Train the classifier of `config` in workdir/classifier, or resume, or find it up to date.
+
+    Raises:
+      stages.ConfigMismatch: the folder holds a classifier of another config.
+      ValueError: a batch size the mesh cannot deal, an unknown size, a data set without classes to tell.
+      FloatingPointError: the loss is not finite.
+    """
+    stage = stages.begin(config, workdir, "classifier")
+    if stage.up_to_date:
+        return
+    c, log = config.classifier, logs.get_logger()
+    device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    mesh.check_batch(device_mesh, c.batch_size, "config.classifier.batch_size")
+    splits = cache.load_splits(**config.data)
+    arch = convnext.make_arch(
+        c.arch, len(splits["train"].class_names), stem_stride=c.stem_stride, depths=c.depths, dims=c.dims
+    )
+    n_images = len(splits["train"].labels)
+    n_steps = max(1, round(c.n_epochs * n_images / c.batch_size))
+    recipe = train.Recipe(
+        n_steps=n_steps,
+        warmup_steps=round(c.warmup_epochs * n_images / c.batch_size),
+        learning_rate=c.learning_rate,
+        weight_decay=c.weight_decay,
+        clip_norm=c.clip_norm,
+        label_smoothing=c.label_smoothing,
+        drop_path=c.drop_path,
+        ema_decay=c.ema_decay,
+        augmentation=dict(c.augmentation),
+        dtype=c.dtype,
+    )
+
+    # State: built on the mesh, so that nothing aliases what a donated step consumes.
+    everywhere = mesh.replicated(device_mesh)
+    make_state = jax.jit(
+        lambda: train.init_state(jax.random.key(config.seed), arch, recipe, c.layer_scale),
+        out_shardings=everywhere,
+    )
+    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints, best=BEST)
+    restored = saved.restore(checkpoints.abstract(jax.eval_shape(make_state), everywhere))
+    start, state = restored if restored else (0, make_state())
+    rows = logs.MetricsLog(stage.folder / "metrics.jsonl")
+    rows.rewind(start)
+    if start:
+        log.info("classifier: restored step %d of %d", start, n_steps)
+
+    batch_sharding = mesh.sharded(device_mesh)
+    step_fn = jax.jit(
+        train.make_step(arch, recipe, config.seed),
+        in_shardings=(everywhere, batch_sharding),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+    predict = train.make_predict(device_mesh)
+
+    def evaluate(name, stop=lambda: None):
+        split = splits[name]
+        params = convnext.Params(state["ema"], arch)
+        logits = train.predict_split(predict, params, split, device_mesh, c.batch_size, stop)
+        return {f"{name}/{key}": value for key, value in score(logits, split.labels).items()}
+
+    n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
+    log.info(
+        "classifier: %s, %d parameters, %d steps of %d images", arch.name, n_params, n_steps, c.batch_size
+    )
+    batches = pipeline.train_batches(
+        splits["train"],
+        seed=config.seed,
+        batch_size=c.batch_size,
+        start_step=start,
+        process=mesh.process_slice(),
+    )
+    pending, since = None, (time.monotonic(), start)  # metrics are read one step late: the device never waits
+    with logs.progress(n_steps, start=start, label="classifier") as progress:
+        for step in range(start + 1, n_steps + 1):
+            state, values = step_fn(state, mesh.put_batch(device_mesh, next(batches)))
+            if pending is not None:
+                _write(rows, *pending)
+                pending = None
+            if step % c.log_every_steps == 0 or step == n_steps:
+                now = time.monotonic()
+                rate = c.batch_size * (step - since[1]) / (now - since[0])
+                since = (now, step)
+                pending = step, values | {"images_per_s": rate}
+            progress.update(1)
+            stopping = preemption.requested()
+            if step % c.eval_every_steps == 0 or step == n_steps:
+                if pending is not None:
+                    _write(rows, *pending)
+                    pending = None
+                scores = evaluate("val")
+                rows.write(step, scores)
+                log.info("classifier: step %d, val accuracy %.3f", step, scores["val/accuracy"])
+                saved.save(step, state, {BEST: scores[BEST]})
+                since = (time.monotonic(), step)
+            elif step % c.save_every_steps == 0 or stopping:
+                if pending is not None:
+                    _write(rows, *pending)
+                    pending = None
+                saved.save(step, state)
+            if stopping:
+                saved.close()
+                preemption.check()
+    saved.wait()
+    test = evaluate("test", preemption.check)
+    saved.close()
+    log.info("classifier: test accuracy %.4f", test["test/accuracy"])
+    stage.finish(
+        {
+            "arch": dataclasses.asdict(arch),
+            "n_parameters": n_params,
+            "n_steps": n_steps,
+            "test_accuracy": test["test/accuracy"],
+            "test_mean_per_class_accuracy": test["test/mean_per_class_accuracy"],
+            "skipped_images": {name: len(split.skipped) for name, split in splits.items()},
+        }
+    )
+
+
+def _write(rows, step, values):
+    values = {key: np.asarray(value).item() for key, value in values.items()}
+    if not np.isfinite(values["train/loss"]):
+        raise FloatingPointError(
+            f"classifier: the loss at step {step} is {values['train/loss']}; lower the learning rate"
+        )
+    rows.write(step, values)
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> dict:
+    """Accuracy, mean per-class accuracy (classes absent from the split left out) and cross-entropy."""
+    scores = metrics.classifier_metrics(
+        metrics.classifier_sums(logits, labels, np.ones(len(labels), np.float32))
+    )
+    return {
+        "accuracy": scores["accuracy"],
+        "mean_per_class_accuracy": scores["mean_per_class_accuracy"],
+        "loss": scores["cross_entropy"],
+    }

@@ -1,0 +1,160 @@
+"""A finished study opened in Python: its classifier, SAE, data and tables.
+
+study = jsae.load("runs/demo")
+logits, acts = study.classifier(images)
+feats = study.sae.encode(acts[study.site])
+ablated, _ = study.classifier(images, edits={study.site: study.suppress([12, 407])})
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jsae import classifier, sae
+from jsae.ablation import edit
+from jsae.activations import ActivationStore
+from jsae.data import augment, cache, decode
+from jsae.runtime import artifacts, stages
+
+_TABLES = {
+    "features": "analysis",
+    "top_patches": "analysis",
+    "feature_space": "ablation",
+    "input_space": "ablation",
+    "agreement": "ablation",
+}
+
+
+def load(workdir) -> "Study":
+    """Open the study in `workdir`; weights are restored from its orbax checkpoints.
+
+    Raises FileNotFoundError if there is no study, or its classifier, extraction or SAE is not finished.
+    """
+    workdir = epath.Path(workdir)
+    if not (workdir / "config.json").exists():
+        raise FileNotFoundError(f"{workdir} holds no study (no config.json); run launch.pipeline first")
+    config = artifacts.read_json(workdir / "config.json")
+    for stage in ("classifier", "activations", "sae"):
+        stages.require(config, workdir, stage)
+    return Study(workdir, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The study's classifier (EMA weights); call it on images."""
+
+    params: classifier.Params
+
+    def __call__(self, images, *, edits: Mapping | None = None, start: str | None = None):
+        """Logits [B, L] and a dict site -> activations [B, H, W, C].
+
+        Args:
+          images: RGB [B, S, S, 3], uint8, or float32 already normalised (`Study.preprocess` makes uint8);
+            with `start`, raw activations [B, H, W, C] of that site.
+          edits: site -> function of its activations. Edits that are pytrees (jsae.ablation.edit) run under
+            one jit; any other function works as well, outside it.
+          start: a site to continue from.
+
+        Raises ValueError for an unknown site or a wrong shape.
+        """
+        edits = dict(edits or {})
+        images = jnp.asarray(images)
+        if images.dtype == jnp.uint8:
+            images = augment.normalise(images)
+        arrays = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(edits))
+        run = _jitted if arrays else _apply
+        return run(self.params, images, edits, start)
+
+
+def _apply(params, images, edits, start):
+    with jax.default_matmul_precision("float32"):
+        return classifier.apply(params, images, edits=edits, start=start)
+
+
+_jitted = jax.jit(_apply, static_argnums=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What `load` returns; everything is read when first asked for.
+
+    Attributes:
+      workdir: the study's folder.
+      config: its resolved config, a nested dict.
+    """
+
+    workdir: epath.Path
+    config: dict
+
+    @functools.cached_property
+    def classifier(self) -> Classifier:
+        return Classifier(classifier.load(self._folder("classifier")))
+
+    @functools.cached_property
+    def sae(self) -> sae.SAE:
+        return sae.load(self._folder("sae"))
+
+    @property
+    def site(self) -> str:
+        """The site whose activations the SAE was trained on."""
+        return self.config["activations"]["site"]
+
+    @functools.cached_property
+    def data(self) -> dict[str, cache.Split]:
+        """The splits "train", "val" and "test" with images, labels, ids and, where drawn, part masks."""
+        return cache.load_splits(**self.config["data"])
+
+    @functools.cached_property
+    def summary(self) -> dict:
+        """summary.json."""
+        return artifacts.read_json(self.workdir / "summary.json")
+
+    def activations(self, split: str) -> ActivationStore:
+        """The stored activations of a split."""
+        return ActivationStore.open(self._folder("activations") / split)
+
+    def table(self, name: str):
+        """A result table as a pyarrow Table: features, top_patches, feature_space, input_space, agreement."""
+        if name not in _TABLES:
+            raise ValueError(f"there is no table {name!r}; the tables are {', '.join(_TABLES)}")
+        return artifacts.read_table(self._folder(_TABLES[name]) / f"{name}.parquet")
+
+    def preprocess(self, paths) -> np.ndarray:
+        """Image files as the classifier's input, uint8 [B, S, S, 3]: decoded, banner cut, fitted.
+
+        Raises ValueError that names a file which is no usable image.
+        """
+        data = self.config["data"]
+        images = []
+        for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+            try:
+                rgb = decode.decode_rgb(epath.Path(path).read_bytes(), banner_px=data["banner_px"])
+            except decode.BadImage as error:
+                raise ValueError(f"{os.fspath(path)}: {error}") from error
+            images.append(decode.fit_square(rgb, data["image_size"], data["fit"]))
+        return np.stack(images)
+
+    def suppress(self, features, keep=0.0, *, mode: str = "delta") -> edit.FeatureEdit:
+        """Remove features, or scale them by `keep`; see jsae.ablation.edit."""
+        return edit.suppress(self.sae, features, keep, mode=mode)
+
+    def keep(self, keep, *, mode: str = "delta") -> edit.FeatureEdit:
+        """Scale every feature by its entry of `keep` [F]."""
+        return edit.keep(self.sae, keep, mode=mode)
+
+    def clamp(self, features, value, *, mode: str = "delta") -> edit.FeatureEdit:
+        """Set features to `value` (raw units) at every position."""
+        return edit.clamp(self.sae, features, value, mode=mode)
+
+    def steer(self, features, amount, *, mode: str = "delta") -> edit.FeatureEdit:
+        """Add `amount` (raw units) to features at every position."""
+        return edit.steer(self.sae, features, amount, mode=mode)
+
+    def _folder(self, stage: str) -> epath.Path:
+        return stages.folder(self.config, self.workdir, stage)

@@ -1,0 +1,81 @@
+"""What all launch scripts share: signal handlers first, then flags, devices, log, lock.
+
+Importing this module installs the signal handlers; it comes before jax in every script.
+"""
+
+from jsae.runtime import preemption
+
+preemption.install()
+
+import importlib
+import os
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from jsae.runtime import logs, mesh, stages
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study (local, gs:// or another etils path).")
+_RESTART = flags.DEFINE_string(
+    "restart", None, f"Drop this stage and all below first: {', '.join(stages.STAGES)}."
+)
+
+
+def run_stages(names) -> None:
+    """Run the named stages of the config in the workdir, in order; the whole body of a launch script.
+
+    Exit codes: 0 done, 1 bad input (the message says what), 75 preempted: start the same command again.
+    """
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(lambda argv: _main(argv, names), flags_parser=_parse)
+
+
+def _parse(argv):
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        sys.exit(f"error: {_flag_error(error)}")
+
+
+def _flag_error(error) -> str:
+    text = str(error.args[0]) if error.args else str(error)
+    if not _CONFIG.present and "config" not in text:
+        return text
+    return f"{text}\nThe keys are those of the config file; config.<section>.<key>=value overrides one."
+
+
+def _main(argv, names) -> None:
+    if len(argv) > 1:
+        sys.exit(
+            f"error: unexpected argument {argv[1]!r}; "
+            "flags are --config, --config.KEY=VALUE, --workdir and --restart"
+        )
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if config.runtime.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    mesh.initialize()
+    log = logs.get_logger()
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax and tfds say a lot at info
+    logs.to_terminal()
+    try:
+        mesh.check_accelerator()
+        held = stages.lock(workdir)  # noqa: F841 - held until the process ends
+        logs.to_file(workdir)
+        log.info("%s", stages.describe_start(config, workdir))
+        if _RESTART.value:
+            stages.restart(config, workdir, _RESTART.value)
+        stages.write_config(config, workdir)
+        for name in names:
+            preemption.check()
+            importlib.import_module(f"jsae.{name}.run").run(config, workdir)
+            importlib.import_module("jsae.report.summary").write_summary(config, workdir)
+        log.info("results: %s", workdir)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        log.debug("traceback", exc_info=True)
+        log.error("error: %s", error)
+        sys.exit(1)
