@@ -4,11 +4,13 @@
     feats = sae.encode(x)      # raw activations [..., C] -> features [..., F] in raw units
     x_hat = sae.decode(feats)  # back to raw activations
 
-`load(folder)` restores a trained one from the last checkpoint of its stage, `run(config, workdir)` is the
-stage itself.
+`load(folder)` restores a trained one from the last checkpoint of its stage. The stage itself is
+`jsae.sae.run.run(config, workdir)`; `jsae.sae.export` writes and reads SAELens' format.
 """
 
+from jsae.sae.losses import loss
 from jsae.sae.model import SAE, decode, encode, init
+from jsae.sae.restore import load
 from jsae.sae.variants import VARIANTS
 
-__all__ = ["SAE", "VARIANTS", "decode", "encode", "init"]
+__all__ = ["SAE", "VARIANTS", "decode", "encode", "init", "load", "loss"]

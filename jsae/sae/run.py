@@ -1,0 +1,173 @@
+"""Stage `sae`: train an SAE on the activations of the train split, evaluate it on test, export it.
+
+The activations lie on the device (`jsae.sae.blocks`), `jsae.sae.fit` is the loop over them. In the stage's
+folder:
+
+    model.json        variant, n_channels, n_features, k
+    checkpoints/      the train state: parameters, constants, Adam's moments, counters
+    metrics.jsonl     rows train/* every log_every_steps, eval/* (on val) every eval_every_steps
+    export/           cfg.json and sae_weights.safetensors, which SAELens reads
+    manifest.json     with the headline results
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from jsae import metrics
+from jsae.activations import ActivationStore
+from jsae.runtime import checkpoints, logs, preemption, stages
+from jsae.runtime import mesh as meshes
+from jsae.sae import blocks, evaluate, export, fit, model, restore, train
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def run(config, workdir) -> None:
+    """Train `config.sae`, or go on with it.
+
+    Raises:
+      ValueError: a setting that makes no SAE, batch or mesh; the message lists the valid values.
+      FloatingPointError: max_bad_steps steps in a row had a loss or gradient that is not finite.
+      stages.StageMissing: no finished activations.
+    """
+    stage = stages.begin(config, workdir, "sae")
+    if stage.up_to_date:
+        return
+    c = config.sae
+    stores = {
+        name: ActivationStore.open(stages.folder(config, workdir, "activations") / name)
+        for name in ("train", "val", "test")
+    }
+    source = stores["train"]
+    mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    blocks.check_mesh(mesh)
+    shape = blocks.shape_of(source.n_vectors, source.n_channels, c.batch_size)
+    recipe = recipe_of(c, shape)
+
+    def fresh(mean, scale):
+        sae = model.init(
+            jax.random.key(config.seed),
+            n_channels=source.n_channels,
+            n_features=c.n_features,
+            variant=c.variant,
+            k=c.k if c.variant == "topk" else None,
+            mean=mean,
+            scale=scale,
+        )
+        return train.init_state(sae, recipe)
+
+    constants = {"mean": source.mean, "scale": np.float32(source.scale)}
+    abstract = jax.eval_shape(fresh, **constants)
+    shardings = train.shardings(mesh, abstract)
+    restore.describe(stage.folder, abstract.sae)
+    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.get("keep_checkpoints", 2))
+    found = saved.restore(checkpoints.abstract(abstract, shardings))
+    if found is None:
+        step, state = 0, jax.jit(fresh, out_shardings=shardings)(**constants)
+    else:
+        step, state = found
+        logs.get_logger().info("sae: going on from step %d of %d", step, recipe.n_steps)
+    log = logs.MetricsLog(stage.folder / METRICS_FILE)
+    log.rewind(step)
+
+    resident = blocks.build(
+        mesh,
+        _raw_vectors(source, c.batch_size),
+        shape,
+        seed=config.seed,
+        mean=source.mean,
+        scale=source.scale,
+    )
+    sums = evaluate.make_sums(mesh)
+    over = functools.partial(evaluate.over_store, sums, mesh=mesh, n_vectors=c.batch_size)
+    dispatch = train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch)
+    order_of = blocks.make_order(mesh, shape, config.seed)
+    state, rate = fit.fit(
+        *(state, step, resident, dispatch, order_of),
+        recipe=recipe,
+        shape=shape,
+        every={name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")},
+        steps_per_dispatch=c.steps_per_dispatch,
+        max_bad_steps=c.max_bad_steps,
+        validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
+        saved=saved,
+        log=log,
+        last_eval=fit.last_eval(stage.folder / METRICS_FILE),
+    )
+    resident = None  # frees the devices' memory
+    saved.close()
+    results = final_numbers(over, state.sae, stores)
+    whole = meshes.to_host(jax.jit(lambda t: t, out_shardings=meshes.replicated(mesh))(state.sae))
+    export.save(stage.folder / "export", whole, metadata={"site": source.site})
+    stage.finish(
+        {
+            "variant": state.sae.variant,
+            "n_channels": state.sae.n_channels,
+            "n_features": state.sae.n_features,
+            "k": state.sae.k,
+            **results,
+            "gamma": stages.results(config, workdir, "activations").get("gamma"),
+            "steps": recipe.n_steps,
+            "refused_steps": int(state.bad_total),
+            "vectors_per_s": rate,
+        }
+    )
+
+
+def recipe_of(c, shape: blocks.Shape) -> train.Recipe:
+    """The recipe of `config.sae` for blocks of this shape."""
+    return train.Recipe(
+        n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
+        learning_rate=c.learning_rate,
+        lr_warmup_steps=c.lr_warmup_steps,
+        l1=c.l1 if c.variant == "relu_l1" else 0.0,
+        l1_warmup_steps=c.l1_warmup_steps,
+        aux_alpha=c.aux_alpha if c.variant == "topk" else 0.0,
+        dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
+        precision=c.get("precision", "float32"),
+    )
+
+
+def _raw_vectors(store, n_vectors: int):
+    """Raw activations [n, C] of a store in its order, whole images at a time."""
+    images = max(1, n_vectors // (store.grid[0] * store.grid[1]))
+    for start in range(0, store.n_images, images):
+        preemption.check()
+        acts = store.read(start, min(start + images, store.n_images))
+        yield acts.reshape(-1, store.n_channels)
+
+
+def final_numbers(over, sae: model.SAE, stores: dict) -> dict:
+    """l0, fvu and mean density on test, pca_fvu with round(l0) components, dead_fraction over train.
+
+    `over` is (sae, store, stop=...) -> (SaeSums, Moments); a signal ends the stage here, with the last
+    checkpoint already saved. Numbers of an empty test split are None.
+    """
+    found = {}
+    for name in ("train", "test"):
+        found[name] = over(sae, stores[name], stop=preemption.requested)
+        if found[name] is None:
+            preemption.check()
+    (train_sums, train_moments), (test_sums, test_moments) = found["train"], found["test"]
+    on_train = metrics.sae_metrics(train_sums)
+    results = {
+        "dead_fraction": on_train["dead_fraction"],
+        "n_vectors_train": on_train["n_vectors"],
+        **dict.fromkeys(("l0", "fvu", "density_mean", "pca_fvu", "n_vectors_test")),
+    }
+    if test_sums is None:
+        return results
+    on_test = metrics.sae_metrics(test_sums)
+    return results | {
+        "l0": on_test["l0"],
+        "fvu": on_test["fvu"],
+        "density_mean": float(on_test["density"].mean()),
+        "n_vectors_test": on_test["n_vectors"],
+        "pca_fvu": metrics.pca_fvu(
+            *(train_moments.mean, metrics.covariance(train_moments)),
+            *(test_moments.mean, metrics.covariance(test_moments)),
+            k=round(on_test["l0"]),
+        ),
+    }

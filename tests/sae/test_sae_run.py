@@ -1,0 +1,116 @@
+"""The stage: results, files, resume bit for bit, preemption, bad activations, errors."""
+
+import jax
+import numpy as np
+import pytest
+
+from jsae import sae
+from jsae.runtime import artifacts, logs, preemption, stages
+from jsae.sae import export
+from jsae.sae.run import run
+
+RESULTS = {
+    *("variant", "n_channels", "n_features", "k", "l0", "fvu", "density_mean", "pca_fvu", "dead_fraction"),
+    *("n_vectors_train", "n_vectors_test", "gamma", "steps", "refused_steps", "vectors_per_s"),
+}
+
+
+def rows_of(workdir):
+    """metrics.jsonl without what a clock wrote."""
+    rows = logs.read_metrics(workdir / "sae" / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.endswith(("_s", "_per_s"))} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(examples, tmp_path_factory):
+    """(config, workdir) of a run that nobody interrupted."""
+    config, workdir = examples.small_config(), tmp_path_factory.mktemp("finished")
+    examples.make_activations(config, workdir)
+    run(config, workdir)
+    return config, workdir
+
+
+def test_results_files_and_metrics(finished):
+    config, workdir = finished
+    results = stages.results(config, workdir, "sae")
+    assert set(results) == RESULTS
+    assert results["fvu"] < 0.6
+    assert results["l0"] <= 4
+    assert results["pca_fvu"] > results["fvu"]  # 32 directions in 16 channels, 4 components
+    assert (results["n_vectors_train"], results["n_vectors_test"], results["steps"]) == (540, 180, 60)
+    assert results["density_mean"] == pytest.approx(results["l0"] / 64)
+    rows = rows_of(workdir)
+    trained = [row for row in rows if "train/loss" in row]
+    evaluated = [row for row in rows if "eval/fvu" in row]
+    assert [row["step"] for row in trained] == list(range(5, 61, 5))
+    assert [row["step"] for row in evaluated] == [15, 30, 45, 60]
+    assert trained[-1]["train/fvu"] < 0.6 * trained[0]["train/fvu"]
+    raw = (workdir / "sae" / "metrics.jsonl").read_text()
+    assert "train/vectors_per_s" in raw
+
+    run(config, workdir)  # up to date
+    assert rows_of(workdir) == rows
+
+
+def test_load_and_export_give_the_trained_sae(finished, examples):
+    config, workdir = finished
+    model = sae.load(workdir / "sae")
+    store = examples.open_store(config, workdir, "test")
+    x = store.read(0, store.n_images)
+    feats = np.asarray(model.encode(x))
+    x_hat = np.asarray(model.decode(feats)).reshape(-1, 16)
+    flat = x.reshape(-1, 16)
+    fvu = ((flat - x_hat) ** 2).sum() / ((flat - flat.mean(0)[None, :]) ** 2).sum()
+    assert fvu == pytest.approx(stages.results(config, workdir, "sae")["fvu"], rel=1e-4)
+    np.testing.assert_array_equal(model.mean, store.mean)
+    back = export.load(workdir / "sae" / "export")
+    assert np.abs(back.encode(x) - feats).max() < 1e-4 * feats.max()
+
+
+@pytest.mark.parametrize("polls, steps_per_dispatch", [(6, 4), (9, 7)])
+def test_a_preempted_run_goes_on_bit_for_bit(finished, study, monkeypatch, polls, steps_per_dispatch):
+    """Stopped at a poll in training or in evaluation, resumed with another grouping of steps."""
+    config, workdir = study
+    asked = iter(range(10**6))
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "requested", lambda: next(asked) >= polls)
+        with pytest.raises(preemption.Preempted):
+            run(config, workdir)
+    assert not (workdir / "sae" / "export").exists()
+    config.sae.steps_per_dispatch = steps_per_dispatch
+    run(config, workdir)
+    expected = sae.load(finished[1] / "sae")
+    jax.tree.map(np.testing.assert_array_equal, sae.load(workdir / "sae"), expected)
+    assert rows_of(workdir) == rows_of(finished[1])
+
+
+def test_activations_that_are_not_finite_stop_the_run_and_name_the_step(study):
+    config, workdir = study
+    shard = workdir / "activations" / "train" / "shard-00000.npy"
+    acts = artifacts.read_array(shard).copy()
+    acts[:] = np.nan
+    artifacts.write_array(shard, acts)
+    with pytest.raises(FloatingPointError, match="stopped at step 3: the last 3 steps in a row"):
+        run(config, workdir)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"variant": "tokp"}, "relu_l1, topk"),
+        ({"k": 65}, r"1\.\.n_features=64"),
+        ({"batch_size": 100}, "multiple of 64"),
+        ({"lr_warmup_steps": 60}, r"0\.\.59"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_trained(study, changes, message):
+    config, workdir = study
+    config.sae.update(changes)
+    with pytest.raises(ValueError, match=message):
+        run(config, workdir)
+    assert not (workdir / "sae" / "checkpoints").exists()
+
+
+def test_load_says_what_to_run_where_nothing_was_trained(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run launch\.train_sae"):
+        sae.load(tmp_path)
