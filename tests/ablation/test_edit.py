@@ -52,6 +52,11 @@ def test_keeping_everything_is_the_identity_bit_for_bit(sae, acts):
         np.testing.assert_array_equal(bits(identity(acts)), bits(acts))
 
 
+def test_taking_away_a_zero_of_either_sign_keeps_the_sign_of_zero():
+    x = jnp.array([-0.0, -0.0, 0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(bits(edit.subtract(x, jnp.array([-0.0, 0.0, -0.0, 0.0, -0.0]))), bits(x))
+
+
 def test_identity_holds_in_bfloat16(sae, acts):
     low = acts.astype(jnp.bfloat16)
     out = edit.keep(sae, jnp.ones(F))(low)

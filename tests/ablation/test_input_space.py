@@ -149,6 +149,12 @@ def test_control_patches_stay_on_the_aircraft_where_that_is_possible(pixels):
     np.testing.assert_array_equal(found.on_aircraft, images < 5)
 
 
+def test_energies_within_a_fifth_count_as_matched():
+    energy = np.array([[[10.0, 12.1, 7.9]], [[10.0, 12.0, 7.0]], [[10.0, 20.0, 8.1]]])
+    cells, _, energy_matched, _ = input_space._choose_controls(energy, np.zeros((3, 2), int), 1, None)
+    assert energy_matched.tolist() == [False, True, True] and cells[1:, 1].tolist() == [1, 2]
+
+
 def test_without_room_for_a_control_it_is_nan(pixels):
     found = measure(pixels, size_cells=5)
     assert not found.matched.any()
