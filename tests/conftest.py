@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -14,7 +16,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
-_SHARED = pathlib.Path(__file__).parents[2] / "shared"
+ROOT = pathlib.Path(__file__).parents[1]
+_SHARED = ROOT.parent / "shared"
 
 
 def _shared(relative: str) -> pathlib.Path:
@@ -46,3 +49,35 @@ def samples_dir():
 def weights_path():
     """A small pretrained ConvNeXt-atto, timm's names."""
     return _shared("weights/convnext_atto_64px_200.safetensors")
+
+
+@pytest.fixture(scope="session")
+def clean_environment(tmp_path_factory):
+    """Environment of the subprocesses that tests start: one CPU device, caches of this session only."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    folder = tmp_path_factory.mktemp("caches")
+    return environment | {
+        "JSAE_CACHE": str(folder / "data"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture(scope="session")
+def study_dir(clean_environment, tmp_path_factory):
+    """The small form of the demo, run once through `launch.pipeline` and shared by all end-to-end tests."""
+    workdir = tmp_path_factory.mktemp("study") / "small study"
+    command = [
+        sys.executable,
+        "-m",
+        "launch.pipeline",
+        "--config=configs/demo.py:small",
+        f"--workdir={workdir}",
+    ]
+    done = subprocess.run(
+        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    os.environ["JSAE_CACHE"] = clean_environment["JSAE_CACHE"]
+    return workdir

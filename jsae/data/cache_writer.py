@@ -17,7 +17,6 @@ import os
 import pathlib
 
 import grain.python as grain
-import jax
 import numpy as np
 
 from jsae.data import decode
@@ -48,7 +47,7 @@ def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_i
         for split, source in sources.items():
             start, skipped[split], split_ids = writer.count, [], []
             for example in _decoded(source, data, image_size):
-                _stop_if_asked()
+                preemption.check_if_alone()
                 progress.update(1)
                 if isinstance(example, _Bad):
                     if on_bad_image == "error":
@@ -77,12 +76,6 @@ def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_i
 def bad_image_message(where: str, reason: str) -> str:
     """What a run that stops at a damaged image says."""
     return f"{where}: {reason}. Mend or remove it, or leave such images out with data.on_bad_image=skip"
-
-
-def _stop_if_asked() -> None:
-    # with several processes the question is a collective, and here each process is at its own place
-    if jax.process_count() == 1:
-        preemption.check()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Checkpoints:
         self._best = best
         self._manager = ocp.CheckpointManager(
             self._folder,
+            item_handlers=ocp.PyTreeCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=manager.AnyPreservationPolicy(policies),
                 best_fn=(lambda metrics: metrics[best]) if best else None,
@@ -62,6 +63,11 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The saved step with the highest value of the best metric, or None."""
         return self._manager.best_step() if self._best else None
+
+    def names(self, step: int) -> dict[str, tuple]:
+        """Name -> (shape, dtype) of every array saved at `step`."""
+        metadata = self._manager.item_metadata(step).tree
+        return {name: (leaf.shape, leaf.dtype) for name, leaf in metadata.items()}
 
     def restore(self, abstract_state, step: int | None = None):
         """(step, state) of the newest readable checkpoint, or None if there is none.

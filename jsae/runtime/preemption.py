@@ -40,14 +40,18 @@ def install() -> None:
     signal.signal(signal.SIGINT, _on_signal)
 
 
+def _is_alone() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is None or not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def requested() -> bool:
     """True if this process, or any process of a multi-process run, was asked to stop.
 
     With several processes this is a collective: all must call it the same number of times.
     """
     flagged = _signal_number is not None
-    jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized() or jax.process_count() == 1:
+    if _is_alone():
         return flagged
     import numpy as np
     from jax.experimental import multihost_utils
@@ -59,6 +63,12 @@ def check() -> None:
     """Raise `Preempted` if a stop was asked for; for loops whose state is already on disk."""
     if requested():
         raise Preempted
+
+
+def check_if_alone() -> None:
+    """`check` for work that every process does at its own pace; does nothing with several processes."""
+    if _is_alone():
+        check()
 
 
 def reset() -> None:

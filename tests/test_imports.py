@@ -1,0 +1,75 @@
+"""Import directions: rooms only import rooms above them in the README's list, nothing heavy sneaks in."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROOMS = [
+    "metrics",
+    "runtime",
+    "data",
+    "classifier",
+    "activations",
+    "sae",
+    "analysis",
+    "ablation",
+    "report",
+    "study",
+]
+FILES = sorted((ROOT / "jsae").rglob("*.py"))
+
+
+def imported(path):
+    """Dotted names of all modules that a file imports, inside functions too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def room(path):
+    return path.relative_to(ROOT / "jsae").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_point_one_way(path):
+    if path == ROOT / "jsae" / "__init__.py":
+        return
+    position = ROOMS.index(room(path))
+    for name in imported(path):
+        parts = name.split(".")
+        assert parts[0] not in ("tensorflow", "torch", "ml_collections"), f"{path} imports {name}"
+        if parts[0] == "jsae" and len(parts) > 1 and parts[1] in ROOMS:
+            allowed = ROOMS[: position + 1]
+            assert parts[1] in allowed, (
+                f"{path}: {room(path)} may import {', '.join(allowed)}, not {parts[1]}"
+            )
+            assert {room(path), parts[1]} != {"classifier", "sae"}, (
+                f"{path}: classifier and sae do not know each other"
+            )
+
+
+def test_flax_is_imported_in_one_file():
+    users = [p for p in FILES if any(n.split(".")[0] == "flax" for n in imported(p))]
+    assert users == [ROOT / "jsae" / "classifier" / "convnext.py"]
+
+
+def test_importing_jsae_loads_no_jax():
+    code = "import sys, jsae; from jsae.runtime import preemption; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
+def test_process_count_is_asked_in_runtime_only():
+    for path in FILES:
+        if room(path) != "runtime":
+            text = path.read_text()
+            assert "process_count" not in text and "process_index" not in text, path
