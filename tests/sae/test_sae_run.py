@@ -6,7 +6,7 @@ import pytest
 
 from jsae import sae
 from jsae.runtime import artifacts, logs, preemption, stages
-from jsae.sae import export
+from jsae.sae import evaluate, export, fit
 from jsae.sae.run import run
 
 RESULTS = {
@@ -67,17 +67,37 @@ def test_load_and_export_give_the_trained_sae(finished, examples):
     assert np.abs(back.encode(x) - feats).max() < 1e-4 * feats.max()
 
 
-@pytest.mark.parametrize("polls, steps_per_dispatch", [(6, 4), (9, 7)])
-def test_a_preempted_run_goes_on_bit_for_bit(finished, study, monkeypatch, polls, steps_per_dispatch):
-    """Stopped at a poll in training or in evaluation, resumed with another grouping of steps."""
+def raise_flag_at_call(monkeypatch, module, name, call):
+    """Preemption is requested from the call-th call of module.name on."""
+    original, flag, calls = getattr(module, name), [], []
+
+    def wrapped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            flag.append(True)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, wrapped)
+    monkeypatch.setattr(preemption, "requested", lambda: bool(flag))
+
+
+def test_a_run_stopped_three_times_goes_on_bit_for_bit(finished, study, monkeypatch):
+    """Stopped in the evaluation at step 15, in training and in the last pass, with other groupings of steps."""
     config, workdir = study
-    asked = iter(range(10**6))
-    with monkeypatch.context() as patch:
-        patch.setattr(preemption, "requested", lambda: next(asked) >= polls)
-        with pytest.raises(preemption.Preempted):
-            run(config, workdir)
-    assert not (workdir / "sae" / "export").exists()
-    config.sae.steps_per_dispatch = steps_per_dispatch
+    stops = (
+        (evaluate, "over_store", 1, 4, 15),
+        (fit, "_report", 2, 7, 25),
+        (evaluate, "over_store", 4, 3, 60),  # after the evaluations at 30, 45 and 60
+    )
+    for module, name, call, steps_per_dispatch, stopped_at in stops:
+        config.sae.steps_per_dispatch = steps_per_dispatch
+        with monkeypatch.context() as patch:
+            raise_flag_at_call(patch, module, name, call)
+            with pytest.raises(preemption.Preempted):
+                run(config, workdir)
+        kept = max(int(path.name) for path in (workdir / "sae" / "checkpoints").iterdir())
+        assert kept >= stopped_at
+        assert not (workdir / "sae" / "export").exists()
     run(config, workdir)
     expected = sae.load(finished[1] / "sae")
     jax.tree.map(np.testing.assert_array_equal, sae.load(workdir / "sae"), expected)
