@@ -82,7 +82,7 @@ def raise_flag_at_call(monkeypatch, module, name, call):
 
 
 def test_a_run_stopped_three_times_goes_on_bit_for_bit(finished, study, monkeypatch):
-    """Stopped in the evaluation at step 15, in training and in the last pass, with other groupings of steps."""
+    """Stopped in evaluation (step 15), in training and in the last pass, grouped otherwise each time."""
     config, workdir = study
     stops = (
         (evaluate, "over_store", 1, 4, 15),
