@@ -301,10 +301,10 @@ def lock(workdir):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        file.seek(0)
-        raise RuntimeError(
-            f"another run works in {path}: {file.read().strip() or 'unknown process'}"
-        ) from error
+        with file:
+            file.seek(0)
+            holder = file.read().strip() or "unknown process"
+        raise RuntimeError(f"another run works in {path}: {holder}") from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()

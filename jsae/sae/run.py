@@ -62,7 +62,7 @@ def run(config, workdir) -> None:
     abstract = jax.eval_shape(fresh, **constants)
     shardings = train.shardings(mesh, abstract)
     restore.describe(stage.folder, abstract.sae)
-    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.get("keep_checkpoints", 2))
+    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints)
     found = saved.restore(checkpoints.abstract(abstract, shardings))
     if found is None:
         step, state = 0, jax.jit(fresh, out_shardings=shardings)(**constants)
@@ -126,7 +126,7 @@ def recipe_of(c, shape: blocks.Shape) -> train.Recipe:
         l1_warmup_steps=c.l1_warmup_steps,
         aux_alpha=c.aux_alpha if c.variant == "topk" else 0.0,
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
-        precision=c.get("precision", "float32"),
+        precision=c.precision,
     )
 
 

@@ -1,0 +1,87 @@
+"""The activation store: what is read is what was stored, with where it comes from; statistics are exact."""
+
+import numpy as np
+import pytest
+
+from jsae.activations import ActivationStore, store
+from jsae.activations.run import measure
+from jsae.runtime import artifacts
+
+
+def write(folder, acts, per_shard, dtype="float32", **more):
+    sizes = [len(acts[i : i + per_shard]) for i in range(0, len(acts), per_shard)]
+    for i, start in enumerate(range(0, len(acts), per_shard)):
+        shard = store.to_stored(acts[start : start + per_shard], dtype)
+        artifacts.write_array(folder / store.shard_name(i), shard)
+    manifest = {
+        "site": "stage4",
+        "grid": list(acts.shape[1:3]),
+        "n_channels": acts.shape[3],
+        "n_images": len(acts),
+        "dtype": dtype,
+        "shards": sizes,
+        "class_names": ["a", "b"],
+        "mean": [0.0] * acts.shape[3],
+        "scale": 1.0,
+    }
+    artifacts.write_json(folder / "manifest.json", manifest | more)
+    return sizes
+
+
+@pytest.mark.parametrize("dtype", store.DTYPES)
+def test_reads_across_shards(tmp_path, dtype):
+    acts = np.random.default_rng(0).normal(size=(11, 2, 3, 5)).astype(np.float32)
+    if dtype == "bfloat16":
+        acts = store.from_stored(store.to_stored(acts, dtype), dtype)
+    write(tmp_path, acts, 4, dtype)
+    opened = ActivationStore.open(tmp_path)
+    assert (opened.grid, opened.n_images, opened.n_channels, opened.n_vectors) == ((2, 3), 11, 5, 66)
+    for start, stop in ((0, 11), (3, 5), (4, 8), (2, 10), (11, 11)):
+        np.testing.assert_array_equal(opened.read(start, stop), acts[start:stop])
+
+
+def test_batches_pad_the_last_with_a_mask(tmp_path):
+    acts = np.random.default_rng(0).normal(size=(7, 1, 1, 2)).astype(np.float32)
+    write(tmp_path, acts, 3)
+    batches = list(ActivationStore.open(tmp_path).batches(4))
+    assert [start for start, _, _ in batches] == [0, 4]
+    assert all(a.shape == (4, 1, 1, 2) for _, a, _ in batches)
+    np.testing.assert_array_equal(batches[1][2], [1, 1, 1, 0])
+    np.testing.assert_array_equal(np.concatenate([a[m > 0] for _, a, m in batches]), acts)
+
+
+def test_mean_and_scale_with_a_huge_offset(tmp_path):
+    rng = np.random.default_rng(1)
+    offset = 1000 * rng.normal(size=6)
+    acts = (offset + rng.normal(size=(9, 2, 2, 6))).astype(np.float32)
+    sizes = write(tmp_path, acts, 4)
+    found = measure(tmp_path, sizes, "float32")
+    vectors = acts.reshape(-1, 6).astype(np.float64)
+    np.testing.assert_allclose(found["mean"], vectors.mean(0), rtol=1e-7)  # float32 of a float64 mean
+    scale = np.sqrt(((vectors - vectors.mean(0)) ** 2).sum(1).mean() / 6)
+    np.testing.assert_allclose(found["scale"], scale, rtol=1e-6)
+    gamma = np.linalg.norm(vectors.mean(0)) / np.linalg.norm(vectors.std(0))
+    np.testing.assert_allclose(found["gamma"], gamma, rtol=1e-6)
+
+
+def test_constant_and_non_finite_activations_are_named(tmp_path):
+    sizes = write(tmp_path / "constant", np.ones((4, 1, 1, 3), np.float32), 2)
+    with pytest.raises(ValueError, match="are the same vector"):
+        measure(tmp_path / "constant", sizes, "float32")
+    acts = np.random.default_rng(0).normal(size=(4, 1, 1, 3)).astype(np.float32)
+    acts[3, 0, 0, 1] = np.nan
+    sizes = write(tmp_path / "nan", acts, 2)
+    with pytest.raises(
+        ValueError, match=r"shard-00001.npy: activations of image 1 of this shard are not finite"
+    ):
+        measure(tmp_path / "nan", sizes, "float32")
+
+
+def test_unfinished_and_damaged_stores_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no finished activation store; run launch.extract"):
+        ActivationStore.open(tmp_path / "nothing")
+    acts = np.zeros((4, 1, 1, 3), np.float32)
+    write(tmp_path, acts, 2)
+    artifacts.write_array(tmp_path / store.shard_name(1), acts[:1])
+    with pytest.raises(ValueError, match=r"shard-00001.npy has shape \(1, 1, 1, 3\).*it is damaged"):
+        ActivationStore.open(tmp_path).read(0, 4)

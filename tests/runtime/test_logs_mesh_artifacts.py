@@ -1,0 +1,63 @@
+"""metrics.jsonl rewinds to a step, tables are whole, the mesh refuses what it cannot deal."""
+
+import json
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jsae.runtime import artifacts, logs, mesh
+
+
+def test_rewinding_drops_later_rows_and_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = logs.MetricsLog(path)
+    for step in (10, 20, 30):
+        rows.write(step, {"train/loss": np.float32(step), "train/rate": float("nan")})
+    with open(path, "a") as file:
+        file.write('{"step": 40, "train/lo')
+    logs.MetricsLog(path).rewind(20)
+    assert [row["step"] for row in logs.read_metrics(path)] == [10, 20]
+    assert logs.read_metrics(path)[0] == {"step": 10, "train/loss": 10.0, "train/rate": None}
+    rows.write(30, {"train/loss": 1})
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "summary.json"
+    artifacts.write_json(path, {"a": np.float32(1)})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        artifacts.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1.0} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_carries_its_manifest(tmp_path):
+    artifacts.write_table(tmp_path / "t.parquet", pa.table({"feature": [1, 2]}), {"digest": "abc"})
+    table = artifacts.read_table(tmp_path / "t.parquet")
+    assert json.loads(table.schema.metadata[artifacts.MANIFEST_KEY]) == {"digest": "abc"}
+    with pytest.raises(FileNotFoundError, match=r"u.parquet does not exist"):
+        artifacts.read_table(tmp_path / "u.parquet")
+
+
+def test_the_mesh():
+    assert dict(mesh.make_mesh().shape) == {"data": 8, "model": 1}
+    assert dict(mesh.make_mesh(model=4).shape) == {"data": 2, "model": 4}
+    with pytest.raises(ValueError, match=r"model_axis=3 must divide the 8 devices"):
+        mesh.make_mesh(model=3)
+    with pytest.raises(
+        ValueError, match=r"data_axis=3 x runtime.model_axis=2 is not the number of devices, 8"
+    ):
+        mesh.make_mesh(data=3, model=2)
+    with pytest.raises(
+        ValueError, match=r"config.x.batch_size=12 must be a positive multiple of the mesh's data axis, 8"
+    ):
+        mesh.check_batch(mesh.make_mesh(), 12, "config.x.batch_size")
+
+
+def test_batches_are_dealt_over_the_data_axis():
+    device_mesh = mesh.make_mesh(devices=jax.devices()[:4])
+    x = np.arange(16).reshape(8, 2)
+    put = mesh.put_batch(device_mesh, {"x": x})["x"]
+    assert [shard.data.shape for shard in put.addressable_shards] == [(2, 2)] * 4
+    np.testing.assert_array_equal(np.asarray(put), x)

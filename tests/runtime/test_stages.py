@@ -1,0 +1,159 @@
+"""Stages start, resume, are up to date, or name the keys that differ."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from configs import demo
+from jsae.runtime import stages
+
+
+@pytest.fixture
+def config():
+    return demo.get_config("small")
+
+
+def finished(config, workdir, *names):
+    for name in names:
+        stages.begin(config, workdir, name).finish({"name": name})
+
+
+def test_a_stage_starts_resumes_and_is_up_to_date(config, tmp_path):
+    assert not stages.begin(config, tmp_path, "classifier").up_to_date
+    again = stages.begin(config, tmp_path, "classifier")
+    assert not again.up_to_date
+    again.finish({"test_accuracy": 0.5, "margin": None})
+    assert stages.begin(config, tmp_path, "classifier").up_to_date
+    assert stages.results(config, tmp_path, "classifier") == {"test_accuracy": 0.5, "margin": None}
+
+
+def test_the_manifest_says_where_a_result_comes_from(config, tmp_path):
+    finished(config, tmp_path, "classifier", "activations")
+    upper, lower = (
+        json.loads((tmp_path / n / "manifest.json").read_text()) for n in ("classifier", "activations")
+    )
+    assert lower["upstream"] == upper["digest"] and upper["upstream"] is None
+    assert upper["config"]["classifier"]["batch_size"] == config.classifier.batch_size
+    assert upper["versions"].keys() >= {"jax", "flax", "orbax-checkpoint"}
+    assert "bit-identical" in upper["resume"]
+
+
+def test_a_stage_needs_the_one_above(config, tmp_path):
+    with pytest.raises(stages.StageMissing, match=r"'classifier' was never started.*launch.train_classifier"):
+        stages.begin(config, tmp_path, "activations")
+    stages.begin(config, tmp_path, "classifier")
+    with pytest.raises(stages.StageMissing, match="'classifier' is not finished"):
+        stages.begin(config, tmp_path, "activations")
+
+
+def test_another_config_names_the_keys_and_loses_nothing(config, tmp_path):
+    finished(config, tmp_path, "classifier")
+    config.classifier.learning_rate = 0.5
+    config.classifier.augmentation.pad_px = 9
+    with pytest.raises(stages.ConfigMismatch) as caught:
+        stages.begin(config, tmp_path, "classifier")
+    message = str(caught.value)
+    assert "config.classifier.learning_rate: 0.004 there, 0.5 now" in message
+    assert "config.classifier.augmentation.pad_px: 6 there, 9 now" in message
+    assert "--restart=classifier" in message and "batch_size" not in message
+    assert (tmp_path / "classifier" / "manifest.json").exists()
+
+
+def test_keys_that_change_no_result_are_left_out(config, tmp_path):
+    finished(config, tmp_path, "classifier", "activations", "sae")
+    config.classifier.log_every_steps = 999
+    config.sae.save_every_steps = 999
+    config.runtime.data_axis = 1
+    config.report.n_features = 3
+    for name in ("classifier", "activations", "sae"):
+        assert stages.begin(config, tmp_path, name).up_to_date
+
+
+def test_a_stage_made_anew_invalidates_those_below(config, tmp_path):
+    finished(config, tmp_path, "classifier", "activations")
+    stages.restart(config, tmp_path, "activations")
+    assert (tmp_path / "classifier").exists() and not (tmp_path / "activations").exists()
+    finished(config, tmp_path, "activations", "sae")
+    config.classifier.learning_rate = 0.5
+    stages.restart(config, tmp_path, "classifier")
+    assert not (tmp_path / "sae").exists()
+
+
+def test_an_upstream_change_is_named(config, tmp_path):
+    finished(config, tmp_path, "classifier", "activations", "sae")
+    path = tmp_path / "activations" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"digest": "0" * 16}))
+    with pytest.raises(stages.ConfigMismatch, match="the stage above it, activations, has been made anew"):
+        stages.begin(config, tmp_path, "sae")
+
+
+def test_a_classifier_of_another_workdir(config, tmp_path):
+    finished(config, tmp_path / "first", "classifier")
+    config.seed = 7  # the SAE's seed; the classifier stays the other's
+    config.classifier.workdir = str(tmp_path / "first")
+    assert stages.begin(config, tmp_path / "second", "classifier").up_to_date
+    finished(config, tmp_path / "second", "activations")
+    with pytest.raises(ValueError, match="belongs to another workdir"):
+        stages.restart(config, tmp_path / "second", "classifier")
+    config.data.seed = 5
+    with pytest.raises(stages.ConfigMismatch, match=r"config.data.seed: 0 there, 5 now"):
+        stages.begin(config, tmp_path / "second", "classifier")
+
+
+def test_unknown_stage_lists_the_stages(config, tmp_path):
+    with pytest.raises(ValueError, match=r"no stage 'sea'; the stages are classifier, activations, sae"):
+        stages.begin(config, tmp_path, "sea")
+
+
+def test_a_damaged_manifest_is_named(config, tmp_path):
+    finished(config, tmp_path, "classifier")
+    path = tmp_path / "classifier" / "manifest.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(ValueError, match=r"classifier/manifest.json is not valid JSON"):
+        stages.begin(config, tmp_path, "classifier")
+
+
+def _hold(workdir, ready, leave):
+    held = stages.lock(workdir)
+    ready.set()
+    leave.wait(60)
+    del held
+
+
+def test_a_second_run_on_a_workdir_is_refused_by_name(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, ready, leave))
+    other.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(RuntimeError, match=rf"another run works in .*: process {other.pid} "):
+            stages.lock(tmp_path)
+    finally:
+        leave.set()
+        other.join(60)
+    stages.lock(tmp_path).close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_75_and_a_second_at_once(number):
+    program = (
+        "import os, signal\n"
+        "from jsae.runtime import preemption\n"
+        "preemption.install()\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "assert preemption.requested()\n"
+        "{second}\n"
+        "preemption.check()\n"
+    )
+    again = f"os.kill(os.getpid(), {int(number)})"
+    for second, code in (("", 75), (again, 128 + number)):
+        command = [sys.executable, "-c", program.replace("{second}", second)]
+        done = subprocess.run(command, env=os.environ, capture_output=True, timeout=60)
+        assert done.returncode == code, done.stderr
