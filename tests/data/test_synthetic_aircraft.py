@@ -1,5 +1,8 @@
 """The drawn aircraft: what the variants are, what the masks mean, and what does not give the class away."""
 
+import hashlib
+import itertools
+import json
 import subprocess
 import sys
 
@@ -11,6 +14,7 @@ import scipy.special
 from jsae.data.synthetic_aircraft import drawing
 from jsae.data.synthetic_aircraft.drawing import PART_NAMES, VARIANTS, draw
 
+FROZEN = "2ce67a8b119ff20e132a8e3249190587e32dad98b90911043ea376ccbb8339dc"
 CELL_PX = 16  # of the demo's grid: 96 px, 6x6 cells
 
 
@@ -195,6 +199,25 @@ def _fit_logistic_regression(features: np.ndarray, labels: np.ndarray, decay: fl
     return scipy.optimize.minimize(
         objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}
     ).x.reshape(n_features, -1)
+
+
+def test_the_set_is_frozen():
+    """Masks and drawing parameters stay as published: what studies report of this data set refers to them."""
+    digest = hashlib.sha256()
+    for seed, split, index in itertools.product((0, 1, 2024), drawing.SPLITS, (0, 1, 17, 500, 4999)):
+        example = draw(seed, split, index)
+        digest.update(
+            np.packbits(example.part_masks).tobytes() + np.packbits(example.aircraft_mask).tobytes()
+        )
+        rounded = {
+            name: np.round(np.asarray(value, float), 9).tolist() for name, value in example.params.items()
+        }
+        digest.update(json.dumps([example.label, rounded], sort_keys=True).encode())
+    assert digest.hexdigest() == FROZEN, (
+        "The drawings of synthetic_aircraft changed. The set is frozen: do not put in a new digest, undo the "
+        "change that moved them. The digest was made with, and is the same for, OpenCV 4.10.0 and 5.0.0, and "
+        "NumPy 2.4 and 2.5; if a newer one draws other pixels, replace the call that differs."
+    )
 
 
 def test_drawing_needs_neither_tfds_nor_jax():

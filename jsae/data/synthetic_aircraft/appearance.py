@@ -11,12 +11,12 @@ import numpy as np
 
 _RANGES = {
     # pose; angles in degrees, lengths as a share of the image side
-    "yaw": (-20.0, 20.0),
+    "yaw": (-18.0, 18.0),
     "elevation": (18.0, 30.0),
-    "pitch": (-14.0, 14.0),
-    "length": (0.74, 0.90),
+    "pitch": (-12.0, 12.0),
+    "length": (0.74, 0.9),
     "shift_x": (-0.03, 0.03),
-    "shift_y": (-0.05, 0.05),
+    "shift_y": (-0.07, 0.07),
     # proportions, as a share of the fuselage's length
     "radius": (0.092, 0.112),
     "span": (0.44, 0.52),
@@ -35,11 +35,11 @@ _RANGES = {
     # light and sky
     "light_angle": (-60.0, 60.0),
     "ambient": (0.5, 0.75),
-    "gain": (0.8, 1.1),
+    "gain": (0.85, 1.1),
     "warmth": (-0.08, 0.08),
-    "noise": (1.0, 6.0),
+    "noise": (1.0, 4.0),
     "cloud_cover": (0.0, 1.0),
-    "cloud_grey": (0.55, 1.0),
+    "cloud_grey": (0.6, 0.95),
     "horizon": (0.0, 1.0),
     "horizon_y": (0.55, 0.95),
     "horizon_tilt": (-8.0, 8.0),
@@ -47,12 +47,12 @@ _RANGES = {
 
 # ranges of saturation and value of the livery; the hue is free
 _COLOURS = {
-    "fuselage": ((0.0, 0.75), (0.45, 1.0)),
-    "wing": ((0.0, 0.6), (0.4, 0.95)),
-    "accent": ((0.5, 1.0), (0.45, 1.0)),
-    "engine": ((0.0, 0.7), (0.4, 0.95)),
-    "stripe_colour": ((0.4, 1.0), (0.3, 1.0)),
-    "belly_colour": ((0.0, 0.5), (0.35, 1.0)),
+    "fuselage": ((0.0, 0.5), (0.4, 1.0)),
+    "wing": ((0.0, 0.5), (0.4, 1.0)),
+    "accent": ((0.3, 0.8), (0.4, 1.0)),
+    "engine": ((0.0, 0.5), (0.4, 1.0)),
+    "stripe_colour": ((0.3, 0.8), (0.3, 1.0)),
+    "belly_colour": ((0.0, 0.5), (0.4, 0.9)),
 }
 
 # (hue, saturation, value) at the top and at the horizon; hue and value vary around them
@@ -78,13 +78,13 @@ def sample(rng: np.random.Generator) -> dict:
     params["flip"] = bool(rng.random() < 0.5)
     for name, (saturation, value) in _COLOURS.items():
         params[name] = colorsys.hsv_to_rgb(rng.random(), _between(rng, saturation), _between(rng, value))
-    params["ground"] = colorsys.hsv_to_rgb(  # brown to green to blue-green, dull
-        _between(rng, (0.05, 0.5)), _between(rng, (0.1, 0.45)), _between(rng, (0.25, 0.65))
+    params["ground"] = colorsys.hsv_to_rgb(  # dull brown to green
+        _between(rng, (0.06, 0.42)), _between(rng, (0.1, 0.4)), _between(rng, (0.25, 0.65))
     )
     params["sky"] = math.floor(rng.random() * len(_SKIES))
     for name, (hue, saturation, value) in zip(("sky_top", "sky_low"), _SKIES[params["sky"]], strict=True):
         hue += 0.06 * (rng.random() - 0.5)
-        value = min(1.0, value * (0.8 + 0.35 * rng.random()))
+        value = min(1.0, value * (0.4 + 0.7 * rng.random()))
         params[name] = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return params
 

@@ -3,7 +3,8 @@
 Polygons are filled without antialiasing on a canvas four times as large that holds colour and owner; each
 pixel of the image is then the mean of 4x4 canvas pixels, and belongs to a part if the part owns at least half
 of them. Masks show what is visible: what another part hides is not in them. A propeller's swept disc is
-translucent, so its mask overlaps others.
+translucent, so its mask overlaps others. Masks are the same in OpenCV 4.10 and 5.0: fillConvexPoly and
+polylines give the same pixels in both, while fillPoly does not. Image values may differ by a rounding.
 
 The order of classes: images come in blocks of L, each block a permutation of all classes that depends on
 (seed, split, block). So any first n images are balanced to within one, and neighbours tell nothing about
@@ -24,6 +25,7 @@ __all__ = ["PART_NAMES", "SPLITS", "VARIANTS", "Example", "Variant", "draw", "dr
 
 SPLITS = ("train", "val", "test")
 _SUPERSAMPLING = 4
+_FULL = 240  # of a canvas mask: a multiple of 16, so that the rounded mean of 4x4 pixels is exact
 _FRACTION_BITS = 4  # of the fixed-point coordinates given to OpenCV
 
 
@@ -82,24 +84,23 @@ def draw_variant(label: int, seed: int, split: str, index: int, size: int = 96) 
     variant = VARIANTS[label]
     aircraft = Aircraft(variant.parts, params)
     canvas = _rasterise(aircraft, params, size)
-    owners = canvas[:, :, 3]
+    owners = np.ascontiguousarray(canvas[:, :, 3])
     colour = (
         cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)[:, :, :3].astype(np.float32) / 255.0
     )
-    opaque = _coverage(owners > 0)
+    opaque = _coverage_of(owners, slice(1, None))
     image = background * (1.0 - opaque[:, :, None]) + colour
     present = np.array([name in variant.parts for name in PART_NAMES])
     masks = np.zeros((len(PART_NAMES), size, size), bool)
     for part in np.flatnonzero(present):
-        masks[part] = _coverage(owners == part + 2) >= 0.5
+        masks[part] = _coverage_of(owners, part + 2) >= 0.5
     aircraft_mask = opaque >= 0.5
     if aircraft.propeller is not None:
         disc = np.zeros(owners.shape, np.uint8)
-        cv2.fillPoly(
-            disc, [_fixed_point(_project(aircraft.propeller, params, size))], 1, cv2.LINE_8, _FRACTION_BITS
-        )
+        corners = _fixed_point(_project(aircraft.propeller, params, size))
+        cv2.fillConvexPoly(disc, corners, _FULL, cv2.LINE_8, _FRACTION_BITS)
         swept = _coverage(disc)
-        image = image + (0.75 - image) * (0.35 * swept[:, :, None])
+        image = image + (0.9 - image) * (0.45 * swept[:, :, None])
         masks[PART_NAMES.index("nose_propeller")] |= swept >= 0.5
         aircraft_mask |= swept >= 0.5
 
@@ -144,11 +145,16 @@ def _rasterise(aircraft: Aircraft, params: dict, size: int) -> np.ndarray:
     for polygon in aircraft.polygons:
         points = corners[start : start + len(polygon.corners)]
         start += len(polygon.corners)
-        if polygon.hull:
+        faces = [points]
+        if polygon.kind == "hull":
             points = cv2.convexHull(points)
+            faces = [points]
+        elif polygon.kind == "strip":
+            faces = [points[[i, i + 1, -i - 2, -i - 1]] for i in range(len(points) // 2 - 1)]
         if polygon.fill is not None:
             paint = (*(255.0 * channel for channel in polygon.fill), polygon.owner)
-            cv2.fillPoly(canvas, [points], paint, cv2.LINE_8, _FRACTION_BITS)
+            for face in faces:
+                cv2.fillConvexPoly(canvas, face, paint, cv2.LINE_8, _FRACTION_BITS)
         if polygon.edge is not None:
             paint = (*(255.0 * channel for channel in polygon.edge), polygon.owner)
             cv2.polylines(canvas, [points], True, paint, thickness, cv2.LINE_8, _FRACTION_BITS)
@@ -159,9 +165,14 @@ def _fixed_point(points: np.ndarray) -> np.ndarray:
     return np.rint(points * 2**_FRACTION_BITS).astype(np.int32)
 
 
+def _coverage_of(owners: np.ndarray, which: int | slice) -> np.ndarray:
+    """Share of each image pixel that some owners hold on the canvas: float32 [S, S]."""
+    table = np.zeros(256, np.uint8)
+    table[which] = _FULL
+    return _coverage(cv2.LUT(owners, table))
+
+
 def _coverage(mask: np.ndarray) -> np.ndarray:
-    """Share of each image pixel that a canvas mask covers: float32 [S, S], exact sixteenths."""
+    """Canvas mask (0 or _FULL) -> share of each image pixel that it covers: float32 [S, S]."""
     side = mask.shape[0] // _SUPERSAMPLING
-    # 240 is a multiple of 16, so that the rounded means of OpenCV are exact
-    means = cv2.resize(mask.astype(np.uint8) * np.uint8(240), (side, side), interpolation=cv2.INTER_AREA)
-    return means.astype(np.float32) / 240.0
+    return cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / _FULL

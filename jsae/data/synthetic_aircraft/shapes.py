@@ -5,7 +5,8 @@ camera looks from the side and above (elevation 18 to 30 degrees) and up to 20 d
 so that one fixed order of painting is right for every pose: far side, fuselage, near side.
 
 Proportions are those of a drawing, not of an aircraft: parts are large enough to be seen at 96 pixels.
-Colours come from the livery, never from the variant; an edge in a darker shade sets each part off.
+Colours come from the livery, never from the variant. What marks a part is fine and both dark and light (dark
+edges, panes on a light band, tyres around light hubs), so that its mean colour does not give it away.
 """
 
 import dataclasses
@@ -20,13 +21,21 @@ BODY = 1
 """Owner of the polygons that belong to no part; part p owns with id p + 2, the background is 0."""
 
 _DARK = (0.10, 0.11, 0.14)
-_METAL = (0.72, 0.74, 0.78)
+_LIGHT = (0.95, 0.95, 0.92)
 _NOSE_X = 0.25  # the nose part is the fuselage ahead of this
 _STRIPS = np.linspace(
     -math.pi, math.pi, 21
 )  # angles around the fuselage; 0 faces the viewer, pi/2 is the top
 # (x, radius as a share of the largest)
-_TAIL_PROFILE = ((-0.5, 0.12), (-0.42, 0.38), (-0.3, 0.72), (-0.15, 0.97), (0.0, 1.0))
+_TAIL_PROFILE = (
+    (-0.5, 0.12),
+    (-0.42, 0.39),
+    (-0.36, 0.57),
+    (-0.3, 0.73),
+    (-0.22, 0.89),
+    (-0.15, 0.97),
+    (-0.05, 1.0),
+)
 _NOSE_PROFILES = {
     "pointed_nose": ((0.18, 1.0), (0.27, 0.80), (0.36, 0.48), (0.45, 0.18), (0.5, 0.04)),
     "round_nose": ((0.30, 1.0), (0.36, 0.96), (0.41, 0.83), (0.44, 0.66), (0.46, 0.42), (0.47, 0.05)),
@@ -44,14 +53,15 @@ class Polygon:
         corners: [n, 3].
         fill, edge: RGB in 0..1, or None.
         owner: id of what it belongs to (see BODY).
-        hull: the polygon is the convex hull of its corners as the camera sees them.
+        kind: "convex" corners in order; "hull" of corners in any order, as the camera sees them; "strip"
+            between two curves of n/2 corners, the second one backwards, filled quad by quad.
     """
 
     corners: np.ndarray
     fill: tuple | None
     edge: tuple | None
     owner: int
-    hull: bool = False
+    kind: str = "convex"
 
 
 def owner_of(part: str) -> int:
@@ -73,11 +83,8 @@ class Aircraft:
         self.polygons: list[Polygon] = []
         self.propeller: np.ndarray | None = None
         yaw, elevation, light = (math.radians(params[name]) for name in ("yaw", "elevation", "light_angle"))
-        self._to_camera = (
-            -math.sin(yaw) * math.cos(elevation),
-            math.sin(elevation),
-            math.cos(yaw) * math.cos(elevation),
-        )
+        level = math.cos(elevation)
+        self._to_camera = (-math.sin(yaw) * level, math.sin(elevation), math.cos(yaw) * level)
         self._to_light = (0.0, math.cos(light), math.sin(light))
 
         self._far_side()
@@ -122,7 +129,7 @@ class Aircraft:
             if height == above:
                 for along in (0.1, 0.75):
                     ends = ((low, along), (low, along + 0.12), (above, along + 0.12), (above, along))
-                    self._add([self._on_wing(h, a, 0.72 * tip) for h, a in ends], _METAL, part)
+                    self._add([self._on_wing(h, a, 0.72 * tip) for h, a in ends], _LIGHT, part)
             root = side * 0.5 * radius if height == low else 0.0
             colour = self._lit("wing", (0, 1, 0))
             plan = ((0, root), (0, tip), (1, tip), (1, root))
@@ -135,6 +142,9 @@ class Aircraft:
             top, z = front[1] + 0.15, tip + side * 0.02
             corners = [front, [back[0] - 0.01, top, z], [back[0] - 0.08, top, z], back]
             self._add(corners, self._lit("accent", (0, 0, 1)), "winglets")
+            band = [_between(front, corners[1], 0.35), _between(front, corners[1], 0.7)]
+            band += [_between(back, corners[2], 0.7), _between(back, corners[2], 0.35)]
+            self._add(band, _LIGHT, "winglets")
 
     def _on_wing(self, height: float, along: float, z: float) -> list[float]:
         """A point of the wing with its root at `height`; along 0 is the leading edge, 1 the trailing edge."""
@@ -150,18 +160,22 @@ class Aircraft:
                 self._nacelle(part, x + 0.05, y - 0.035, side * z)
 
     def _nacelle(self, part: str, x: float, y: float, z: float):
-        """An engine: a capsule from x - 0.13 to x + 0.06, light above, with a metal lip."""
+        """An engine: a capsule from x - 0.14 to x + 0.07 with a light lip; outer engines have dark hoops."""
         scale = self.params["nacelle"]
-        rings = [
-            np.array([x + offset * scale, y, z]) + _RING * (radius * 0.052 * scale)
-            for offset, radius in ((-0.13, 0.45), (-0.08, 0.85), (0.0, 1.0), (0.05, 0.92), (0.06, 0.8))
-        ]
-        self._hull(rings, self._lit("engine", (0, 0.3, 1), 0.75), part)
-        upper = [ring[_RING[:, 1] > 0.2] for ring in rings]
+
+        def ring(offset: float, radius: float) -> np.ndarray:
+            return np.array([x + offset * scale, y, z]) + _RING * (radius * 0.055 * scale)
+
+        rings = [ring(-0.14, 0.45), ring(-0.08, 0.85), ring(0.0, 1.0), ring(0.05, 0.95), ring(0.07, 0.85)]
+        self._hull(rings, self._lit("engine", (0, 0.3, 1), 0.8), part)
+        upper = [points[_RING[:, 1] > 0.2] for points in rings]
         self._hull(upper, self._lit("engine", (0, 1, 0.3), 1.1), part, edge=False)
-        self._hull(rings[-2:], _METAL, part, edge=False)
+        if part == "outer_engines":
+            for start, radius in ((-0.09, 0.85), (-0.03, 1.0)):
+                self._hull([ring(start, radius), ring(start + 0.025, radius)], _DARK, part, edge=False)
+        self._hull(rings[-2:], _LIGHT, part)
         if self._to_camera[0] > 0:  # seen from ahead: the intake, else the exhaust
-            self._hull([np.array([x + 0.06 * scale, y, z]) + _RING * 0.037 * scale], _DARK, part, edge=False)
+            self._hull([ring(0.07, 0.72)], _DARK, part, edge=False)
         else:
             self._hull(rings[:1], _DARK, part, edge=False)
 
@@ -171,11 +185,13 @@ class Aircraft:
         nose = next(name for name in NOSES if name in self.parts)
         profile = np.array(_TAIL_PROFILE + _NOSE_PROFILES[nose])
 
-        def skin(low: float, high: float, x0: float, x1: float, n: int = 14) -> np.ndarray:
-            """Outline [2n, 3] of the patch of skin between two angles and two x."""
-            x = np.linspace(x0, x1, n)
+        def skin(low: float, high: float, x0: float, x1: float) -> np.ndarray:
+            """The strip [n, 3] of skin between two angles and two x."""
+            bends = profile[:, 0]
+            x = np.concatenate([[x0], bends[(bends > x0) & (x1 > bends)], [x1]])
+            n = len(x)
             radius = np.interp(x, profile[:, 0], profile[:, 1]) * p["radius"]
-            axis = np.interp(x, (-0.5, -0.1, 0.2, 0.5), (0.055, 0.0, 0.0, -0.015))
+            axis = np.interp(x, (-0.5, -0.15, 0.25, 0.5), (0.055, 0.0, 0.0, -0.015))
             patch = np.empty((2 * n, 3))
             for rows, angle in ((slice(0, n), low), (slice(2 * n, n - 1, -1), high)):
                 patch[rows, 0] = x
@@ -192,7 +208,7 @@ class Aircraft:
         patches = [[skin(low, high, x0, x1) for low, high, _ in strips] for _, x0, x1 in sections]
         for (owner, _, _), section in zip(sections, patches, strict=True):
             for patch in section:  # the edge of all, of which the strips leave the outer half
-                self.polygons.append(Polygon(patch, None, _edge_of(p["fuselage"]), owner))
+                self.polygons.append(Polygon(patch, None, _edge_of(p["fuselage"]), owner, "strip"))
         belly = math.radians(p["stripe_angle"] - 8.0)
         for (owner, _, _), section in zip(sections, patches, strict=True):
             for patch, (low, high, normal) in zip(section, strips, strict=True):
@@ -201,22 +217,19 @@ class Aircraft:
                     colour = "accent"
                 elif p["belly"] < 0.5 and (low + high) / 2 < belly:
                     colour = "belly_colour"
-                self.polygons.append(Polygon(patch, self._lit(colour, normal), None, owner))
+                self.polygons.append(Polygon(patch, self._lit(colour, normal), None, owner, "strip"))
         if p["stripe"] < 0.6:
             low = math.radians(p["stripe_angle"])
             for owner, x0, x1 in sections:
                 fill = self._lit("stripe_colour", (0, 0, 1))
-                self.polygons.append(Polygon(skin(low, low + 0.3, x0, x1), fill, None, owner))
-        self._add(skin(math.radians(28), math.radians(85), 0.265, 0.335, 4), _DARK, nose, edge=False)
+                self.polygons.append(Polygon(skin(low, low + 0.3, x0, x1), fill, None, owner, "strip"))
+        self._add(skin(math.radians(28), math.radians(85), 0.265, 0.335), _DARK, nose, False, "strip")
 
         if "window_row" in self.parts:
             low, high = math.radians(2), math.radians(34)
-            bright = sum(p["fuselage"]) > 1.2
-            band = self._lit("fuselage", (0, 0.3, 1), 1.12 if bright else 0.8)
-            pane = _DARK if bright else (0.97, 0.95, 0.80)
-            self._add(skin(low, high, -0.33, 0.24), band, "window_row", edge=False)
+            self._add(skin(low, high, -0.33, 0.24), _LIGHT, "window_row", False, "strip")
             for left in np.arange(-0.32, 0.21, 0.0715):
-                self._add(skin(low, high, left, left + 0.043, 2), pane, "window_row", edge=False)
+                self._add(skin(low, high, left, left + 0.043), _DARK, "window_row", False, "strip")
 
     def _fin(self):
         part = "t_tail" if "t_tail" in self.parts else "conventional_tail"
@@ -237,9 +250,9 @@ class Aircraft:
 
     def _wheel(self, x: float, y: float, z: float, radius: float):
         leg = [[x - 0.018, -0.06, z * 0.6], [x + 0.018, -0.06, z * 0.6], [x + 0.018, y, z], [x - 0.018, y, z]]
-        self._add(leg, _METAL, "fixed_gear")
+        self._add(leg, _LIGHT, "fixed_gear")
         self._add(_WHEEL * radius + [x, y, z], _DARK, "fixed_gear")
-        self._add(_WHEEL * (0.45 * radius) + [x, y, z], _METAL, "fixed_gear", edge=False)
+        self._add(_WHEEL * (0.6 * radius) + [x, y, z], _LIGHT, "fixed_gear", edge=False)
 
     def _propeller(self):
         """Three blades and a spinner; the disc they sweep is blended over the image afterwards.
@@ -254,26 +267,24 @@ class Aircraft:
             across, up = np.cos(angles) * radius, np.sin(angles) * radius
             return np.stack([x - shear * across, up - 0.015, across], 1)
 
-        self.propeller = on_disc(_TURN, 0.19)
+        self.propeller = on_disc(_TURN, 0.2)
+        self.polygons.append(Polygon(self.propeller, None, _DARK, owner_of("nose_propeller")))
         for blade in range(3):
             angle = math.radians(self.params["blade_angle"] + 120.0 * blade)
-            outer = on_disc(angle + np.array([-0.14, 0.14]), 0.19)
+            outer = on_disc(angle + np.array([-0.14, 0.14]), 0.2)
             inner = on_disc(angle + np.array([0.7, -0.7]), 0.03)
             self._add(np.concatenate([outer, inner]), _DARK, "nose_propeller", edge=False)
-        cone = [
-            np.array([x - 0.03, -0.015, 0]) + _RING * 0.04,
-            np.array([x + 0.045, -0.015, 0]) + _RING * 0.008,
-        ]
-        self._hull(cone, self._lit("accent", (0, 0.5, 1)), "nose_propeller")
-
-    def _add(self, corners, fill: tuple, part: str, edge: bool = True):
-        self.polygons.append(
-            Polygon(np.array(corners), fill, _edge_of(fill) if edge else None, owner_of(part))
+        base, tip = (np.array([x + ahead, -0.015, 0]) for ahead in (-0.03, 0.045))
+        self._hull(
+            [base + _RING * 0.04, tip + _RING * 0.008], self._lit("accent", (0, 0.5, 1)), "nose_propeller"
         )
 
+    def _add(self, corners, fill: tuple, part: str, edge: bool = True, kind: str = "convex"):
+        edge_colour = _edge_of(fill) if edge else None
+        self.polygons.append(Polygon(np.array(corners), fill, edge_colour, owner_of(part), kind))
+
     def _hull(self, rings: list[np.ndarray], fill: tuple, part: str, edge: bool = True):
-        self._add(np.concatenate(rings), fill, part, edge)
-        self.polygons[-1].hull = True
+        self._add(np.concatenate(rings), fill, part, edge, "hull")
 
     def _lit(self, colour: str, normal: tuple, factor: float = 1.0) -> tuple:
         """A colour of the livery under the light: ambient plus diffuse, on a surface with this normal."""
@@ -283,7 +294,11 @@ class Aircraft:
 
 
 def _edge_of(fill: tuple) -> tuple:
-    return tuple(0.4 * channel for channel in fill)
+    return tuple(0.3 * channel for channel in fill)
+
+
+def _between(a: list[float], b: list[float], share: float) -> list[float]:
+    return [x + share * (y - x) for x, y in zip(a, b, strict=True)]
 
 
 def _dot(a: tuple, b: tuple) -> float:
