@@ -89,7 +89,7 @@ def get_config(form: str = "full") -> ConfigDict:
     if form == "small":
         config.data.n_train, config.data.n_val, config.data.n_test = 1024, 128, 512
         config.classifier.n_epochs = 4.0
-        config.sae.n_epochs = 10.0
+        config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
         config.report.n_features = 8
     return config

@@ -9,6 +9,7 @@ preemption.install()
 
 import importlib
 import os
+import runpy
 import sys
 
 from absl import app, flags
@@ -36,17 +37,41 @@ def run_stages(names) -> None:
 
 
 def _parse(argv):
+    """Parse the command line; a mistake ends the run with one line that says what is valid."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(f"error: {_flag_error(error)}")
+        rest = flags.FLAGS(argv)
+        _CONFIG.value.get("runtime")  # a config file that could not be read fails here, not above
+        return rest
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        sys.exit(f"error: {_unknown_key(argv) or _last_line(error)}")
 
 
-def _flag_error(error) -> str:
+def _last_line(error) -> str:
+    """The message without the traceback that config_flags puts into it."""
     text = str(error.args[0]) if error.args else str(error)
-    if not _CONFIG.present and "config" not in text:
-        return text
-    return f"{text}\nThe keys are those of the config file; config.<section>.<key>=value overrides one."
+    return text.strip().splitlines()[-1].strip() if "Traceback" in text else text
+
+
+def _unknown_key(argv) -> str | None:
+    """Which --config.KEY is not in the config file, and which keys are."""
+    files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
+    overrides = [a for a in argv if a.startswith("--config.")]
+    if not overrides or not files or not os.path.exists(files[-1].split(":")[0]):
+        return None
+    path, *form = files[-1].split(":", 1)
+    config = runpy.run_path(path)["get_config"](*form)
+    for argument in overrides:
+        node, path = config, "config"
+        for key in argument.removeprefix("--config.").split("=")[0].split("."):
+            if not hasattr(node, "keys") or key not in node:
+                valid = (
+                    f"its keys are {', '.join(sorted(node.keys()))}"
+                    if hasattr(node, "keys")
+                    else "it is a value"
+                )
+                return f"{argument}: {path} has no {key!r}; {valid}"
+            node, path = node[key], f"{path}.{key}"
+    return None
 
 
 def _main(argv, names) -> None:

@@ -1,0 +1,230 @@
+"""The whole study in its small form, run once by `launch.pipeline`: artifacts, the Python API, the README."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.numpy import load_file
+
+import jsae
+from jsae.ablation import edit
+from jsae.runtime import artifacts
+
+
+@pytest.fixture(scope="module")
+def study(study_dir):
+    return jsae.load(study_dir)
+
+
+def test_the_artifacts_of_the_contract(study_dir):
+    expected = [
+        *(
+            "config.json",
+            "summary.json",
+            "classifier/metrics.jsonl",
+            "sae/metrics.jsonl",
+            "report/index.html",
+        ),
+        *("sae/export/cfg.json", "sae/export/sae_weights.safetensors"),
+        *("analysis/features.parquet", "analysis/top_patches.parquet"),
+        *("ablation/feature_space.parquet", "ablation/input_space.parquet", "ablation/agreement.parquet"),
+        *(f"activations/{split}/manifest.json" for split in ("train", "val", "test")),
+        *(
+            f"{stage}/manifest.json"
+            for stage in ("classifier", "activations", "sae", "analysis", "ablation", "report")
+        ),
+    ]
+    missing = [name for name in expected if not (study_dir / name).exists()]
+    assert not missing
+    assert not list(study_dir.rglob("*.tmp*"))
+    for name in expected:
+        if name.endswith(".parquet"):
+            manifest = json.loads(
+                artifacts.read_table(study_dir / name).schema.metadata[artifacts.MANIFEST_KEY]
+            )
+            assert manifest.keys() >= {"config", "upstream", "versions", "git_revision"}, name
+
+
+def test_the_summary_agrees_with_what_it_summarises(study, study_dir):
+    summary = study.summary
+    assert (
+        summary["sae"]["n_features"] == study.sae.n_features and summary["classifier"]["site"] == study.site
+    )
+    features = study.table("features")
+    assert summary["analysis"]["n_features_alive"] == sum(features["alive"].to_pylist())
+    store = study.activations("test")
+    assert summary["classifier"]["test_accuracy"] == pytest.approx(
+        (store.predictions == store.labels).mean(),
+        abs=2 / store.n_images,  # other batch size, last bits
+    )
+    assert set(summary["seconds"]) == {"classifier", "activations", "sae", "analysis", "ablation", "report"}
+    # l0, fvu again by another route: numpy on all stored test activations
+    acts = store.read(0, store.n_images).reshape(-1, store.n_channels).astype(np.float64)
+    feats = np.asarray(study.sae.encode(jnp.asarray(acts, jnp.float32)))
+    recon = np.asarray(study.sae.decode(jnp.asarray(feats)), np.float64)
+    fvu = ((acts - recon) ** 2).sum() / ((acts - acts.mean(0)) ** 2).sum()
+    assert summary["sae"]["fvu"] == pytest.approx(fvu, rel=1e-4)
+    assert summary["sae"]["l0"] == pytest.approx((feats != 0).sum(1).mean(), rel=1e-4)
+
+
+def test_top_patches_are_the_encoded_activations(study):
+    patches = study.table("top_patches").slice(0, 40).to_pylist()
+    store = study.activations("test")
+    for row in patches:
+        acts = jnp.asarray(store.read(row["image"], row["image"] + 1))
+        feats = np.asarray(study.sae.encode(acts))[0, :, :, row["feature"]]
+        assert feats.max() == pytest.approx(row["value"], rel=1e-4)
+        assert feats[row["y"], row["x"]] == feats.max()
+        assert store.image_ids[row["image"]] == row["image_id"] == study.data["test"].ids[row["image"]]
+        assert store.labels[row["image"]] == row["label"]
+
+
+def test_the_empty_edit_is_bit_identical(study):
+    images = study.data["test"].images[:8]
+    clean, acts = study.classifier(images)
+    for empty in (study.suppress([]), study.keep(np.ones(study.sae.n_features)), study.steer([3], 0.0)):
+        edited, _ = study.classifier(images, edits={study.site: empty})
+        np.testing.assert_array_equal(np.asarray(clean), np.asarray(edited))
+    feature = int(np.asarray(study.sae.encode(acts[study.site])).max((0, 1, 2)).argmax())
+    ablated, _ = study.classifier(images, edits={study.site: study.suppress([feature])})
+    assert np.abs(np.asarray(ablated - clean)).max() > 1e-3
+
+
+def test_functions_that_are_no_pytrees_are_edits_too(study):
+    images = study.data["test"].images[:4]
+    suppress = study.suppress([5, 6])
+    ours, _ = study.classifier(images, edits={study.site: suppress})
+    plain, _ = study.classifier(images, edits={study.site: lambda acts: suppress(acts)})
+    # outside jit: the same numbers in another order
+    np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5 * np.abs(np.asarray(plain)).max())
+
+
+def test_one_trace_serves_every_mask(study):
+    images = study.data["test"].images[:2]
+    from jsae.data import augment
+
+    x = augment.normalise(jnp.asarray(images))
+    traces = []
+
+    @jax.jit
+    def run(keep):
+        traces.append(None)
+        from jsae.classifier import apply
+
+        return apply(study.classifier.params, x, edits={study.site: edit.keep(study.sae, keep)})[0]
+
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        run(rng.integers(0, 2, study.sae.n_features).astype(np.float32))
+    assert len(traces) == 1
+
+
+def test_the_export_encodes_like_the_sae(study, study_dir):
+    weights = load_file(study_dir / "sae/export/sae_weights.safetensors")
+    settings = json.loads((study_dir / "sae/export/cfg.json").read_text())
+    acts = study.activations("test").read(0, 2).reshape(-1, study.sae.n_channels)
+    pre = np.maximum((acts - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"], 0)
+    kept = np.sort(pre, 1)[:, -settings["k"]][:, None]
+    feats = np.where(pre >= kept, pre, 0)
+    ours = np.asarray(study.sae.encode(jnp.asarray(acts)))
+    # float32 products in another order, relative to the largest feature
+    np.testing.assert_allclose(ours, feats, rtol=0, atol=1e-5 * np.abs(feats).max())
+
+
+def test_files_become_the_classifiers_input(study, tmp_path):
+    from PIL import Image
+
+    image = study.data["test"].images[3]
+    Image.fromarray(image).save(tmp_path / "plane.png")
+    np.testing.assert_array_equal(study.preprocess([tmp_path / "plane.png"])[0], image)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        study.preprocess([tmp_path / "broken.jpg"])
+
+
+def test_the_python_of_the_readme_runs(study_dir):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block.replace('"runs/demo"', repr(str(study_dir))), names)
+    assert names["one_each"].shape == (4, 8, 16)
+    assert names["feats"].shape[-1] == names["study"].sae.n_features
+    assert np.any(np.asarray(names["ablated"] != names["logits"]))
+
+
+def test_a_finished_study_is_up_to_date(study_dir, clean_environment):
+    command = [
+        sys.executable,
+        "-m",
+        "launch.pipeline",
+        "--config=configs/demo.py:small",
+        f"--workdir={study_dir}",
+    ]
+    done = subprocess.run(
+        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("classifier", "activations", "sae", "analysis", "ablation"):
+        assert f"{stage}: up to date" in done.stderr
+
+
+def test_loading_what_is_no_study_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no study"):
+        jsae.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=configs/demo.py", "--config.sae.kk=3"],
+            r"config.sae has no 'kk'; its keys are .*k, keep_checkpoints",
+        ),
+        (["--config=configs/demo.py", "--config.sae.k=many"], r"config\.sae\.k.*many|many.*config\.sae\.k"),
+        (
+            ["--config=configs/demo.py", "--config.sea.k=3"],
+            "config has no 'sea'; its keys are ablation, activations",
+        ),
+        (["--config=configs/demo.py", "--wokdir=x"], "wokdir"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/demo.py:large"], "the forms are full and small"),
+        (["--config=configs/demo.py", "--restart=sea"], "no stage 'sea'; the stages are classifier"),
+        (["--config=configs/demo.py", "--config.data.kind=aircraft"], "synthetic_aircraft"),
+        (["--config=configs/photos.py"], r"config\.data\.dir|data\.dir"),
+        (
+            ["--config=configs/demo.py", "--config.classifier.batch_size=0"],
+            r"classifier.batch_size=0 must be a positive",
+        ),
+        (["--config=configs/demo.py", "--config.runtime.model_axis=3"], "model_axis=3 must divide"),
+    ],
+)
+def test_mistyped_commands_are_told_what_is_valid(arguments, message, clean_environment, tmp_path):
+    command = [sys.executable, "-m", "launch.pipeline", f"--workdir={tmp_path / 'w'}", *arguments]
+    done = subprocess.run(
+        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert re.search(message, done.stderr, re.DOTALL | re.IGNORECASE), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_workdir_that_cannot_be_written_is_named(clean_environment, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    command = [
+        sys.executable,
+        "-m",
+        "launch.pipeline",
+        "--config=configs/demo.py",
+        f"--workdir={tmp_path / 'file'}",
+    ]
+    done = subprocess.run(
+        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "file is not writable" in done.stderr and "Traceback" not in done.stderr
