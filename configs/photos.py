@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     config.data.update(kind="fgvc_aircraft", n_train=0, n_val=0, n_test=0)
     config.classifier.update(
         arch="small96",
-        depths=(1, 1, 3, 1),
-        dims=(24, 48, 96, 192),
+        depths=(0, 1, 2, 3),
+        dims=(32, 32, 64, 192),
         n_epochs=40.0,
         warmup_epochs=3.0,
         learning_rate=3e-3,

@@ -16,7 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import logs, mesh, stages
+from jsae.runtime import allocator, logs, mesh, stages
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
@@ -83,6 +83,7 @@ def _main(argv, names) -> None:
     config, workdir = _CONFIG.value, _WORKDIR.value
     if config.runtime.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    allocator.keep_freed_memory()
     mesh.initialize()
     log = logs.get_logger()
     absl_logging.set_verbosity(absl_logging.WARNING)  # orbax and tfds say a lot at info

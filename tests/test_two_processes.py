@@ -20,7 +20,8 @@ recipe = train.Recipe(n_steps=4, warmup_steps=0, learning_rate=1e-2, weight_deca
     label_smoothing=0.1, drop_path=0.0, ema_decay=0.9,
     augmentation={"crop": "pad", "pad_px": 2, "flip": True})
 everywhere = mesh.replicated(device_mesh)
-state = jax.jit(lambda: train.init_state(jax.random.key(0), arch, recipe, 0.5), out_shardings=everywhere)()
+make = lambda: train.init_state(jax.random.key(0), arch, recipe, layer_scale=0.5)
+state = jax.jit(make, out_shardings=everywhere)()
 step = jax.jit(train.make_step(arch, recipe, 0), in_shardings=(everywhere, mesh.sharded(device_mesh)),
     out_shardings=(everywhere, everywhere), donate_argnums=0)
 index, count = mesh.process_slice()

@@ -50,7 +50,9 @@ def run(config, workdir) -> None:
     # State: built on the mesh, so that nothing aliases what a donated step consumes.
     everywhere = mesh.replicated(device_mesh)
     make_state = jax.jit(
-        lambda: train.init_state(jax.random.key(config.seed), arch, recipe, c.layer_scale),
+        lambda: train.init_state(
+            jax.random.key(config.seed), arch, recipe, layer_scale=c.layer_scale, kernels=c.init
+        ),
         out_shardings=everywhere,
     )
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints, best=BEST)

@@ -66,9 +66,9 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def init_state(key: jax.Array, arch: convnext.Arch, recipe: Recipe, layer_scale: float) -> dict:
-    """The state before the first step."""
-    params = convnext.init(key, arch, layer_scale=layer_scale).variables
+def init_state(key: jax.Array, arch: convnext.Arch, recipe: Recipe, **init) -> dict:
+    """The state before the first step; `init` goes to `convnext.init`."""
+    params = convnext.init(key, arch, **init).variables
     return {
         "params": params,
         "opt": make_optimizer(recipe).init(params),

@@ -77,6 +77,30 @@ def test_equals_the_naive_network(params, images):
     assert np.abs(logits - naive).max() <= 2e-5 * np.abs(naive).max()
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 4, 8), (5, 6)])
+def test_written_out_gradients_equal_autodiff(shape):
+    """Layer norm and GELU bring their own backward passes; the oracle is autodiff of the plain formulas."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, cotangent = 3 + jax.random.normal(keys[0], shape), jax.random.normal(keys[1], shape)
+    scale, bias = jax.random.normal(keys[2], shape[-1:]), jax.random.normal(keys[3], shape[-1:])
+    lift = (None,) * (len(shape) - 1)
+
+    def plain_norm(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * scale[lift] + bias[lift]
+
+    for ours, plain, arguments in (
+        (lambda *a: convnext.layer_norm(*a, 1e-6), plain_norm, (x, scale, bias)),
+        (convnext.gelu, lambda x: jax.nn.gelu(x, approximate=False), (x - 3,)),
+    ):
+        value, vjp = jax.vjp(ours, *arguments)
+        expected, expected_vjp = jax.vjp(plain, *arguments)
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+        for grad, other in zip(vjp(cotangent), expected_vjp(cotangent), strict=True):
+            # float32 with other roundings on the way
+            np.testing.assert_allclose(grad, other, rtol=0, atol=3e-6 * np.abs(other).max())
+
+
 def test_sites_are_named_in_order_with_their_shapes(params, images):
     _, acts = run(params, images)
     assert ARCH.sites == (
@@ -164,7 +188,7 @@ def test_sizes_that_are_no_multiple_of_the_stride(params):
         (lambda p, x: convnext.make_arch("own", 3, depths=(1, 1, 1)), "depths and dims go together"),
         (
             lambda p, x: convnext.make_arch("own", 3, depths=(1, 1, 1), dims=(1, 2, 3)),
-            "four positive numbers",
+            "depths of a ConvNeXt are four numbers",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def jitted_step(device_mesh):
 
 def fresh_state(device_mesh):
     make = jax.jit(
-        lambda: train.init_state(jax.random.key(3), ARCH, RECIPE, 0.5),
+        lambda: train.init_state(jax.random.key(3), ARCH, RECIPE, layer_scale=0.5),
         out_shardings=mesh.replicated(device_mesh),
     )
     return make()
