@@ -26,7 +26,7 @@ def get_config(form: str = "full") -> ConfigDict:
         fit="squash",
         on_bad_image="error",
         cache_dir="",  # "" is $JSAE_CACHE, or ~/.cache/jsae
-        n_train=3072,
+        n_train=4096,
         n_val=320,
         n_test=1536,
     )
@@ -38,7 +38,7 @@ def get_config(form: str = "full") -> ConfigDict:
         stem_stride=2,  # a cell of stage 4 is 16 px, the grid 6x6
         init="fan_in",
         layer_scale=1.0,
-        n_epochs=14.0,
+        n_epochs=18.0,
         warmup_epochs=0.5,
         batch_size=32,
         learning_rate=2e-3,
@@ -50,8 +50,8 @@ def get_config(form: str = "full") -> ConfigDict:
         augmentation=dict(crop="pad", pad_px=6, flip=True),
         dtype="float32",
         log_every_steps=10,
-        eval_every_steps=384,
-        save_every_steps=192,
+        eval_every_steps=512,
+        save_every_steps=256,
         keep_checkpoints=2,
     )
     config.activations = dict(site="stage4", dtype="float32", batch_size=128, images_per_shard=512)

@@ -86,7 +86,7 @@ def _main(argv, names) -> None:
     allocator.keep_freed_memory()
     mesh.initialize()
     log = logs.get_logger()
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax and tfds say a lot at info
+    absl_logging.set_verbosity(absl_logging.ERROR)  # what matters of orbax and tfds is raised
     logs.to_terminal()
     try:
         mesh.check_accelerator()
