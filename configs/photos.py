@@ -20,13 +20,13 @@ def get_config() -> ConfigDict:
         arch="small96",
         depths=(0, 1, 2, 3),
         dims=(32, 32, 64, 192),
-        n_epochs=40.0,
-        warmup_epochs=3.0,
-        learning_rate=3e-3,
+        n_epochs=60.0,
+        warmup_epochs=2.0,
+        learning_rate=2e-3,
         drop_path=0.1,
         augmentation=dict(crop="resized", min_scale=0.35, flip=True),
-        eval_every_steps=330,
-        save_every_steps=110,
+        eval_every_steps=660,
+        save_every_steps=330,
     )
     config.sae.update(n_features=1536, k=24, n_epochs=40.0)
     config.ablation.update(n_features=32, max_images=48)

@@ -11,6 +11,9 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NOT_RUN = "the stage that measures this has not run"
 
 
+SMALLEST_P = "< 10⁻³⁰⁰"  # a float64 underflows at 10⁻³⁰⁸
+
+
 def is_known(value) -> bool:
     """False for None, NaN and infinity."""
     return value is not None and (not isinstance(value, float) or math.isfinite(value))
@@ -42,6 +45,11 @@ def shown(value, reason: str = NOT_RUN) -> Markup:
     if is_known(value):
         return escape(value if isinstance(value, str) else number(value))
     return Markup('<span class="null" title="{0}" aria-label="unknown: {0}">–</span>').format(reason)
+
+
+def shown_p(value, reason: str = NOT_RUN) -> Markup:
+    """A p or q value; one too small for a float is not zero."""
+    return escape(SMALLEST_P) if is_known(value) and value == 0 else shown(value, reason)
 
 
 def interval(low, high, reason: str = NOT_RUN) -> Markup:

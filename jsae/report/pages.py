@@ -8,7 +8,7 @@ import importlib.resources
 
 import jinja2
 
-from jsae.report.formatting import interval, percent, shown, with_interval
+from jsae.report.formatting import interval, percent, shown, shown_p, with_interval
 
 STATIC = ("style.css", "sort.js")
 
@@ -23,6 +23,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "shown": shown,
+        "shown_p": shown_p,
         "interval": interval,
         "with_interval": with_interval,
         "percent": percent,

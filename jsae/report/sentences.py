@@ -4,7 +4,7 @@ A sentence states a difference to a control, its interval, and whether the inter
 says more than the table beside it.
 """
 
-from jsae.report.formatting import NOT_RUN, is_known, number, percent
+from jsae.report.formatting import NOT_RUN, SMALLEST_P, is_known, number, percent
 from jsae.report.reading import Study
 
 _NO_SELECTIVE = "not known: no ablation has run, or no class-selective feature was among the ablated"
@@ -90,7 +90,10 @@ def in_words(study: Study, row: dict) -> str:
             f" A direction of equal norm changes it by {number(control)}; the difference is "
             f"{number(effect['effect_minus_direction'])}{_bracket(effect, 'effect_minus_direction')}"
         )
-        text += f", p = {number(effect['p_direction'])}." if is_known(effect["p_direction"]) else "."
+        p = effect["p_direction"]
+        if is_known(p):
+            text += f", p {SMALLEST_P}" if p == 0 else f", p = {number(p)}"
+        text += "."
     return text
 
 
