@@ -37,8 +37,9 @@ def get_config(form: str = "full") -> ConfigDict:
         dims=(16, 16, 32, 128),
         stem_stride=2,  # a cell of stage 4 is 16 px, the grid 6x6
         init="fan_in",
+        calibrate_norms=True,
         layer_scale=1.0,
-        n_epochs=18.0,
+        n_epochs=12.0,
         warmup_epochs=0.5,
         batch_size=32,
         learning_rate=2e-3,
@@ -89,7 +90,7 @@ def get_config(form: str = "full") -> ConfigDict:
     config.runtime = dict(deterministic=False, data_axis=-1, model_axis=1)
     if form == "small":
         config.data.n_train, config.data.n_val, config.data.n_test = 1024, 128, 512
-        config.classifier.n_epochs = 4.0
+        config.classifier.n_epochs = 12.0
         config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
         config.report.n_features = 8

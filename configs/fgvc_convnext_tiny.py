@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
         dims=(),
         stem_stride=4,  # a cell of stage 4 is 32 px, the grid 7x7
         init="normal",
+        calibrate_norms=False,
         layer_scale=1e-6,
         n_epochs=300.0,
         warmup_epochs=20.0,

@@ -8,7 +8,7 @@ import numpy as np
 
 from jsae import metrics
 from jsae.classifier import convnext, train
-from jsae.data import cache, pipeline
+from jsae.data import cache, order, pipeline
 from jsae.runtime import checkpoints, logs, mesh, preemption, stages
 
 BEST = "val/mean_per_class_accuracy"
@@ -49,15 +49,21 @@ def run(config, workdir) -> None:
 
     # State: built on the mesh, so that nothing aliases what a donated step consumes.
     everywhere = mesh.replicated(device_mesh)
+    calibration = _calibration_images(splits["train"], config.seed) if c.calibrate_norms else None
     make_state = jax.jit(
-        lambda: train.init_state(
-            jax.random.key(config.seed), arch, recipe, layer_scale=c.layer_scale, kernels=c.init
+        lambda images: train.init_state(
+            jax.random.key(config.seed),
+            arch,
+            recipe,
+            images=images,
+            layer_scale=c.layer_scale,
+            kernels=c.init,
         ),
         out_shardings=everywhere,
     )
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints, best=BEST)
-    restored = saved.restore(checkpoints.abstract(jax.eval_shape(make_state), everywhere))
-    start, state = restored if restored else (0, make_state())
+    restored = saved.restore(checkpoints.abstract(jax.eval_shape(make_state, calibration), everywhere))
+    start, state = restored if restored else (0, make_state(calibration))
     rows = logs.MetricsLog(stage.folder / "metrics.jsonl")
     rows.rewind(start)
     if start:
@@ -134,6 +140,11 @@ def run(config, workdir) -> None:
             "skipped_images": {name: len(split.skipped) for name, split in splits.items()},
         }
     )
+
+
+def _calibration_images(split, seed: int) -> np.ndarray:
+    """The first 256 images of the training order, uint8 [256, S, S, 3]; every process has the same."""
+    return split.images[order.batch_indices(seed, 0, len(split.labels), 256)]
 
 
 def _write(rows, step, values):

@@ -66,13 +66,20 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def init_state(key: jax.Array, arch: convnext.Arch, recipe: Recipe, **init) -> dict:
-    """The state before the first step; `init` goes to `convnext.init`."""
-    params = convnext.init(key, arch, **init).variables
+def init_state(key: jax.Array, arch: convnext.Arch, recipe: Recipe, *, images=None, **init) -> dict:
+    """The state before the first step.
+
+    Args:
+      images: uint8 [B, S, S, 3] to calibrate the layer norms on, or None to leave them at 1 and 0.
+      init: goes to `convnext.init`.
+    """
+    params = convnext.init(key, arch, **init)
+    if images is not None:
+        params = convnext.calibrate_norms(params, augment.normalise(images))
     return {
-        "params": params,
-        "opt": make_optimizer(recipe).init(params),
-        "ema": jax.tree.map(jnp.copy, params),
+        "params": params.variables,
+        "opt": make_optimizer(recipe).init(params.variables),
+        "ema": jax.tree.map(jnp.copy, params.variables),
         "step": jnp.zeros((), jnp.int32),
     }
 

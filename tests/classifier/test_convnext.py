@@ -166,6 +166,29 @@ def test_stochastic_depth_is_a_mean_of_the_full_network(params, images):
     assert np.any(np.asarray(dropped(jax.random.key(0))) != np.asarray(dropped(jax.random.key(1))))
 
 
+def test_calibrated_norms_standardise_every_channel(images):
+    fresh = convnext.init(jax.random.key(0), ARCH, layer_scale=0.5, kernels="fan_in")
+    calibrated = convnext.calibrate_norms(fresh, images)
+    seen = {}
+
+    def record(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if isinstance(context.module, convnext.LayerNorm):
+            seen[context.module.path] = y
+        return y
+
+    with nn.intercept_methods(record):
+        convnext.apply(calibrated, images)
+    assert len(seen) == 1 + sum(ARCH.depths) + 3 + 1
+    for path, y in seen.items():
+        axes = tuple(range(y.ndim - 1))
+        assert np.abs(y.mean(axes)).max() < 1e-3, path
+        assert np.all(np.asarray(y.std(axes)) <= 1 + 1e-3), path  # below 1 where a channel hardly varies
+        assert np.median(y.std(axes)) > 0.9, path
+    same = jax.tree.map(lambda a, b: bool(np.all(a == b)), fresh.variables, calibrated.variables)
+    assert same["stem"]["conv"]["kernel"] and not same["stem_norm"]["scale"]
+
+
 def test_sizes_that_are_no_multiple_of_the_stride(params):
     logits, acts = run(params, jnp.ones((2, 37, 51, 3)))
     assert logits.shape == (2, 5)
