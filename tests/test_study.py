@@ -1,6 +1,7 @@
 """The whole study in its small form, run once by `launch.pipeline`: artifacts, the Python API, the README."""
 
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 from safetensors.numpy import load_file
 
 import jsae
 from jsae.ablation import edit
 from jsae.runtime import artifacts
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
