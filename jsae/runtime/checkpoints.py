@@ -11,6 +11,7 @@ is not, the damaged one is dropped with a warning; where none can be read nothin
 """
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -109,10 +110,14 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[name] for name in abstract])
 
     def save(self, step: int, state, metrics: dict | None = None) -> None:
-        """Save in the background; does nothing if `step` is saved already."""
+        """Save in the background; does nothing if `step` is saved already.
+
+        What is written is a copy: the next step may be given the state's own memory meanwhile.
+        """
         if step in self._manager.all_steps():
             return
-        self._manager.save(step, args=ocp.args.PyTreeSave(_flat(state)), metrics=metrics, force=True)
+        copy = jax.tree.map(jnp.copy, _flat(state))
+        self._manager.save(step, args=ocp.args.PyTreeSave(copy), metrics=metrics, force=True)
 
     def wait(self) -> None:
         """Return when all saves are on disk; raises what a background save raised."""

@@ -10,7 +10,6 @@ on as if it had never stopped.
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jsae import metrics
@@ -70,7 +69,7 @@ def fit(
         return every[what] > 0 and step % every[what] == 0
 
     def save_and_stop():
-        saved.save(step, _copy(state))
+        saved.save(step, state)
         saved.wait()
         preemption.check()
 
@@ -107,7 +106,7 @@ def fit(
             if stop:
                 save_and_stop()
             if is_due("save") or step == recipe.n_steps:
-                saved.save(step, _copy(state))
+                saved.save(step, state)
                 clock = None
     saved.wait()
     return state, float(np.median(rates)) if rates else None
@@ -136,11 +135,6 @@ def _report(log, every: int, first: int, n: int, values: dict, rate, bad_in_row:
                 "activations, or lower sae.learning_rate; the last checkpoint is from before"
             )
     return bad_in_row
-
-
-def _copy(state):
-    """A copy that a background save may read while the next dispatch takes the original's memory."""
-    return jax.tree.map(jnp.copy, state)
 
 
 def _numbers(prefix: str, sums) -> dict:
