@@ -11,7 +11,6 @@ standard deviation get the difference folded into their stem, which is exact bec
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 
@@ -19,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from PIL import Image
 
-from jsae.classifier import convnext
+from jsae.classifier import convnext, preprocessing
 from jsae.data.augment import IMAGENET_MEAN, IMAGENET_STD
 
 # Our modules' names by source; {s} is the stage from 0, {t} = 2s, {u} = 2s + 1, {j} the block.
@@ -198,8 +196,8 @@ def _raise_if(source, arch, missing, unexpected, misshapen):
     if found:
         hint = "; ConvNeXt V2 (grn) is another network" if any("grn" in name for name in unexpected) else ""
         raise ValueError(
-            f"these are not the weights ({source} names) of a ConvNeXt {arch.name!r} with depths {arch.depths} "
-            f"and dims {arch.dims}: {'; '.join(found)}{hint}"
+            f"these are not the weights ({source} names) of a ConvNeXt {arch.name!r}, depths {arch.depths}, "
+            f"dims {arch.dims}: {'; '.join(found)}{hint}"
         )
 
 
@@ -223,40 +221,9 @@ def infer_arch(state_dict: Mapping) -> convnext.Arch:
     return convnext.make_arch(name, 1, depths=tuple(depths), dims=tuple(dims))
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """How images are prepared for evaluating published weights.
-
-    Attributes:
-      image_size: side of the square that the network sees, px.
-      resize_px: the shorter side is scaled to this first.
-      interpolation: "bicubic" or "bilinear".
-      mean, std: of RGB in 0..1, as the file says; `load` has folded any difference from ImageNet's into
-        the stem.
-      origin: where these numbers come from.
-    """
-
-    image_size: int
-    resize_px: int
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    origin: str
-
-    def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        """RGB uint8 [h, w, 3] -> uint8 [S, S, 3]: shorter side to resize_px, then the centre."""
-        shorter = min(rgb.shape[:2])
-        height, width = (int(self.resize_px * side / shorter) for side in rgb.shape[:2])
-        resized = Image.fromarray(rgb).resize((width, height), _RESAMPLING[self.interpolation])
-        top, left = (round((side - self.image_size) / 2) for side in (height, width))
-        return np.asarray(resized)[top : top + self.image_size, left : left + self.image_size]
-
-
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_TORCHVISION_RESIZE_PX = {"tiny": 236, "small": 230}  # base and large: 232
-
-
-def load(path, n_classes: int | None = None, *, seed: int = 0) -> tuple[convnext.Params, Preprocessing]:
+def load(
+    path, n_classes: int | None = None, *, seed: int = 0
+) -> tuple[convnext.Params, preprocessing.Preprocessing]:
     """Weights and preprocessing from a .safetensors file, or a folder with model.safetensors.
 
     The size is read off the tensors. Preprocessing comes from a config.json (timm) or
@@ -287,33 +254,8 @@ def load(path, n_classes: int | None = None, *, seed: int = 0) -> tuple[convnext
         params = convert(state_dict, arch, n_classes, seed=seed)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    preprocessing = read_preprocessing(path.parent, source, params.arch.name)
-    return fold_normalisation(params, preprocessing.mean, preprocessing.std), preprocessing
-
-
-def read_preprocessing(folder: pathlib.Path, source: str, size: str) -> Preprocessing:
-    """The preprocessing told by the JSON files in `folder`, or the usual one of the source and size."""
-    timm, hf = folder / "config.json", folder / "preprocessor_config.json"
-    if hf.exists():
-        found = json.loads(hf.read_text())
-        side = found["size"] if isinstance(found["size"], int) else next(iter(found["size"].values()))
-        resize = side if side >= 384 else int(side / found.get("crop_pct", 0.875))
-        mode = "bilinear" if found.get("resample", 3) == 2 else "bicubic"
-        mean, std = found.get("image_mean", IMAGENET_MEAN), found.get("image_std", IMAGENET_STD)
-        return Preprocessing(side, resize, mode, tuple(mean), tuple(std), str(hf))
-    if timm.exists() and "pretrained_cfg" in (found := json.loads(timm.read_text())):
-        found = found["pretrained_cfg"]
-        side = int(found["input_size"][-1])
-        resize = int(side / found.get("crop_pct", 0.875))
-        mode = found.get("interpolation", "bicubic")
-        if mode not in _RESAMPLING:
-            raise ValueError(f"{timm}: interpolation {mode!r}; valid are {', '.join(_RESAMPLING)}")
-        mean, std = found.get("mean", IMAGENET_MEAN), found.get("std", IMAGENET_STD)
-        return Preprocessing(side, resize, mode, tuple(mean), tuple(std), str(timm))
-    resize, mode = 256, "bicubic"
-    if source == "torchvision":
-        resize, mode = _TORCHVISION_RESIZE_PX.get(size, 232), "bilinear"
-    return Preprocessing(224, resize, mode, IMAGENET_MEAN, IMAGENET_STD, f"the usual one of {source}")
+    found = preprocessing.read(path.parent, source, params.arch.name)
+    return fold_normalisation(params, found.mean, found.std), found
 
 
 def fold_normalisation(params: convnext.Params, mean, std) -> convnext.Params:

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from pretrained_weights import IMAGE_SHAPES, make_image, make_tensor
 
-from jsae.classifier import convnext, pretrained
+from jsae.classifier import convnext, preprocessing, pretrained
 
 REFERENCE = json.loads((pathlib.Path(__file__).parent / "pretrained_reference.json").read_text())
 # Of the largest logit. The four torch networks differ among themselves by less; a wrong eps or GELU by more.
@@ -123,9 +123,9 @@ def weights_file(tmp_path):
 
 
 def test_load_reads_the_size_off_the_tensors(weights_file):
-    params, preprocessing = pretrained.load(weights_file.parent)
+    params, found = pretrained.load(weights_file.parent)
     assert (params.arch.name, params.arch.n_classes) == ("atto", 20)
-    assert (preprocessing.resize_px, preprocessing.interpolation) == (256, "bicubic")
+    assert (found.resize_px, found.interpolation) == (256, "bicubic")
     jax.tree.map(
         np.testing.assert_array_equal,
         params.variables,
@@ -138,18 +138,18 @@ def test_load_reads_the_size_off_the_tensors(weights_file):
     [("torchvision", "tiny", (224, 236, "bilinear")), ("torchvision", "base", (224, 232, "bilinear"))],
 )
 def test_the_usual_preprocessing_of_a_source(tmp_path, source, size, expected):
-    found = pretrained.read_preprocessing(tmp_path, source, size)
+    found = preprocessing.read(tmp_path, source, size)
     assert (found.image_size, found.resize_px, found.interpolation) == expected
 
 
 def test_preprocessing_comes_from_the_files_beside_the_weights(tmp_path):
     timm = {"pretrained_cfg": {"input_size": [3, 288, 288], "crop_pct": 0.95, "interpolation": "bilinear"}}
     (tmp_path / "config.json").write_text(json.dumps(timm))
-    found = pretrained.read_preprocessing(tmp_path, "timm", "atto")
+    found = preprocessing.read(tmp_path, "timm", "atto")
     assert (found.image_size, found.resize_px, found.interpolation) == (288, 303, "bilinear")
     hf = {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3, "image_mean": [0.5, 0.5, 0.5]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(hf))
-    found = pretrained.read_preprocessing(tmp_path, "huggingface", "atto")
+    found = preprocessing.read(tmp_path, "huggingface", "atto")
     assert (found.image_size, found.resize_px, found.interpolation) == (224, 256, "bicubic")
     assert found.mean == (0.5, 0.5, 0.5)
 
@@ -157,7 +157,7 @@ def test_preprocessing_comes_from_the_files_beside_the_weights(tmp_path):
 def test_preprocessing_scales_the_shorter_side_and_takes_the_centre():
     rgb = np.zeros((100, 300, 3), np.uint8)
     rgb[:, 150:] = 200
-    prepare = pretrained.Preprocessing(64, 80, "bilinear", (0.5,) * 3, (0.5,) * 3, "here")
+    prepare = preprocessing.Preprocessing(64, 80, "bilinear", (0.5,) * 3, (0.5,) * 3, "here")
     out = prepare(rgb)
     assert out.shape == (64, 64, 3)
     assert (out[:, :28] == 0).all() and (out[:, 36:] == 200).all()
