@@ -1,4 +1,4 @@
-"""How images are prepared for published weights: read from the files beside them, or the source's usual way."""
+"""How images are prepared for published weights: as files beside them say, or as their source usually does."""
 
 import dataclasses
 import json

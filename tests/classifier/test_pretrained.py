@@ -86,7 +86,7 @@ def test_missing_unexpected_and_misshapen_names_come_in_one_error():
 
 
 def test_another_size_is_refused_with_what_is_left_over():
-    with pytest.raises(ValueError, match=r"'tiny' with depths \(3, 3, 9, 3\).*missing.*of another shape"):
+    with pytest.raises(ValueError, match=r"'tiny', depths \(3, 3, 9, 3\).*missing.*of another shape"):
         pretrained.convert(state_dict_of("facebook"), "tiny")
 
 
