@@ -32,6 +32,7 @@ def get_config(form: str = "full") -> ConfigDict:
     )
     config.classifier = dict(
         workdir="",  # another study's, to take its classifier
+        pretrained="",  # a .safetensors file to fine-tune from; arch and the like are then the file's
         arch="demo",
         depths=(0, 1, 1, 2),  # no block at 48x48, where they cost most
         dims=(16, 16, 32, 128),
@@ -48,8 +49,11 @@ def get_config(form: str = "full") -> ConfigDict:
         label_smoothing=0.1,
         drop_path=0.0,
         ema_decay=0.99,
-        augmentation=dict(crop="pad", pad_px=6, flip=True),
-        dtype="float32",
+        layer_decay=1.0,  # below 1, blocks far from the head learn more slowly
+        augmentation=dict(crop="pad", pad_px=6, flip=True, trivial=0.0, erase=0.0, mix="none", mix_alpha=1.0),
+        dtype="float32",  # of the computation, or bfloat16; the state is float32
+        micro_batches=1,
+        remat=False,
         log_every_steps=10,
         eval_every_steps=512,
         save_every_steps=256,

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
         warmup_epochs=2.0,
         learning_rate=2e-3,
         drop_path=0.1,
-        augmentation=dict(crop="resized", min_scale=0.35, flip=True),
+        augmentation=dict(crop="resized", min_scale=0.35),
         eval_every_steps=660,
         save_every_steps=330,
     )

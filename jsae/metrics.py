@@ -297,6 +297,40 @@ def cross_entropy(logits, labels, mask=None) -> float | None:
     return _whole(logits, labels, mask)["cross_entropy"]
 
 
+def confusion(logits, labels) -> np.ndarray:
+    """Number of images with label i and prediction j, int64 [L, L], for logits [N, L] and labels [N]."""
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    n_classes = logits.shape[1]
+    pairs = labels.astype(np.int64) * n_classes + logits.argmax(1)
+    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def calibration(logits, labels, n_bins: int) -> dict:
+    """Confidence against accuracy in `n_bins` equal bins of confidence (arXiv 1706.04599).
+
+    Returns arrays [n_bins] "low", "high", "n_images", "confidence" and "accuracy" (the means of a bin, NaN
+    where it is empty), and "ece", the mean over images of |accuracy - confidence| of their bin.
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    confidence = (exponentials / exponentials.sum(1, keepdims=True)).max(1)
+    right = (logits.argmax(1) == labels).astype(np.float64)
+    edges = np.linspace(0, 1, n_bins + 1)
+    bins = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)  # (low, high]
+    count = np.bincount(bins, minlength=n_bins)
+    mean_confidence = _divide(np.bincount(bins, confidence, n_bins), count)
+    accuracy = _divide(np.bincount(bins, right, n_bins), count)
+    gaps = np.where(count > 0, count * np.abs(accuracy - mean_confidence), 0.0)
+    return {
+        "low": edges[:-1],
+        "high": edges[1:],
+        "n_images": count,
+        "confidence": mean_confidence,
+        "accuracy": accuracy,
+        "ece": float(gaps.sum() / len(labels)) if len(labels) else None,
+    }
+
+
 def _whole(logits, labels, mask) -> dict:
     mask = np.ones(len(labels), np.float32) if mask is None else mask
     return classifier_metrics(classifier_sums(jnp.asarray(logits), jnp.asarray(labels), mask))

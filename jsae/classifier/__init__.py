@@ -1,6 +1,6 @@
 """The classifier: a ConvNeXt whose sites can be read and edited, its training, and how to load it."""
 
 from jsae.classifier.convnext import FINAL_SITE, Arch, Params, apply, init, make_arch
-from jsae.classifier.train import load
+from jsae.classifier.restore import load
 
 __all__ = ["FINAL_SITE", "Arch", "Params", "apply", "init", "load", "make_arch"]

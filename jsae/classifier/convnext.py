@@ -218,7 +218,7 @@ class Block(nn.Module):
     drop: float
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x, examples):
         channels = x.shape[-1]
         kernel = self.param("dw_kernel", nn.initializers.zeros, (7, 7, channels))
         bias = self.param("dw_bias", nn.initializers.zeros, (channels,))
@@ -228,9 +228,12 @@ class Block(nn.Module):
         y = Affine(4 * channels, name="expand")(y)
         y = Affine(channels, name="project")(gelu(y))
         y *= gamma.astype(x.dtype)[None, None, None, :]
-        if train and self.drop:
-            kept = jax.random.bernoulli(self.make_rng("drop"), 1 - self.drop, (x.shape[0], 1, 1, 1))
-            y = jnp.where(kept, y / (1 - self.drop), 0)
+        if examples is not None and self.drop:
+            key = self.make_rng("drop")
+            kept = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - self.drop))(
+                examples
+            )
+            y = jnp.where(kept[:, None, None, None], y / (1 - self.drop), 0)
         return x + y
 
 
@@ -239,10 +242,12 @@ class ConvNeXt(nn.Module):
 
     arch: Arch
     drop_path: float = 0.0
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x, edits: Mapping[str, Edit], start: str | None = None, train: bool = False):
+    def __call__(self, x, edits: Mapping[str, Edit], start: str | None = None, examples=None):
         arch, acts = self.arch, {}
+        make_block = nn.remat(Block) if self.remat else Block
         begun = start is None
 
         def visit(site, x):
@@ -272,8 +277,8 @@ class ConvNeXt(nn.Module):
                 x = Patchify(dim, 2, name=f"downsample{s}")(x)
             for j in range(depth):
                 drop = self.drop_path * done / max(n_blocks - 1, 1)
-                block = Block(arch.eps, drop, name=f"stage{s}_block{j}")
-                x = arrive(f"stage{s}.block{j}", x, lambda x, block=block: block(x, train))
+                block = make_block(arch.eps, drop, name=f"stage{s}_block{j}")
+                x = arrive(f"stage{s}.block{j}", x, lambda x, block=block: block(x, examples))
                 done += 1
             x = arrive(f"stage{s}", x, lambda x: x)
         pooled = LayerNorm(arch.head_eps, name="head_norm")(x.mean((1, 2)))  # [B, C]
@@ -385,8 +390,19 @@ def apply(
     return ConvNeXt(params.arch).apply({"params": params.variables}, images, edits, start)
 
 
-def forward_train(params: Params, images: jax.Array, key: jax.Array, *, drop_path: float) -> jax.Array:
-    """Logits [B, L] with stochastic depth (arXiv 1603.09382), its rate growing linearly to `drop_path`."""
-    model = ConvNeXt(params.arch, drop_path=drop_path)
-    logits, _ = model.apply({"params": params.variables}, images, {}, train=True, rngs={"drop": key})
+def forward_train(
+    params: Params, images: jax.Array, key: jax.Array, examples, *, drop_path: float, remat: bool = False
+) -> jax.Array:
+    """Logits [B, L] with stochastic depth (arXiv 1603.09382), its rate growing linearly to `drop_path`.
+
+    Args:
+      images: [B, H, W, 3], normalised; their dtype is that of the computation.
+      key: of the step; every example draws from fold_in(key, its number), so that which of its blocks are
+        dropped does not depend on how a batch is cut.
+      examples: int32 [B], a number that tells an example of the batch from the others.
+      drop_path: rate of the last block.
+      remat: compute each block anew in the backward pass instead of keeping what is inside it.
+    """
+    model = ConvNeXt(params.arch, drop_path=drop_path, remat=remat)
+    logits, _ = model.apply({"params": params.variables}, images, {}, examples=examples, rngs={"drop": key})
     return logits

@@ -1,4 +1,4 @@
-"""How images are prepared for published weights: as files beside them say, or as their source usually does."""
+"""How images are prepared for published weights: as files beside them say, or as their source does."""
 
 import dataclasses
 import json

@@ -6,10 +6,9 @@ import time
 import jax
 import numpy as np
 
-from jsae import metrics
-from jsae.classifier import convnext, train
+from jsae.classifier import convnext, evaluate, picture, pretrained, train
 from jsae.data import cache, order, pipeline
-from jsae.runtime import checkpoints, logs, mesh, preemption, stages
+from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, stages
 
 BEST = "val/mean_per_class_accuracy"
 
@@ -27,11 +26,8 @@ def run(config, workdir) -> None:
         return
     c, log = config.classifier, logs.get_logger()
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
-    mesh.check_batch(device_mesh, c.batch_size, "config.classifier.batch_size")
     splits = cache.load_splits(**config.data)
-    arch = convnext.make_arch(
-        c.arch, len(splits["train"].class_names), stem_stride=c.stem_stride, depths=c.depths, dims=c.dims
-    )
+    arch, weights = _network(c, len(splits["train"].class_names), config.seed)
     n_images = len(splits["train"].labels)
     n_steps = max(1, round(c.n_epochs * n_images / c.batch_size))
     recipe = train.Recipe(
@@ -44,17 +40,29 @@ def run(config, workdir) -> None:
         drop_path=c.drop_path,
         ema_decay=c.ema_decay,
         augmentation=dict(c.augmentation),
+        layer_decay=c.layer_decay,
+        micro_batches=c.micro_batches,
+        remat=c.remat,
         dtype=c.dtype,
     )
+    if c.batch_size % c.micro_batches:
+        raise ValueError(
+            f"config.classifier.batch_size={c.batch_size} must be a multiple of "
+            f"config.classifier.micro_batches={c.micro_batches}"
+        )
+    micro_batch = "config.classifier.batch_size / config.classifier.micro_batches"
+    mesh.check_batch(device_mesh, c.batch_size // c.micro_batches, micro_batch)
 
     # State: built on the mesh, so that nothing aliases what a donated step consumes.
     everywhere = mesh.replicated(device_mesh)
-    calibration = _calibration_images(splits["train"], config.seed) if c.calibrate_norms else None
+    calibrates = c.calibrate_norms and weights is None
+    calibration = _calibration_images(splits["train"], config.seed) if calibrates else None
     make_state = jax.jit(
-        lambda images: train.init_state(
+        lambda weights, images: train.init_state(
             jax.random.key(config.seed),
             arch,
             recipe,
+            pretrained=weights,
             images=images,
             layer_scale=c.layer_scale,
             kernels=c.init,
@@ -62,12 +70,17 @@ def run(config, workdir) -> None:
         out_shardings=everywhere,
     )
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints, best=BEST)
-    restored = saved.restore(checkpoints.abstract(jax.eval_shape(make_state, calibration), everywhere))
-    start, state = restored if restored else (0, make_state(calibration))
+    abstract = checkpoints.abstract(jax.eval_shape(make_state, weights, calibration), everywhere)
+    restored = saved.restore(abstract)
+    start, state = restored if restored else (0, make_state(weights, calibration))
+    del weights
     rows = logs.MetricsLog(stage.folder / "metrics.jsonl")
     rows.rewind(start)
     if start:
         log.info("classifier: restored step %d of %d", start, n_steps)
+    else:
+        grid = picture.augmentation_grid(splits["train"], recipe, config.seed)
+        artifacts.write_bytes(stage.folder / "augmented.png", grid)
 
     batch_sharding = mesh.sharded(device_mesh)
     step_fn = jax.jit(
@@ -76,13 +89,11 @@ def run(config, workdir) -> None:
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )
-    predict = train.make_predict(device_mesh)
+    predict = evaluate.make_predict(device_mesh)
 
-    def evaluate(name, stop=lambda: None):
-        split = splits[name]
+    def logits_of(name, stop=lambda: None):
         params = convnext.Params(state["ema"], arch)
-        logits = train.predict_split(predict, params, split, device_mesh, c.batch_size, stop)
-        return {f"{name}/{key}": value for key, value in score(logits, split.labels).items()}
+        return evaluate.predict_split(predict, params, splits[name], device_mesh, c.batch_size, stop)
 
     n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
     log.info(
@@ -113,10 +124,10 @@ def run(config, workdir) -> None:
                 if pending is not None:
                     _write(rows, *pending)
                     pending = None
-                scores = evaluate("val")
-                rows.write(step, scores)
-                log.info("classifier: step %d, val accuracy %.3f", step, scores["val/accuracy"])
-                saved.save(step, state, {BEST: scores[BEST]})
+                scores = evaluate.score(logits_of("val"), splits["val"].labels)
+                rows.write(step, {f"val/{key}": value for key, value in scores.items()})
+                log.info("classifier: step %d, val accuracy %.3f", step, scores["accuracy"])
+                saved.save(step, state, {BEST: scores["mean_per_class_accuracy"]})
                 since = (time.monotonic(), step)
             elif step % c.save_every_steps == 0 or stopping:
                 if pending is not None:
@@ -127,19 +138,37 @@ def run(config, workdir) -> None:
                 saved.close()
                 preemption.check()
     saved.wait()
-    test = evaluate("test", preemption.check)
+    logits = logits_of("test", preemption.check)
     saved.close()
-    log.info("classifier: test accuracy %.4f", test["test/accuracy"])
+    test = evaluate.score(logits, splits["test"].labels)
+    for name, table in evaluate.tables(logits, splits["test"].labels, splits["test"].class_names).items():
+        artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
+    log.info("classifier: test accuracy %.4f", test["accuracy"])
     stage.finish(
         {
             "arch": dataclasses.asdict(arch),
             "n_parameters": n_params,
             "n_steps": n_steps,
-            "test_accuracy": test["test/accuracy"],
-            "test_mean_per_class_accuracy": test["test/mean_per_class_accuracy"],
+            "test_accuracy": test["accuracy"],
+            "test_mean_per_class_accuracy": test["mean_per_class_accuracy"],
+            "test_ece": test["ece"],
             "skipped_images": {name: len(split.skipped) for name, split in splits.items()},
         }
     )
+
+
+def _network(c, n_classes: int, seed: int):
+    """The architecture, and the weights of `c.pretrained` with a fresh head; None to start from scratch."""
+    if not c.pretrained:
+        made = convnext.make_arch(c.arch, n_classes, stem_stride=c.stem_stride, depths=c.depths, dims=c.dims)
+        return made, None
+    params, _ = pretrained.load(c.pretrained, n_classes, seed=seed)
+    if c.arch not in ("", params.arch.name):
+        raise ValueError(
+            f"config.classifier.arch={c.arch!r}, but {c.pretrained} holds a ConvNeXt {params.arch.name!r}; "
+            'set it to that, or to ""'
+        )
+    return params.arch, mesh.to_host(params.variables)
 
 
 def _calibration_images(split, seed: int) -> np.ndarray:
@@ -154,15 +183,3 @@ def _write(rows, step, values):
             f"classifier: the loss at step {step} is {values['train/loss']}; lower the learning rate"
         )
     rows.write(step, values)
-
-
-def score(logits: np.ndarray, labels: np.ndarray) -> dict:
-    """Accuracy, mean per-class accuracy (classes absent from the split left out) and cross-entropy."""
-    scores = metrics.classifier_metrics(
-        metrics.classifier_sums(logits, labels, np.ones(len(labels), np.float32))
-    )
-    return {
-        "accuracy": scores["accuracy"],
-        "mean_per_class_accuracy": scores["mean_per_class_accuracy"],
-        "loss": scores["cross_entropy"],
-    }

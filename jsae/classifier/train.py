@@ -1,4 +1,4 @@
-"""Training the classifier: a pure step, the optimizer, prediction of a whole split, and loading.
+"""Training the classifier: a pure step and its optimizer.
 
 The state is a dict of arrays: "params", "opt", "ema" (an average of the weights, which evaluation,
 extraction and `load` use) and "step". A step's randomness is fold_in(key(seed), step), so a resumed run
@@ -6,15 +6,14 @@ equals an uninterrupted one.
 """
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jsae.classifier import convnext
-from jsae.data import augment, pipeline
-from jsae.runtime import artifacts, checkpoints, mesh
+from jsae.data import augment, mixing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,11 @@ class Recipe:
       label_smoothing: share of the target spread over all classes (arXiv 1512.00567).
       drop_path: stochastic depth rate of the last block.
       ema_decay: of the weight average, min(ema_decay, (1 + t) / (10 + t)) at step t.
-      augmentation: keyword arguments of `data.augment.augment`.
+      augmentation: arguments of `data.augment.augment`; "mix" and "mix_alpha" are `data.mixing.mix`'s.
+      layer_decay: the rate of a block is this to the power of its distance from the head (arXiv 2106.08254);
+        1 trains all alike, 0.65 to 0.9 suit fine-tuning.
+      micro_batches: parts a batch is computed in, one after the other, to save memory; changes no result.
+      remat: compute blocks anew in the backward pass, to save memory; changes no result.
       dtype: of the computation; the state is float32.
     """
 
@@ -43,6 +46,9 @@ class Recipe:
     drop_path: float
     ema_decay: float
     augmentation: dict
+    layer_decay: float = 1.0
+    micro_batches: int = 1
+    remat: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -50,9 +56,13 @@ class Recipe:
             raise ValueError(f"classifier.dtype={self.dtype!r} must be float32 or bfloat16")
         if self.n_steps < 1:
             raise ValueError(f"training takes at least one step, got {self.n_steps}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"classifier.layer_decay={self.layer_decay} must be above 0 and at most 1")
+        if self.micro_batches < 1:
+            raise ValueError(f"classifier.micro_batches={self.micro_batches} must be at least 1")
 
 
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def make_optimizer(recipe: Recipe, arch: convnext.Arch) -> optax.GradientTransformation:
     """AdamW with clipping, warm-up and cosine decay; no decay on biases, norms and layer scales."""
     warmup = min(recipe.warmup_steps, recipe.n_steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warmup, recipe.n_steps)
@@ -60,59 +70,118 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     def decays(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
+    def scale_layers(updates, params):
+        del params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: u * recipe.layer_decay ** depth_from_head(arch, path[0].key), updates
+        )
+
     return optax.chain(
         optax.clip_by_global_norm(recipe.clip_norm),
         optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=decays),
+        *([optax.stateless(scale_layers)] if recipe.layer_decay < 1 else []),
     )
 
 
-def init_state(key: jax.Array, arch: convnext.Arch, recipe: Recipe, *, images=None, **init) -> dict:
+def depth_from_head(arch: convnext.Arch, module: str) -> int:
+    """How many blocks lie between a module and the head: 0 for the head, 1 for the last block, ...
+
+    A downsampling counts with the block behind it, the stem one more than the first block.
+    """
+    if module.startswith("head"):
+        return 0
+    if module.startswith("stem"):
+        return sum(arch.depths) + 1
+    stage, block = re.match(r"(?:stage|downsample)(\d)(?:_block(\d+))?", module).groups()
+    before = sum(arch.depths[: int(stage) - 1]) + int(block or 0)
+    return max(sum(arch.depths) - before, 1)
+
+
+def init_state(
+    key: jax.Array, arch: convnext.Arch, recipe: Recipe, *, pretrained=None, images=None, **init
+) -> dict:
     """The state before the first step.
 
     Args:
-      images: uint8 [B, S, S, 3] to calibrate the layer norms on, or None to leave them at 1 and 0.
+      pretrained: variables to start from instead of fresh ones.
+      images: uint8 [B, S, S, 3] to calibrate fresh layer norms on, or None to leave them at 1 and 0.
       init: goes to `convnext.init`.
     """
-    params = convnext.init(key, arch, **init)
-    if images is not None:
+    params = convnext.init(key, arch, **init) if pretrained is None else convnext.Params(pretrained, arch)
+    if pretrained is None and images is not None:
         params = convnext.calibrate_norms(params, augment.normalise(images))
     return {
         "params": params.variables,
-        "opt": make_optimizer(recipe).init(params.variables),
+        "opt": make_optimizer(recipe, arch).init(params.variables),
         "ema": jax.tree.map(jnp.copy, params.variables),
         "step": jnp.zeros((), jnp.int32),
     }
 
 
-def loss_of(params: convnext.Params, images, labels, key, recipe: Recipe):
-    """Mean smoothed cross-entropy over the batch, and the logits.
+def loss_of(params: convnext.Params, images, targets, examples, key, recipe: Recipe):
+    """Sum of the cross-entropy over the images, and the logits.
 
     Args:
       images: float32 [B, S, S, 3], normalised and augmented.
-      labels: int32 [B].
+      targets: class probabilities [B, L].
+      examples: int32 [B], numbers of the examples (`convnext.forward_train`).
     """
-    logits = convnext.forward_train(params, images.astype(recipe.dtype), key, drop_path=recipe.drop_path)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), recipe.label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean(), logits
+    logits = convnext.forward_train(
+        params,
+        images.astype(recipe.dtype),
+        key,
+        examples,
+        drop_path=recipe.drop_path,
+        remat=recipe.remat,
+    )
+    return optax.softmax_cross_entropy(logits, targets).sum(), logits
+
+
+def grads_of(params: convnext.Params, images, targets, examples, key, recipe: Recipe):
+    """((mean loss, logits [B, L]), gradient) over a batch, `recipe.micro_batches` parts after each other.
+
+    Part m takes the rows m, m + M, m + 2 M, ..., so that each device cuts up its own rows.
+    """
+    parts, n = recipe.micro_batches, len(images)
+
+    def grads_of_part(part):
+        def objective(variables):
+            return loss_of(convnext.Params(variables, params.arch), *part, key, recipe)
+
+        return jax.value_and_grad(objective, has_aux=True)(params.variables)
+
+    def cut(x):
+        return x.reshape(n // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        (loss, logits), grads = grads_of_part(part)
+        return jax.tree.map(jnp.add, total, (loss, grads)), logits
+
+    if parts == 1:
+        (loss, logits), grads = grads_of_part((images, targets, examples))
+    else:
+        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params.variables)
+        (loss, grads), logits = jax.lax.scan(add, zeros, jax.tree.map(cut, (images, targets, examples)))
+        logits = logits.swapaxes(0, 1).reshape(n, -1)
+    return (loss / n, logits), jax.tree.map(lambda g: g / n, grads)
 
 
 def make_step(arch: convnext.Arch, recipe: Recipe, seed: int):
     """The pure training step (state, batch) -> (state, metrics).
 
     batch: "image" uint8 [B, S, S, 3], "label" int32 [B], "index" int32 [B]. metrics: "train/loss",
-    "train/accuracy", "train/gradient_norm", means over the batch.
+    "train/accuracy", "train/gradient_norm", means over the batch as it was augmented (the accuracy with
+    respect to the label with the largest share, where images are mixed).
     """
-    optimizer = make_optimizer(recipe)
+    optimizer = make_optimizer(recipe, arch)
 
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        images = augment.augment(key, batch["image"], batch["index"], **recipe.augmentation)
-        drop_key = jax.random.fold_in(key, 1)
-
-        def objective(variables):
-            return loss_of(convnext.Params(variables, arch), images, batch["label"], drop_key, recipe)
-
-        (loss, logits), grads = jax.value_and_grad(objective, has_aux=True)(state["params"])
+        images, targets = augmented(key, batch, arch.n_classes, recipe)
+        params = convnext.Params(state["params"], arch)
+        (loss, logits), grads = grads_of(
+            params, images, targets, batch["index"], jax.random.fold_in(key, 1), recipe
+        )
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         t = state["step"].astype(jnp.float32)
@@ -120,7 +189,7 @@ def make_step(arch: convnext.Arch, recipe: Recipe, seed: int):
         ema = jax.tree.map(lambda average, p: decay * average + (1 - decay) * p, state["ema"], params)
         metrics = {
             "train/loss": loss,
-            "train/accuracy": (logits.argmax(-1) == batch["label"]).mean(),
+            "train/accuracy": (logits.argmax(-1) == targets.argmax(-1)).mean(),
             "train/gradient_norm": optax.tree.norm(grads),
         }
         return {"params": params, "opt": opt, "ema": ema, "step": state["step"] + 1}, metrics
@@ -128,53 +197,11 @@ def make_step(arch: convnext.Arch, recipe: Recipe, seed: int):
     return step
 
 
-def make_predict(device_mesh):
-    """A jitted (params, images uint8 [B, S, S, 3]) -> logits [B, L], images sharded over `data`."""
-
-    def predict(params, images):
-        with jax.default_matmul_precision("float32"):
-            return convnext.apply(params, augment.normalise(images))[0]
-
-    return jax.jit(predict, out_shardings=mesh.replicated(device_mesh))
-
-
-def predict_split(predict, params, split, device_mesh, batch_size: int, between=lambda: None) -> np.ndarray:
-    """Logits float32 [N, L] of a whole split; `between` is called after every batch."""
-    rows = []
-    batches = pipeline.eval_batches(split, batch_size=batch_size, process=mesh.process_slice())
-    for batch in batches:
-        rows.append(
-            mesh.to_host(predict(params, mesh.put_batch(device_mesh, {"image": batch["image"]})["image"]))
-        )
-        between()
-    return np.concatenate(rows)[: len(split.labels)]
-
-
-def load(folder) -> convnext.Params:
-    """EMA weights of the last step of a finished classifier stage, on the first local device.
-
-    Args:
-      folder: the stage's folder, workdir/classifier.
-
-    Raises:
-      FileNotFoundError: the stage was never finished there.
-    """
-    arch, abstract = _describe(folder)
-    with_sharding = checkpoints.abstract(abstract, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    store = checkpoints.Checkpoints(folder / "checkpoints")
-    restored = store.restore({"ema": with_sharding})
-    if restored is None:
-        raise FileNotFoundError(f"{folder / 'checkpoints'} holds no checkpoint")
-    store.close()
-    return convnext.Params(restored[1]["ema"], arch)
-
-
-def _describe(folder):
-    path = folder / "manifest.json"
-    manifest = artifacts.read_json(path) if path.exists() else {}
-    if manifest.get("status") != "complete":
-        raise FileNotFoundError(f"{folder} holds no finished classifier")
-    fields = manifest["results"]["arch"]
-    arch = convnext.Arch(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    abstract = jax.eval_shape(lambda key: convnext.init(key, arch), jax.random.key(0)).variables
-    return arch, abstract
+def augmented(key, batch: dict, n_classes: int, recipe: Recipe):
+    """A batch as it is trained on: images float32 [B, S, S, 3] and targets [B, L]."""
+    settings = dict(recipe.augmentation)
+    kind, alpha = settings.pop("mix", "none"), settings.pop("mix_alpha", 1.0)
+    images = augment.augment(key, batch["image"], batch["index"], **settings)
+    targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], n_classes), recipe.label_smoothing)
+    keys = augment.example_keys(jax.random.fold_in(key, 2), batch["index"])
+    return mixing.mix(keys, images, targets, kind=kind, alpha=alpha)

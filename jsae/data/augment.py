@@ -1,4 +1,4 @@
-"""Random crops and flips on the device, and normalisation: uint8 in, float32 out.
+"""Random crops, flips, TrivialAugment and erasing on the device, and normalisation: uint8 in, float32 out.
 
 Every example has a key of its own, fold_in(key, index): with key = fold_in(seed key, step) the result
 depends on (seed, step, index) only, not on the batch's layout, the device count or the process. An image
@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsae.data import mixing
+from jsae.data.trivial_augment import trivial_augment
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as the published ConvNeXt weights expect
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROPS = ("none", "pad", "resized")
 _MAX_LOG_ASPECT = float(np.log(4 / 3))
+_MAX_LOG_ERASED = float(np.log(3.3))
 
 
 def normalise(images) -> jax.Array:
@@ -24,8 +28,15 @@ def normalise(images) -> jax.Array:
     return images.astype(jnp.float32) * scale.reshape(*leading, 3) - shift.reshape(*leading, 3)
 
 
-def augment(key, images, index, *, crop="pad", pad_px=4, min_scale=0.35, flip=True) -> jax.Array:
-    """Crop, flip and normalise a batch.
+def example_keys(key, index) -> jax.Array:
+    """One key an example [B], fold_in(key, its index)."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def augment(
+    key, images, index, *, crop="pad", pad_px=4, min_scale=0.35, flip=True, trivial=0.0, erase=0.0
+) -> jax.Array:
+    """Crop, flip, change, normalise and erase a batch.
 
     Args:
       key: of this step, i.e. fold_in(seed key, step).
@@ -36,12 +47,17 @@ def augment(key, images, index, *, crop="pad", pad_px=4, min_scale=0.35, flip=Tr
       pad_px: 0..S-1, of "pad".
       min_scale: in (0, 1], of "resized".
       flip: mirror half of the images left to right.
+      trivial: strength 0..1 of TrivialAugment (trivial_augment.py); 0 leaves it out.
+      erase: share of images of which a rectangle is erased, i.e. set to ImageNet's mean (arXiv 1708.04896).
 
     Returns float32 [B,S,S,3], normalised. Raises ValueError on unknown or out-of-range settings.
     """
     if crop not in CROPS:
         raise ValueError(f"crop={crop!r} is unknown; valid: {', '.join(CROPS)}")
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    for name, value in (("trivial", trivial), ("erase", erase)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must be in 0..1")
+    keys = example_keys(key, index)
     if crop == "pad":
         images = _shift(keys, images, pad_px)
     elif crop == "resized":
@@ -49,7 +65,22 @@ def augment(key, images, index, *, crop="pad", pad_px=4, min_scale=0.35, flip=Tr
     if flip:
         flips = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 1)))(keys)
         images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
-    return normalise(images)
+    if trivial:
+        change = jax.vmap(lambda k, image: trivial_augment(jax.random.fold_in(k, 2), image, trivial))
+        images = change(keys, images.astype(jnp.float32))
+    images = normalise(images)
+    if erase:
+        erased = jax.vmap(lambda k: _erased(jax.random.fold_in(k, 3), images.shape[1], erase))(keys)
+        images = jnp.where(erased[:, :, :, None], 0.0, images)
+    return images
+
+
+def _erased(key, size: int, share: float):
+    """bool [size, size]: true inside a rectangle of 2..33% of the area, or nowhere in 1 - share of cases."""
+    on_key, area_key, aspect_key, place_key = jax.random.split(key, 4)
+    area = jax.random.uniform(area_key, minval=0.02, maxval=0.33)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=-_MAX_LOG_ERASED, maxval=_MAX_LOG_ERASED))
+    return mixing.rectangle(place_key, size, area, aspect) & jax.random.bernoulli(on_key, share)
 
 
 def _shift(keys, images, pad_px: int):

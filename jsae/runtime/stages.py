@@ -44,6 +44,7 @@ _NO_RESULT = {
     "save_every_steps",
     "keep_checkpoints",
     "steps_per_dispatch",
+    "remat",
     "workdir",
     "cache_dir",
 }

@@ -1,8 +1,11 @@
-"""The training step: one and eight devices, resuming, refusing nonsense."""
+"""The training step: one and eight devices, resuming, saving memory, refusing nonsense."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jsae.classifier import convnext, train
@@ -61,10 +64,12 @@ def test_gradients_on_one_and_eight_devices():
             out_shardings=mesh.replicated(device_mesh),
         )()
 
-        def loss(variables, image, label):
-            return train.loss_of(convnext.Params(variables, ARCH), image, label, jax.random.key(1), RECIPE)[0]
+        def gradient(variables, image, label):
+            targets, examples = jax.nn.one_hot(label, ARCH.n_classes), jnp.arange(len(label))
+            made = convnext.Params(variables, ARCH)
+            return train.grads_of(made, image, targets, examples, jax.random.key(1), RECIPE)[1]
 
-        grads.append(mesh.to_host(jax.jit(jax.grad(loss))(params.variables, put["image"], put["label"])))
+        grads.append(mesh.to_host(jax.jit(gradient)(params.variables, put["image"], put["label"])))
     for one, eight in zip(*map(jax.tree.leaves, grads), strict=True):
         # the batch is summed in another order; the project's bound for a change of topology
         assert np.abs(one - eight).max() <= 1e-5 * np.abs(one).max()
@@ -105,7 +110,7 @@ def test_the_average_of_the_weights_follows_its_definition():
 
 def test_only_matrices_and_kernels_decay():
     params = convnext.init(jax.random.key(0), ARCH).variables
-    optimizer = train.make_optimizer(RECIPE)
+    optimizer = train.make_optimizer(RECIPE, ARCH)
     opt = optimizer.init(params)
     zero = jax.tree.map(jnp.zeros_like, params)
     _, opt = optimizer.update(zero, opt, params)  # step 0 has rate 0
@@ -129,4 +134,90 @@ def test_training_lowers_the_loss():
 
 def test_recipe_refuses_an_unknown_dtype():
     with pytest.raises(ValueError, match="float32 or bfloat16"):
-        train.Recipe(**{**vars(RECIPE), "dtype": "float16"})
+        dataclasses.replace(RECIPE, dtype="float16")
+    with pytest.raises(ValueError, match=r"layer_decay=0\.0 must be above 0"):
+        dataclasses.replace(RECIPE, layer_decay=0.0)
+    with pytest.raises(ValueError, match="micro_batches=0 must be at least 1"):
+        dataclasses.replace(RECIPE, micro_batches=0)
+
+
+def gradient(recipe, params):
+    images = jnp.asarray(batch(0)["image"], jnp.float32) / 255
+    targets, examples = jax.nn.one_hot(batch(0)["label"], ARCH.n_classes), jnp.arange(16) + 5
+    key = jax.random.key(1)
+    return jax.jit(lambda p: train.grads_of(p, images, targets, examples, key, recipe))(params)
+
+
+@pytest.mark.parametrize("change", [{"micro_batches": 4}, {"micro_batches": 16}, {"remat": True}], ids=str)
+def test_saving_memory_changes_no_gradient(change):
+    params = convnext.init(jax.random.key(0), ARCH, layer_scale=0.5, kernels="fan_in")
+    recipe = dataclasses.replace(RECIPE, drop_path=0.5)
+    (loss, logits), whole = gradient(recipe, params)
+    (loss_in_parts, logits_in_parts), parts = gradient(dataclasses.replace(recipe, **change), params)
+    np.testing.assert_allclose(loss_in_parts, loss, rtol=1e-6)
+    np.testing.assert_allclose(logits_in_parts, logits, atol=1e-6 * np.abs(logits).max(), rtol=0)
+    difference = jax.tree.map(jnp.subtract, parts, whole)
+    # of the whole gradient: a leaf whose summands nearly cancel depends on their order in float32
+    assert optax.tree.norm(difference) <= 1e-6 * optax.tree.norm(whole)
+
+
+def test_which_blocks_are_dropped_depends_on_the_example_alone():
+    params = convnext.init(jax.random.key(0), ARCH, layer_scale=0.5, kernels="fan_in")
+    image = jnp.asarray(batch(0)["image"][:1], jnp.float32) / 255
+    examples = jnp.arange(12)
+    key = jax.random.key(0)
+
+    def run(examples):
+        images = jnp.repeat(image, len(examples), 0)
+        return convnext.forward_train(params, images, key, examples, drop_path=0.5)
+
+    logits, turned = np.asarray(run(examples)), np.asarray(run(examples[::-1]))[::-1]
+    np.testing.assert_array_equal(logits, turned)
+    assert len(np.unique(logits.round(4), axis=0)) > 2
+
+
+def test_layer_decay_scales_the_update_by_the_distance_from_the_head():
+    params = convnext.init(jax.random.key(0), ARCH).variables
+    ones = jax.tree.map(jnp.ones_like, params)
+
+    def second_update(recipe):
+        optimizer = train.make_optimizer(recipe, ARCH)
+        opt = optimizer.init(params)
+        _, opt = optimizer.update(ones, opt, params)  # step 0 has rate 0
+        return optimizer.update(ones, opt, params)[0]
+
+    plain = second_update(RECIPE)
+    decayed = second_update(dataclasses.replace(RECIPE, layer_decay=0.5))
+    distance = {"head": 0, "head_norm": 0, "stage4_block0": 1, "downsample4_norm": 1, "stage3_block0": 2}
+    distance |= {"stage2_block0": 3, "downsample2": 4 - 1, "stage1_block0": 4, "stem": 5, "stem_norm": 5}
+    for module, blocks in distance.items():
+        for a, b in zip(jax.tree.leaves(plain[module]), jax.tree.leaves(decayed[module]), strict=True):
+            np.testing.assert_allclose(b, a * 0.5**blocks, rtol=1e-6)
+
+
+def test_pretrained_weights_are_where_training_starts():
+    given = convnext.init(jax.random.key(9), ARCH).variables
+    state = train.init_state(jax.random.key(0), ARCH, RECIPE, pretrained=given, images=None)
+    for name in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, state[name], given)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_state_and_gradients_are_float32_whatever_the_computation(dtype):
+    recipe = dataclasses.replace(RECIPE, dtype=dtype, augmentation={"crop": "resized", "mix": "mixup"})
+    state = train.init_state(jax.random.key(3), ARCH, recipe, layer_scale=0.5)
+    step = jax.jit(train.make_step(ARCH, recipe, 0))
+    after, values = step(state, batch(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves((after["params"], after["ema"]))} == {jnp.dtype("float32")}
+    assert np.isfinite(values["train/loss"])
+    if dtype == "bfloat16":
+        text = step.lower(state, batch(0)).as_text()
+        assert text.count("bf16") > 100
+
+
+def test_images_are_mixed_with_their_targets():
+    recipe = dataclasses.replace(RECIPE, augmentation={"crop": "none", "flip": False, "mix": "cutmix"})
+    images, targets = train.augmented(jax.random.key(0), batch(0), ARCH.n_classes, recipe)
+    assert images.shape == (16, 16, 16, 3)
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
+    assert (np.asarray(targets) > 0.1).sum(1).max() == 2

@@ -1,0 +1,36 @@
+"""The trained classifier of a finished stage, restored from its last checkpoint."""
+
+import jax
+
+from jsae.classifier import convnext
+from jsae.runtime import artifacts, checkpoints
+
+
+def load(folder) -> convnext.Params:
+    """EMA weights of the last step of a finished classifier stage, on the first local device.
+
+    Args:
+      folder: the stage's folder, workdir/classifier.
+
+    Raises:
+      FileNotFoundError: the stage was never finished there.
+    """
+    arch, abstract = _describe(folder)
+    with_sharding = checkpoints.abstract(abstract, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    store = checkpoints.Checkpoints(folder / "checkpoints")
+    restored = store.restore({"ema": with_sharding})
+    if restored is None:
+        raise FileNotFoundError(f"{folder / 'checkpoints'} holds no checkpoint")
+    store.close()
+    return convnext.Params(restored[1]["ema"], arch)
+
+
+def _describe(folder):
+    path = folder / "manifest.json"
+    manifest = artifacts.read_json(path) if path.exists() else {}
+    if manifest.get("status") != "complete":
+        raise FileNotFoundError(f"{folder} holds no finished classifier")
+    fields = manifest["results"]["arch"]
+    arch = convnext.Arch(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    abstract = jax.eval_shape(lambda key: convnext.init(key, arch), jax.random.key(0)).variables
+    return arch, abstract

@@ -1,0 +1,131 @@
+"""TrivialAugment (arXiv 2103.10158) on the device: one random operation of 14 on each image.
+
+There is no branch on the operation. Each of them is one of four things with other numbers, and all four are
+applied to every image, most of them doing nothing: an affine map of the grid (shear, translate, rotate), a
+table of 256 tones a channel (brightness, contrast, posterize, solarize, autocontrast, equalize), a blend with
+the grey image (colour) and a blend with the smoothed image (sharpness). So a batch is one program, in one
+trace, and costs the same whatever was drawn.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+OPERATIONS = (
+    "identity",
+    *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+    *("brightness", "contrast", "posterize", "solarize", "autocontrast", "equalize"),
+    *("colour", "sharpness"),
+)
+_GEOMETRIC = slice(1, 6)
+_TONAL = slice(6, 12)
+_FILL = 255 * np.array((0.485, 0.456, 0.406))  # outside the image: 0 once normalised
+_LUMA = np.array((0.299, 0.587, 0.114))
+
+
+def trivial_augment(key, image: jax.Array, strength) -> jax.Array:
+    """One random operation on one image, float32 [S, S, 3] in 0..255, to the same.
+
+    `strength` in 0..1 scales the published wide range: shear 0.99, translation S / 7, rotation by 135
+    degrees, factors of 1 +- 0.99, down to 2 bits, all tones inverted.
+    """
+    op_key, level_key, sign_key = jax.random.split(key, 3)
+    op = jax.random.randint(op_key, (), 0, len(OPERATIONS))
+    level = strength * jax.random.uniform(level_key)
+    return apply_operation(image, op, level, jnp.where(jax.random.bernoulli(sign_key), level, -level))
+
+
+def apply_operation(image: jax.Array, op, level, signed) -> jax.Array:
+    """Operation number `op` of OPERATIONS at `level` in 0..1; `signed` is the level or its negative."""
+
+    def only(name, value, otherwise=0.0):
+        return jnp.where(op == OPERATIONS.index(name), value, otherwise)
+
+    def among(which: slice):
+        return (op >= which.start) & (op < which.stop)
+
+    angle = only("rotate", np.deg2rad(135) * signed)
+    shift = image.shape[0] / 7 * signed
+    turn = jnp.stack([jnp.cos(angle), -jnp.sin(angle), jnp.sin(angle), jnp.cos(angle)]).reshape(2, 2)
+    shear = jnp.stack([1.0, only("shear_y", 0.99 * signed), only("shear_x", 0.99 * signed), 1.0]).reshape(
+        2, 2
+    )
+    moved = jnp.stack([only("translate_y", shift), only("translate_x", shift)])
+    image = jnp.where(among(_GEOMETRIC), warp(image, turn @ shear, moved), image)
+
+    table = _tones(image, only, level, signed)
+    rows = jnp.clip(jnp.round(image), 0, 255).astype(jnp.int32)
+    toned = jnp.stack([table[:, c][rows[:, :, c]] for c in range(3)], -1)
+    image = jnp.where(among(_TONAL), toned, image)
+
+    factor = 1 + 0.99 * signed
+    image = _blend(_grey(image), image, only("colour", factor, 1.0))
+    image = _blend(_smooth(image), image, only("sharpness", factor, 1.0))
+    return jnp.clip(image, 0, 255)
+
+
+def warp(image: jax.Array, matrix, shift) -> jax.Array:
+    """Bilinear resampling of [S, S, 3]: the output at p is the input at matrix @ p + shift.
+
+    Positions are (y, x) from the centre; what lies outside gets ImageNet's mean colour.
+    """
+    height, width = image.shape[:2]
+    fill = jnp.asarray(_FILL, image.dtype)
+    padded = jnp.pad(image - fill[None, None, :], ((1, 1), (1, 1), (0, 0))).reshape(-1, 3)
+    y, x = jnp.meshgrid(
+        jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
+    )
+    source_y = matrix[0, 0] * y + matrix[0, 1] * x + shift[0] + (height + 1) / 2  # in the padded image
+    source_x = matrix[1, 0] * y + matrix[1, 1] * x + shift[1] + (width + 1) / 2
+    source_y, source_x = jnp.clip(source_y, 0, height + 1), jnp.clip(source_x, 0, width + 1)
+    top = jnp.minimum(jnp.floor(source_y), height).astype(jnp.int32)
+    left = jnp.minimum(jnp.floor(source_x), width).astype(jnp.int32)
+    down, right = (source_y - top)[:, :, None], (source_x - left)[:, :, None]
+    at = top * (width + 2) + left
+
+    def pixel(row, column):
+        return jnp.take(padded, at + row * (width + 2) + column, axis=0)
+
+    upper = (1 - right) * pixel(0, 0) + right * pixel(0, 1)
+    lower = (1 - right) * pixel(1, 0) + right * pixel(1, 1)
+    return (1 - down) * upper + down * lower + fill[None, None, :]
+
+
+def _tones(image, only, level, signed):
+    """The table [256, 3] of the drawn tonal operation, unchanged tones for any other."""
+    tones = jnp.broadcast_to(jnp.arange(256.0)[:, None], (256, 3))
+    factor = 1 + 0.99 * signed
+    step = jnp.exp2(jnp.round(6 * level))  # 8 bits to 2
+    mean = _grey(image).mean()
+    low, high = image.min((0, 1))[None, :], image.max((0, 1))[None, :]
+    spread = jnp.where(high > low, 255 / jnp.maximum(high - low, 1e-3), 1.0)
+    base = jnp.where(high > low, low, 0.0)
+    pixels = jnp.clip(jnp.round(image[::2, ::2]), 0, 255).astype(jnp.int32)  # a quarter of them is enough
+    channel = jnp.broadcast_to(jnp.arange(3)[None, None, :], pixels.shape)
+    counts = jnp.zeros((256, 3), jnp.int32).at[pixels, channel].add(1)
+    below = counts.cumsum(0) - counts
+    rest = jnp.where(counts > 0, below, 0).max(0)[None, :]  # all pixels but those of the brightest tone
+    equal = jnp.where(rest > 0, 255 * below / jnp.maximum(rest, 1), tones)
+    table = only("brightness", tones * factor, tones)
+    table = only("contrast", _blend(mean, tones, factor), table)
+    table = only("posterize", jnp.floor(tones / step) * step, table)
+    table = only("solarize", jnp.where(tones >= 256 * (1 - level), 255 - tones, tones), table)
+    table = only("autocontrast", (tones - base) * spread, table)
+    return jnp.clip(only("equalize", equal, table), 0, 255)
+
+
+def _grey(image):
+    return (image * jnp.asarray(_LUMA, image.dtype)[None, None, :]).sum(-1, keepdims=True)
+
+
+def _smooth(image):
+    """Mean over 3x3 with weight 5 in the middle; the border stays."""
+    total = 4 * image[1:-1, 1:-1]
+    for i in range(3):
+        for j in range(3):
+            total += image[i : image.shape[0] - 2 + i, j : image.shape[1] - 2 + j]
+    return image.at[1:-1, 1:-1].set(total / 13)
+
+
+def _blend(a, b, factor):
+    return a + (b - a) * factor
