@@ -160,7 +160,8 @@ def test_an_edit_reaches_the_returned_activations(params, images):
 
 
 def test_stochastic_depth_is_a_mean_of_the_full_network(params, images):
-    full = jax.jit(lambda k: convnext.forward_train(params, images, k, np.arange(3), drop_path=0.0))(
+    examples = np.arange(3)
+    full = jax.jit(lambda k: convnext.forward_train(params, images, k, examples, drop_path=0.0))(
         jax.random.key(0)
     )
     np.testing.assert_allclose(full, run(params, images)[0], rtol=0, atol=1e-5 * np.abs(full).max())

@@ -1,0 +1,180 @@
+"""How fast the hot paths are here: `python -m launch.benchmark [--only=classifier|data] [--out=FILE]`.
+
+    classifier   images/s of ConvNeXt forward and training (forward and all gradients, no optimizer), float32,
+                 100 classes; beside it the same network with the depthwise convolution by lax.conv ("plain")
+    data         images/s decoding photos each time, and from the decoded cache (needs --data_dir)
+
+Variants alternate round by round and medians are reported, since a machine's speed drifts. With --peers=DIR
+(a folder with convnext_peers.sh ARCH SIZE BATCH, printing JSON lines) other people's code takes its turn too.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from jsae.classifier import convnext, depthwise
+from jsae.data import cache, decode, pipeline
+from jsae.runtime import allocator
+
+SECTIONS = ("classifier", "data")
+NETWORKS = {"atto_96_b32": ("atto", 96, 32), "tiny_224_b8": ("tiny", 224, 8)}
+N_CLASSES = 100
+
+_ONLY = flags.DEFINE_enum("only", None, SECTIONS, "Run one section.")
+_OUT = flags.DEFINE_string("out", None, "Write the numbers as JSON to this file.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each variant runs once in each.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the classifier's computation.")
+_PEERS = flags.DEFINE_string("peers", None, "Folder of scripts that time other people's code.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Photos in FGVC layout, for the section data.")
+
+
+def alternate(variants: dict, n_items: int, rounds: int) -> dict:
+    """Items a second of every variant: the median over rounds, in each of which every variant runs once.
+
+    `variants` maps a name to a function that does `n_items` and returns what has to be waited for.
+    """
+    seconds = {name: [] for name in variants}
+    for run in variants.values():
+        jax.block_until_ready(run())
+    for _ in range(rounds):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: n_items / statistics.median(times) for name, times in seconds.items()}
+
+
+def classifier_rates(arch: str, size: int, batch: int, rounds: int, dtype: str, peers: str | None) -> dict:
+    """Images/s, compile seconds and memory of one network, and images/s of peers."""
+    params = jax.jit(
+        lambda key: convnext.init(key, convnext.make_arch(arch, N_CLASSES), kernels="fan_in", layer_scale=0.1)
+    )(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), dtype)
+    labels = jnp.arange(batch) % N_CLASSES
+
+    def forward(params, images):
+        return convnext.apply(params, images)[0]
+
+    def train(params, images):
+        def loss(variables):
+            logits = forward(convnext.Params(variables, params.arch), images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return jax.value_and_grad(loss)(params.variables)
+
+    row, variants = {}, {}
+    for name, function, convolution in (
+        ("forward", forward, convnext.depthwise),
+        ("train", train, convnext.depthwise),
+        ("plain_forward", forward, depthwise.conv),
+        ("plain_train", train, depthwise.conv),
+    ):
+        with mock.patch.object(convnext, "depthwise", convolution):
+            start = time.perf_counter()
+            compiled = jax.jit(lambda *args, f=function: f(*args)).lower(params, images).compile()
+            row[f"{name}_compile_s"] = time.perf_counter() - start
+        memory = compiled.memory_analysis()
+        if memory is not None:
+            used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+            row[f"{name}_peak_mib"] = used / 2**20
+        variants[name] = lambda compiled=compiled: compiled(params, images)
+    flops = compiled.cost_analysis()
+    row["plain_train_gflops_per_image"] = flops["flops"] / batch / 1e9 if flops else None
+    found, theirs = [], []
+    for _ in range(rounds):
+        found.append(alternate(variants, batch, 1))
+        if peers:
+            theirs += _peer_rows(peers, arch, size, batch)
+    for name in variants:
+        row[f"{name}_images_per_s"] = statistics.median(rates[name] for rates in found)
+    for key in ("forward", "train") if theirs else ():
+        by_layout = {}
+        for their in theirs:
+            by_layout.setdefault(their["layout"], []).append(their[f"{key}_images_per_s"])
+        layout, rates = max(by_layout.items(), key=lambda item: statistics.median(item[1]))
+        row[f"timm_{key}_images_per_s"] = statistics.median(rates)
+        row[f"timm_{key}_layout"] = layout
+        row[f"{key}_over_timm"] = row[f"{key}_images_per_s"] / statistics.median(rates)
+    row["train_over_plain"] = row["train_images_per_s"] / row["plain_train_images_per_s"]
+    return row
+
+
+def _peer_rows(folder: str, arch: str, size: int, batch: int) -> list[dict]:
+    command = [os.path.join(folder, "convnext_peers.sh"), arch, str(size), str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def data_rates(data_dir: str, rounds: int, image_size: int = 96, batch: int = 32, n: int = 512) -> dict:
+    """Images/s by decoding files one after the other, and by batches from the cache."""
+    start = time.perf_counter()
+    split = cache.load_splits(kind="fgvc_aircraft", dir=data_dir, image_size=image_size)["train"]
+    opening_s = time.perf_counter() - start
+    paths = sorted(pathlib.Path(data_dir).rglob("*.jpg"))[:n]
+
+    def decode_files():
+        return [
+            decode.fit_square(decode.decode_rgb(path.read_bytes()), image_size, "squash") for path in paths
+        ]
+
+    def read_batches():
+        batches = pipeline.train_batches(split, seed=0, batch_size=batch)
+        return [next(batches)["image"][0, 0, 0, 0] for _ in range(len(paths) // batch)]
+
+    rates = alternate({"decoded": decode_files, "cached": read_batches}, len(paths), rounds)
+    return {
+        "decoded_images_per_s": rates["decoded"],
+        "cached_images_per_s": rates["cached"],
+        "image_size": image_size,
+        "first_file_px": list(decode.decode_rgb(paths[0].read_bytes()).shape[:2]),
+        "opening_the_cache_s": opening_s,
+    }
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    allocator.keep_freed_memory()
+    device = jax.devices()[0]
+    results = {
+        "device": {"kind": device.device_kind, "count": jax.device_count(), "cores": os.cpu_count()},
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "rounds": _ROUNDS.value,
+    }
+    sections = [_ONLY.value] if _ONLY.value else list(SECTIONS)
+    if "classifier" in sections:
+        results["classifier"] = {"dtype": _DTYPE.value}
+        for name, network in NETWORKS.items():
+            row = classifier_rates(*network, _ROUNDS.value, _DTYPE.value, _PEERS.value)
+            results["classifier"][name] = row
+            _print(f"classifier.{name}", row)
+    if "data" in sections:
+        if _DATA_DIR.value:
+            results["data"] = data_rates(_DATA_DIR.value, _ROUNDS.value)
+            _print("data", results["data"])
+        elif _ONLY.value:
+            raise app.UsageError("--only=data needs --data_dir")
+        else:
+            print("data: left out, needs --data_dir")
+    if _OUT.value:
+        pathlib.Path(_OUT.value).write_text(json.dumps(results, indent=2) + "\n")
+        print(f"written: {_OUT.value}")
+
+
+def _print(title: str, row: dict) -> None:
+    for key, value in row.items():
+        print(f"{title}.{key:<32} {value:,.2f}" if isinstance(value, float) else f"{title}.{key:<32} {value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
