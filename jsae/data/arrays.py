@@ -210,8 +210,8 @@ def _labels(path, found: dict, n: int) -> tuple[np.ndarray, tuple[str, ...]]:
     n_classes = len(names) if names else max(int(labels.max()) + 1, 1)
     if not names and n_classes > max(n, _MAX_UNNAMED):
         raise ValueError(
-            f"{path}: labels[{labels.argmax()}] is {labels.max()}, but there are {n} rows; expected 0..L-1, or "
-            "class_names for so many classes"
+            f"{path}: labels[{labels.argmax()}] is {labels.max()}, but there are {n} rows; expected 0..L-1, "
+            "or class_names for so many classes"
         )
     wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
     if len(wrong):

@@ -38,15 +38,14 @@ def draw(names, classes, *, seed: int, shares: dict[str, float]) -> list[str]:
     for i, (name, label) in enumerate(zip(names, classes, strict=True)):
         by_class.setdefault(label, []).append((_hash(seed, label, name), i))
     found = ["train"] * len(names)
-    for ranked in by_class.values():
-        ranked.sort()
-        free = len(ranked) - 1  # one stays in train
+    for images in by_class.values():
+        ranked = [i for _, i in sorted(images)]
+        left = ranked
         for split in sorted(shares, key=SPLITS.index, reverse=True):
-            n = min(max(1, round(len(ranked) * shares[split])), free)
-            free -= n
-            for _, i in ranked[:n]:
+            n = min(max(1, round(len(ranked) * shares[split])), len(left) - 1)  # one stays in train
+            for i in left[:n]:
                 found[i] = split
-            ranked = ranked[n:] if n else ranked
+            left = left[n:]
     return found
 
 
