@@ -5,6 +5,7 @@ change a result (logging, saving, report, devices) are left out. `begin` compare
 that lies in the stage's folder:
 
     no manifest                  -> the stage starts
+    "started", nothing else      -> the stage starts
     same digest, "started"       -> the stage resumes
     same digest, "complete"      -> up to date, nothing to do
     another digest               -> ConfigMismatch, which names the keys that differ
@@ -228,7 +229,7 @@ def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
         log.info("%s: taken from %s", name, where.parent)
         return Stage(name, where, manifest, up_to_date=True)
     found = read_manifest(config, workdir, name)
-    if found is not None and not always:
+    if found is not None and not always and not _is_empty(where, found):
         _compare(found, wanted, upstream, name, upper)
         if found["status"] == "complete":
             log.info("%s: up to date", name)
@@ -250,6 +251,14 @@ def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
     }
     artifacts.write_json(where / "manifest.json", manifest)
     return Stage(name, where, manifest, up_to_date=False)
+
+
+def _is_empty(where, manifest: dict) -> bool:
+    """Whether a stage was started and left nothing, e.g. because a setting or an image was refused.
+
+    It may then be started with another config: that loses nothing.
+    """
+    return manifest["status"] == "started" and all(path.name == "manifest.json" for path in where.iterdir())
 
 
 def _resume_promise(config) -> str:
