@@ -54,6 +54,8 @@ def decode_rgb(data: bytes, *, banner_px: int = 0) -> np.ndarray:
         raise BadImage(
             f"no known image format, or a damaged header (the file starts with {bytes(data[:12])!r})"
         ) from None
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"too large to decode; scale it down ({error})") from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged input
         raise BadImage(f"damaged or unsupported image ({type(error).__name__}: {error})") from error
     return cut_banner(rgb, banner_px)
