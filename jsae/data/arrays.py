@@ -25,6 +25,7 @@ import numpy as np
 
 from jsae.data import decode, drawn_splits, npy_files
 from jsae.data.drawn_splits import SPLITS
+from jsae.runtime import logs
 
 KEYS = ("images", "activations", "labels", "class_names", "split", "ids")
 NO_LABEL = "no label"  # the one class of activations without labels
@@ -247,6 +248,9 @@ def _rows(path, found: dict, ids, labels, seed: int, shares: dict) -> dict[str, 
         drawn_splits.check(shares)
         splits = drawn_splits.draw(ids, labels.tolist(), seed=seed, shares=shares)
     rows = {name: np.flatnonzero(np.array(splits) == name) for name in SPLITS}
+    if "split" not in found:
+        counts = ", ".join(f"{len(rows[name])} {name}" for name in SPLITS)
+        logs.note(f"{path}: splits drawn from all rows with seed {seed}: {counts}")
     for name in SPLITS:
         if not len(rows[name]):
             raise ValueError(f"{path}: split {name!r} has no row; there are {len(ids)} rows in all")

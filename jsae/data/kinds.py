@@ -138,8 +138,8 @@ def _image_folder(*, directory, seed, shares, banner_px, fit, cache_dir: pathlib
         return _fgvc_aircraft(directory=folder, banner_px=banner_px, fit=fit, cache_dir=cache_dir, **more)
     how = {"seed": seed, "val_share": shares["val"], "test_share": shares["test"]}
     listing = files.read_folder(folder, **how)
-    for note in listing.notes:
-        logs.get_logger().warning("%s", note)
+    for text in listing.notes:
+        logs.note(text)
     _warn_of_empty_classes("class", listing.class_names, (photo.label for photo in listing.photos["train"]))
     paths = {photo.id: photo.path for photos in listing.photos.values() for photo in photos}
     digest = hashlib.sha256(repr(listing.class_names).encode())

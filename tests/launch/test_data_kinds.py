@@ -44,8 +44,6 @@ def test_bare_activations_through_the_scripts(launch, tmp_path):
 
     code, said = run("train_classifier")
     assert code == 0 and "classifier: skipped, there is no classifier" in said
-    code, said = run("train_sae")
-    assert code == 1 and "stage 'activations' was never started" in said and "launch.extract" in said
     code, said = run("pipeline")
     assert code == 0 and "classifier: skipped" in said and "ablation: skipped" in said, said
     assert "There is no classifier here" in (tmp_path / "w/report/index.html").read_text()
@@ -54,32 +52,21 @@ def test_bare_activations_through_the_scripts(launch, tmp_path):
     assert not (tmp_path / "w/classifier").exists() and not (tmp_path / "w/ablation").exists()
     code, said = run("report", "--restart=ablation")
     assert code == 0 and "report: dropped" in said and "report: done" in said and "sae: dropped" not in said
-    code, said = run("extract", "--restart=classifier")
-    assert (
-        code == 0
-        and "activations: dropped" in said
-        and "sae: dropped" in said
-        and "activations: done" in said
-    )
 
 
-def test_skipped_images_are_named_in_the_last_lines(launch, tmp_path):
+def test_one_class_odd_sizes_and_skipped_images_named_in_the_last_lines(launch, tmp_path):
+    """One class, photos that are not square, a side that is no multiple of the stride, a batch beyond val."""
     rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(12):
-            pixels = rng.integers(0, 255, (32, 40, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.jpg")
+    (tmp_path / "photos" / "b").mkdir(parents=True)
+    for i in range(24):
+        pixels = rng.integers(0, 255, (32, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / "b" / f"{i}.jpg")
     (tmp_path / "photos" / "b" / "3.jpg").write_text("<html>404 Not Found</html>")
     settings = [
         *(f"--config.data.dir={tmp_path / 'photos'}", "--config.data.kind=image_folder"),
-        *(
-            "--config.data.image_size=32",
-            "--config.classifier.n_epochs=1",
-            "--config.classifier.batch_size=8",
-        ),
+        *("--config.data.image_size=36", "--config.classifier.n_epochs=1"),
+        *("--config.classifier.batch_size=8", "--config.classifier.warmup_epochs=0"),
         *("--config.classifier.dims=(4,4,4,8)", "--config.classifier.depths=(0,0,0,1)"),
-        "--config.classifier.warmup_epochs=0",
     ]
     code, lines = launch("train_classifier", "demo", *settings)
     assert code == 1 and "b/3.jpg: no known image format" in lines[-1] and "on_bad_image=skip" in lines[-1]
@@ -88,4 +75,7 @@ def test_skipped_images_are_named_in_the_last_lines(launch, tmp_path):
     assert lines[-2].startswith("note: 1 damaged images are left out, listed in ")
     assert "manifest.json: b/3.jpg: no known image format" in lines[-2]
     assert lines[-1].startswith("results: ")
+    assert sum("val and test drawn from all images" in line for line in lines) == 2
     assert sum("damaged images are left out" in line for line in lines) == 2  # when found, and at the end
+    results = json.loads((tmp_path / "w/classifier/manifest.json").read_text())["results"]
+    assert results["test_accuracy"] == 1.0 and sum(results["skipped_images"].values()) == 1
