@@ -47,11 +47,13 @@ def test_a_box_outside_the_photo_is_a_bad_image(box):
 
 @pytest.mark.parametrize("fit", decode.FITS)
 def test_photos_are_cut_to_their_box_before_they_are_fitted(load, tmp_path, fit):
-    folder = write_folder(tmp_path / "photos", boxes=True)  # 0 1 15 40 in photos of 30 x 40
+    folder = write_folder(tmp_path / "photos", boxes=True)  # photos of 30 x 40
+    path = folder / "data" / "images_box.txt"
+    path.write_text(path.read_text().replace(" 0 1 15 40", " 11 6 25 40"))
     whole, cut = load(folder, banner_px=4, fit=fit), load(folder, banner_px=4, fit=fit, crop="box")
     split = cut["train"]
     for id_, image, box in zip(split.ids, split.images, split.boxes, strict=True):
-        rgb = decode.decode_rgb(jpeg(int(id_)), banner_px=4)[:36, :15]
+        rgb = decode.decode_rgb(jpeg(int(id_)), banner_px=4)[5:36, 10:25]
         np.testing.assert_array_equal(image, decode.fit_square(rgb, 16, fit))
         assert box.tolist() == [0, 0, 16, 16]  # the aircraft fills the square
     assert split.ids == whole["train"].ids and (split.images != whole["train"].images).any()
