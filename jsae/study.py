@@ -41,7 +41,8 @@ def load(workdir) -> "Study":
         raise FileNotFoundError(f"{workdir} holds no study (no config.json); run launch.pipeline first")
     config = artifacts.read_json(workdir / "config.json")
     for stage in ("classifier", "activations", "sae"):
-        stages.require(config, workdir, stage)
+        if stage not in stages.skipped(config):
+            stages.require(config, workdir, stage)
     return Study(workdir, config)
 
 
@@ -94,6 +95,9 @@ class Study:
 
     @functools.cached_property
     def classifier(self) -> Classifier:
+        """The classifier. Raises StageMissing in a study of bare activations, which has none."""
+        if "classifier" in stages.skipped(self.config):
+            stages.require(self.config, self.workdir, "classifier")
         return Classifier(classifier.load(self._folder("classifier")))
 
     @functools.cached_property
@@ -120,15 +124,21 @@ class Study:
         return ActivationStore.open(self._folder("activations") / split)
 
     def table(self, name: str):
-        """A result table as a pyarrow Table: features, top_patches, feature_space, input_space, agreement."""
+        """A result table as a pyarrow Table: features, top_patches, feature_space, input_space, agreement.
+
+        Raises StageMissing for the tables of the ablation in a study of bare activations, which has none.
+        """
         if name not in _TABLES:
             raise ValueError(f"there is no table {name!r}; the tables are {', '.join(_TABLES)}")
+        if _TABLES[name] in stages.skipped(self.config):
+            stages.require(self.config, self.workdir, _TABLES[name])
         return artifacts.read_table(self._folder(_TABLES[name]) / f"{name}.parquet")
 
     def preprocess(self, paths) -> np.ndarray:
         """Image files as the classifier's input, uint8 [B, S, S, 3]: decoded, banner cut, fitted.
 
-        Raises ValueError that names a file which is no usable image.
+        The whole photo is used, also where data.crop=box: no box is known here. Raises ValueError that names
+        a file which is no usable image.
         """
         data = self.config["data"]
         images = []

@@ -98,8 +98,13 @@ def _main(argv, names) -> None:
         stages.write_config(config, workdir)
         for name in names:
             preemption.check()
-            importlib.import_module(f"jsae.{name}.run").run(config, workdir)
+            if name in stages.skipped(config):
+                log.info("%s: skipped, %s", name, stages.WHY_SKIPPED)
+            else:
+                importlib.import_module(f"jsae.{name}.run").run(config, workdir)
             importlib.import_module("jsae.report.summary").write_summary(config, workdir)
+        for text in logs.notes():
+            log.warning("note: %s", text)
         log.info("results: %s", workdir)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         log.debug("traceback", exc_info=True)

@@ -1,5 +1,7 @@
 """Stage `activations`: run the classifier over every split and store one site's activations.
 
+With site "arrays" they were extracted elsewhere and are taken from `config.data.dir` (imported.py).
+
 Mean and scale of the train split are measured on what is stored, in float64 on the host, shard by shard:
 first the mean, then the squared deviations from it.
 """
@@ -10,7 +12,7 @@ import jax
 import numpy as np
 
 from jsae import classifier
-from jsae.activations import store
+from jsae.activations import imported, store
 from jsae.data import augment, cache, pipeline
 from jsae.runtime import artifacts, logs, mesh, preemption, stages
 
@@ -21,7 +23,7 @@ def run(config, workdir) -> None:
     """Extract `config.activations.site` for train, val and test, going on after the last whole shard.
 
     Raises:
-      ValueError: unknown site or dtype, or a batch size the mesh cannot deal.
+      ValueError: unknown site or dtype, a batch size the mesh cannot deal, or arrays that cannot be used.
       stages.StageMissing: no finished classifier.
     """
     stage = stages.begin(config, workdir, "activations")
@@ -30,32 +32,26 @@ def run(config, workdir) -> None:
     c = config.activations
     if c.dtype not in store.DTYPES:
         raise ValueError(f"config.activations.dtype={c.dtype!r}; valid are {', '.join(store.DTYPES)}")
-    device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
-    mesh.check_batch(device_mesh, c.batch_size, "config.activations.batch_size")
-    params = classifier.load(stages.folder(config, workdir, "classifier"))
-    params.arch.check_site(c.site)
-    params = jax.jit(lambda p: p, out_shardings=mesh.replicated(device_mesh))(mesh.to_host(params))
-    forward = make_forward(device_mesh, c.site)
-    splits = cache.load_splits(**config.data)
-    normalisation, results = None, {}
+    extract = _from_arrays(config) if c.site == stages.IMPORTED else _from_classifier(config, workdir)
+    normalisation, results, skipped = None, {}, {}
     for name in SPLITS:
-        split, folder = splits[name], stage.folder / name
-        shape, sizes = _extract(forward, params, split, folder, c, device_mesh)
+        folder = stage.folder / name
+        shape, sizes, class_names, skipped[name] = extract(name, folder)
         if normalisation is None:  # train comes first
             normalisation = measure(folder, sizes, c.dtype)
         manifest = {
             "site": c.site,
             "grid": list(shape[:2]),
             "n_channels": shape[2],
-            "n_images": len(split.labels),
+            "n_images": sum(sizes),
             "dtype": c.dtype,
             "shards": sizes,
-            "class_names": list(split.class_names),
+            "class_names": list(class_names),
             "classifier_digest": stage.manifest["upstream"],
             **{key: normalisation[key] for key in ("mean", "scale")},
         }
         artifacts.write_json(folder / "manifest.json", manifest)
-        results[f"n_vectors_{name}"] = len(split.labels) * shape[0] * shape[1]
+        results[f"n_vectors_{name}"] = sum(sizes) * shape[0] * shape[1]
     stage.finish(
         results
         | {
@@ -64,8 +60,45 @@ def run(config, workdir) -> None:
             "n_channels": shape[2],
             "scale": normalisation["scale"],
             "gamma": normalisation["gamma"],
+            "skipped_images": skipped,
         }
     )
+
+
+def _from_classifier(config, workdir):
+    """A function (split name, folder) that runs the classifier over a split and stores the site there.
+
+    It returns (H, W, C), shard sizes, class names and the (id, reason) of images left out.
+    """
+    c = config.activations
+    device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    mesh.check_batch(device_mesh, c.batch_size, "config.activations.batch_size")
+    params = classifier.load(stages.folder(config, workdir, "classifier"))
+    params.arch.check_site(c.site)
+    params = jax.jit(lambda p: p, out_shardings=mesh.replicated(device_mesh))(mesh.to_host(params))
+    forward = make_forward(device_mesh, c.site)
+    splits = cache.load_splits(**config.data)
+
+    def extract(name, folder):
+        split = splits[name]
+        shape, sizes = _extract(forward, params, split, folder, c, device_mesh)
+        return shape, sizes, split.class_names, [list(item) for item in split.skipped]
+
+    return extract
+
+
+def _from_arrays(config):
+    """The same for activations that were extracted elsewhere; nothing is left out of them."""
+    found = imported.read(config.data)
+    rows = found.rows
+    if config.data.train_split == "trainval":
+        rows = rows | {"train": np.sort(np.concatenate([rows["train"], rows["val"]]))}
+
+    def extract(name, folder):
+        shape, sizes = imported.write(found, rows[name], name, folder, config.activations)
+        return shape, sizes, found.class_names, []
+
+    return extract
 
 
 def make_forward(device_mesh, site: str):

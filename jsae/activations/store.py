@@ -3,8 +3,8 @@
     manifest.json       site, grid, n_channels, n_images, dtype, shard sizes, mean and scale of train,
                         class names, classifier digest
     shard-00000.npy     [n, H, W, C] raw activations of images 0..n-1 of the split, and so on
-    labels.npy          int32 [n_images]
-    logits.npy          float32 [n_images, L], the classifier's clean logits
+    labels.npy          int32 [n_images], -1 for unknown
+    logits.npy          float32 [n_images, L], the classifier's clean logits; absent without a classifier
     image_ids.json      [n_images] strings
 
 Vector (image i, y, x) is acts[i, y, x]; image i is image i of the data split, so image id, position and
@@ -78,17 +78,20 @@ class ActivationStore:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """int32 [n_images]."""
+        """int32 [n_images], -1 for unknown."""
         return artifacts.read_array(self.folder / "labels.npy")
 
     @functools.cached_property
-    def logits(self) -> np.ndarray:
-        """Clean logits, float32 [n_images, L]."""
-        return artifacts.read_array(self.folder / "logits.npy")
+    def logits(self) -> np.ndarray | None:
+        """Clean logits, float32 [n_images, L]; None where the activations come without a classifier."""
+        path = self.folder / "logits.npy"
+        return artifacts.read_array(path) if path.exists() else None
 
     @functools.cached_property
     def predictions(self) -> np.ndarray:
-        """Clean predictions, int32 [n_images]."""
+        """Clean predictions, int32 [n_images]; -1 where the activations come without a classifier."""
+        if self.logits is None:
+            return np.full(self.n_images, -1, np.int32)
         return self.logits.argmax(-1).astype(np.int32)
 
     @functools.cached_property

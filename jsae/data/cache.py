@@ -38,6 +38,8 @@ class Split:
       ids: N strings, sorted within each split of the data set.
       masks: uint16 [N,S,S] or None: bit p = part p of part_names, bit 15 = aircraft.
       boxes: float32 [N,4] or None: x0, y0, x1, y1, px of the cached image, edges.
+      levels: coarser label level -> (its class names, the position there of each of class_names, int32 [L],
+        -1 for a class without photos); of fgvc_aircraft.
       skipped: (id, reason) of images left out because they are damaged.
     """
 
@@ -49,6 +51,7 @@ class Split:
     part_names: tuple[str, ...] = ()
     masks: np.ndarray | None = None
     boxes: np.ndarray | None = None
+    levels: dict[str, tuple[tuple[str, ...], np.ndarray]] = dataclasses.field(default_factory=dict)
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -62,6 +65,9 @@ def load_splits(
     label_level: str = "variant",
     train_split: str = "train",
     fit: str = "squash",
+    crop: str = "none",
+    val_share: float = 0.0,
+    test_share: float = 0.0,
     on_bad_image: str = "error",
     cache_dir: str = "",
     n_train: int = 0,
@@ -72,23 +78,28 @@ def load_splits(
 
     Args:
       kind: a key of KINDS.
-      seed, n_train, n_val, n_test: of a drawn set: what is drawn; photo sets have neither.
-      dir: of a photo set: folder, archive or "download" (fgvc_aircraft.source).
+      seed: of a drawn set, or of splits that are drawn.
+      n_train, n_val, n_test: of synthetic_aircraft: how many are drawn.
+      dir: where photos or arrays lie (fgvc_aircraft.source, image_folder.files, arrays).
       image_size: side S of the cached square images.
-      banner_px: of a photo set: rows cut off the bottom first (20 for FGVC-Aircraft).
+      banner_px: of photos and arrays: rows cut off the bottom first (20 for FGVC-Aircraft).
       label_level: of fgvc_aircraft: variant, family or manufacturer.
       train_split: "train", or "trainval": train and val together are returned as "train" (val stays).
-      fit: of a photo set: "squash" or "crop" (decode.fit_square).
+      fit: of photos and arrays: "squash" or "crop" (decode.fit_square).
+      crop: "box" cuts each photo to its box before it is fitted; needs a set with boxes.
+      val_share, test_share: of each class, where image_folder or arrays come without splits.
       on_bad_image: "error" stops at the first damaged image, "skip" leaves it out and lists it.
       cache_dir: local folder; empty: $JSAE_CACHE, else ~/.cache/jsae.
 
     Raises:
-      ValueError: an unknown value, defects in the lists, a damaged image, a split without usable images.
+      ValueError: an unknown value, defects in the lists, a damaged image, a split without usable images,
+        crop="box" without boxes, arrays that hold activations.
       FileNotFoundError: the directory does not exist or holds no lists.
     """
     _check("kind", kind, KINDS)
     _check("train_split", train_split, TRAIN_SPLITS)
     _check("fit", fit, decode.FITS)
+    _check("crop", crop, decode.CROPS)
     _check("on_bad_image", on_bad_image, ON_BAD_IMAGE)
     if image_size < 1:
         raise ValueError(f"data.image_size={image_size} must be >= 1")
@@ -100,16 +111,21 @@ def load_splits(
         directory=dir,
         seed=seed,
         sizes=sizes,
+        shares={"val": val_share, "test": test_share},
         image_size=image_size,
         banner_px=banner_px,
         fit=fit,
+        crop=crop,
         cache_dir=cache_dir,
     )
-    if kind == "fgvc_aircraft":
+    if crop == "box" and not data.has_boxes:
+        raise ValueError(
+            f"data.crop=box needs boxes, which {dir or kind} does not have (images_box.txt); use none"
+        )
+    level = next(iter(data.class_names))
+    if data.has_levels:
         _check("label_level", label_level, data.class_names)
-        level = tuple(data.class_names).index(label_level)
-    else:
-        level = 0
+        level = label_level
     folder = _cached(kind, data, image_size, on_bad_image, cache_dir)
     return _open(folder, level, train_split, on_bad_image, data)
 
@@ -131,7 +147,7 @@ def _local_folder(cache_dir) -> pathlib.Path:
 # reading a finished cache
 
 
-def _open(folder: pathlib.Path, level: int, train_split: str, on_bad_image: str, data: Kind) -> dict:
+def _open(folder: pathlib.Path, level: str, train_split: str, on_bad_image: str, data: Kind) -> dict:
     manifest = json.loads((folder / "manifest.json").read_text())
     skipped = {name: tuple((id_, why) for id_, why in manifest["skipped"][name]) for name in SPLITS}
     lost = [item for name in SPLITS for item in skipped[name]]
@@ -140,23 +156,23 @@ def _open(folder: pathlib.Path, level: int, train_split: str, on_bad_image: str,
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         raise ValueError(cache_writer.bad_image_message(data.where(id_), why + more))
     if lost:
-        logs.get_logger().warning(
-            "%d damaged images are left out, listed in %s: %s",
-            *(len(lost), folder / "manifest.json", "; ".join(f"{id_}: {why}" for id_, why in lost[:10])),
-        )
+        shown = "; ".join(f"{id_}: {why}" for id_, why in lost[:10]) + ("; ..." if len(lost) > 10 else "")
+        logs.note(f"{len(lost)} damaged images are left out, listed in {folder / 'manifest.json'}: {shown}")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest["arrays"]}
-    class_names = tuple(list(data.class_names.values())[level])
+    column = list(data.class_names).index(level)
+    levels = {name: (data.class_names[name], parent) for name, parent in data.parents.get(level, {}).items()}
 
     def view(name: str, start: int, stop: int, left_out: tuple) -> Split:
         return Split(
             name=name,
             images=arrays["images"][start:stop],
-            labels=np.array(arrays["labels"][start:stop, level]),
+            labels=np.array(arrays["labels"][start:stop, column]),
             ids=tuple(manifest["ids"][start:stop]),
-            class_names=class_names,
+            class_names=tuple(data.class_names[level]),
             part_names=data.part_names,
             masks=arrays["masks"][start:stop] if "masks" in arrays else None,
             boxes=np.array(arrays["boxes"][start:stop]) if "boxes" in arrays else None,
+            levels=levels,
             skipped=left_out,
         )
 
@@ -181,6 +197,7 @@ def _cached(
         "image_size": image_size,
         "banner_px": data.banner_px,
         "fit": data.fit,
+        "crop": data.crop,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / f"{kind}-{digest}"

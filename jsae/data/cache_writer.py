@@ -110,12 +110,18 @@ def _decoded(source, data: Kind, image_size: int):
 
 def _decode(record: Record, data: Kind, image_size: int) -> _Decoded | _Bad:
     try:
-        rgb = decode.decode_rgb(record.image, banner_px=data.banner_px)
+        if isinstance(record.image, bytes):
+            rgb = decode.decode_rgb(record.image, banner_px=data.banner_px)
+        else:
+            rgb = decode.cut_banner(record.image(), data.banner_px)
+        box = record.box
+        if data.crop == "box":
+            rgb = decode.crop_box(rgb, box)
+            box = (1, 1, rgb.shape[1], rgb.shape[0])
     except decode.BadImage as error:
         return _Bad(record.id, str(error))
-    box = None
-    if record.box is not None:
-        box = decode.fit_box(record.box, rgb.shape[0], rgb.shape[1], image_size, data.fit)
+    if box is not None:
+        box = decode.fit_box(box, rgb.shape[0], rgb.shape[1], image_size, data.fit)
     image = decode.fit_square(rgb, image_size, data.fit)
     return _Decoded(record.id, image, record.labels, box, record.masks)
 

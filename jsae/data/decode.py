@@ -1,25 +1,33 @@
 """Bytes of any image file -> a square RGB uint8 image.
 
-Two steps: `decode_rgb` (file format, colour, orientation, banner) and `fit_square` (size). `fit_box` takes
-a box through the same two steps. One answer per case:
+Two steps: `decode_rgb` (file format, colour, orientation, banner) and `fit_square` (size), with
+`crop_box` between them where only the box of the object is wanted. `fit_box` takes a box through the same
+steps. One answer per case:
 
     orientation    the EXIF tag is applied; a damaged EXIF block is ignored
     transparency   (alpha, transparent palette entry or colour) laid over white
     palette, grey, CMYK, YCbCr, HSV, LAB, 1-bit   converted to RGB; embedded ICC profiles are ignored
     16-bit grey    the high byte (65535 -> 255)
     32-bit integer and float grey    have no fixed range: the image's own min..max becomes 0..255
+    16-bit colour  the high byte
     several frames the first
+    very large     up to twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million; more is refused before decoding
     file name      plays no part: the content decides the format
 """
 
 import io
 import struct
+import warnings
 
 import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 FITS = ("squash", "crop")
+CROPS = ("none", "box")
+
+# Pillow warns from half its limit on; what is beyond the limit is refused anyway, what is not is welcome.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BadImage(ValueError):
@@ -46,11 +54,32 @@ def decode_rgb(data: bytes, *, banner_px: int = 0) -> np.ndarray:
         raise BadImage(
             f"no known image format, or a damaged header (the file starts with {bytes(data[:12])!r})"
         ) from None
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"too large to decode; scale it down ({error})") from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged input
         raise BadImage(f"damaged or unsupported image ({type(error).__name__}: {error})") from error
+    return cut_banner(rgb, banner_px)
+
+
+def cut_banner(rgb: np.ndarray, banner_px: int) -> np.ndarray:
+    """The photo [h,w,3] without its last `banner_px` rows. Raises BadImage if no row is left."""
     if rgb.shape[0] <= banner_px:
         raise BadImage(f"has {rgb.shape[0]} rows, the banner alone {banner_px} (data.banner_px)")
     return rgb[: rgb.shape[0] - banner_px]
+
+
+def crop_box(rgb: np.ndarray, box) -> np.ndarray:
+    """The part of a photo [h,w,3] inside a 1-based inclusive box (xmin, ymin, xmax, ymax), a view.
+
+    The box is clamped to the photo (xmin = 0 occurs in the official list, and boxes reach into the banner
+    that has been cut off). Raises BadImage if nothing of it lies inside.
+    """
+    height, width = rgb.shape[:2]
+    xmin, ymin, xmax, ymax = (int(corner) for corner in box)
+    left, top, right, bottom = max(xmin - 1, 0), max(ymin - 1, 0), min(xmax, width), min(ymax, height)
+    if left >= right or top >= bottom:
+        raise BadImage(f"its box {(xmin, ymin, xmax, ymax)} holds nothing of the {width} x {height} photo")
+    return rgb[top:bottom, left:right]
 
 
 def fit_square(rgb: np.ndarray, image_size: int, fit: str) -> np.ndarray:

@@ -8,6 +8,7 @@ one random-access source a split. cache.py treats all kinds alike.
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import pathlib
@@ -15,10 +16,13 @@ import shutil
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from jsae.data import locks
+from jsae.data import arrays, locks
 from jsae.data.fgvc_aircraft import FgvcAircraft, FgvcAircraftConfig, lists, source
+from jsae.data.fgvc_aircraft.levels import parents
+from jsae.data.image_folder import ImageFolder, ImageFolderConfig, files
 from jsae.data.synthetic_aircraft import drawing
 from jsae.data.synthetic_aircraft.builder import SyntheticAircraft, SyntheticAircraftConfig
 from jsae.runtime import logs
@@ -29,10 +33,11 @@ _ENCODED = {"image": tfds.decode.SkipDecoding()}  # bytes; decode.py makes pixel
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One undecoded example: labels per level; box (1-based) and masks (uint16 [S,S] bits) or None."""
+    """One example: encoded bytes, or a function that makes uint8 [h,w,3] of what is no image file; labels per
+    level; box (1-based) and masks (uint16 [S,S] bits) or None."""
 
     id: str
-    image: bytes
+    image: bytes | Callable[[], np.ndarray]
     labels: tuple[int, ...]
     box: tuple[int, ...] | None = None
     masks: object = None
@@ -47,6 +52,10 @@ class Kind:
       class_names: label level -> names; the first level is the default one.
       part_names: of the masks' bits, () without masks.
       banner_px, fit: how its images are decoded.
+      crop: "box" where images are cut to their box first, else "none".
+      has_boxes: its records carry boxes.
+      has_levels: config.data.label_level chooses among class_names; else there is one level.
+      parents: level -> coarser level -> the coarser class of each class, int32; -1: a class without photos.
       open: prepares and returns {split: random-access source}.
       parse: makes a Record of a source's item.
       where: id -> what an error message calls the image.
@@ -61,12 +70,16 @@ class Kind:
     open: Callable[[], dict]
     parse: Callable[[dict], Record]
     where: Callable[[str], str]
+    crop: str = "none"
+    has_levels: bool = False
+    parents: dict = dataclasses.field(default_factory=dict)
 
 
-def _fgvc_aircraft(*, directory, banner_px, fit, cache_dir: pathlib.Path, **_) -> Kind:
+def _fgvc_aircraft(*, directory, banner_px, fit, cache_dir: pathlib.Path, crop="none", **_) -> Kind:
     """A folder or archive in FGVC layout. Its identity is the lists and every photo's size and time."""
     read = lists.read_lists(source.resolve(directory, cache_dir))
-    _warn_of_empty_classes(read)
+    for level, names in read.class_names.items():
+        _warn_of_empty_classes(level, names, (photo.labels[level] for photo in read.photos["train"]))
     digest = hashlib.sha256()
     for path in sorted(read.folder.glob("*.txt")):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
@@ -97,19 +110,93 @@ def _fgvc_aircraft(*, directory, banner_px, fit, cache_dir: pathlib.Path, **_) -
         open=open_,
         parse=parse,
         where=lambda id_: str(paths[id_]),
+        crop=crop,
+        has_levels=True,
+        parents=parents(read),
     )
 
 
-def _warn_of_empty_classes(read: lists.Lists) -> None:
+def _warn_of_empty_classes(level: str, names, train_labels) -> None:
     """A class without training photos stays a class, since labels are positions in the list."""
-    for level, names in read.class_names.items():
-        counts = collections.Counter(photo.labels[level] for photo in read.photos["train"])
-        empty = [name for label, name in enumerate(names) if not counts[label]]
-        if empty:
-            shown = ", ".join(repr(name) for name in empty[:10]) + (", ..." if len(empty) > 10 else "")
-            logs.get_logger().warning(
-                "%d of %d classes (%s) have no training photo: %s", len(empty), len(names), level, shown
-            )
+    counts = collections.Counter(train_labels)
+    empty = [name for label, name in enumerate(names) if not counts[label]]
+    if empty:
+        shown = ", ".join(repr(name) for name in empty[:10]) + (", ..." if len(empty) > 10 else "")
+        logs.get_logger().warning(
+            "%d of %d classes (%s) have no training photo: %s", len(empty), len(names), level, shown
+        )
+
+
+def _image_folder(*, directory, seed, shares, banner_px, fit, cache_dir: pathlib.Path, **more) -> Kind:
+    """A folder of class folders; one in FGVC layout is read as fgvc_aircraft."""
+    folder = pathlib.Path(directory).expanduser() if directory else None
+    if folder is None or not folder.is_dir():
+        what = f"config.data.dir={directory!r} is no folder" if directory else "config.data.dir is empty"
+        raise FileNotFoundError(f"{what}, but data.kind=image_folder needs one. It can be\n{files.LAYOUTS}")
+    folder = folder.resolve()
+    if source.has_lists(folder):
+        return _fgvc_aircraft(directory=folder, banner_px=banner_px, fit=fit, cache_dir=cache_dir, **more)
+    how = {"seed": seed, "val_share": shares["val"], "test_share": shares["test"]}
+    listing = files.read_folder(folder, **how)
+    for text in listing.notes:
+        logs.note(text)
+    _warn_of_empty_classes("class", listing.class_names, (photo.label for photo in listing.photos["train"]))
+    paths = {photo.id: photo.path for photos in listing.photos.values() for photo in photos}
+    digest = hashlib.sha256(repr(listing.class_names).encode())
+    for split, photos in listing.photos.items():
+        for photo in photos:
+            stat = photo.path.stat()
+            line = f"{split}\0{photo.id}\0{photo.label}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            digest.update(line.encode())
+    identity = {"folder": str(folder), "content": digest.hexdigest()}
+
+    def open_():
+        name = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:16]
+        config = ImageFolderConfig(name=name, description="A local folder.", folder=str(folder), **how)
+        return _prepare(ImageFolder, config, cache_dir)
+
+    def parse(item) -> Record:
+        return Record(id=item["id"].decode(), image=item["image"], labels=(int(item["label"]),))
+
+    return Kind(
+        identity=identity,
+        class_names={"class": listing.class_names},
+        part_names=(),
+        banner_px=banner_px,
+        fit=fit,
+        has_boxes=False,
+        open=open_,
+        parse=parse,
+        where=lambda id_: str(paths[id_]),
+    )
+
+
+def _arrays(*, directory, seed, shares, banner_px, fit, **_) -> Kind:
+    """Images of an .npy or .npz file; their identity is the files' sizes and times, and the drawn splits."""
+    read = arrays.read(directory, seed=seed, shares=shares)
+    if read.images is None:
+        raise ValueError(
+            f"{read.path} holds activations, not images, so there is nothing to classify. "
+            "Set config.activations.site=arrays to analyse them as they are (configs/arrays.py)"
+        )
+    row_of = {read.ids[row]: row for rows in read.rows.values() for row in rows.tolist()}
+
+    def parse(row) -> Record:
+        return Record(
+            id=read.ids[row], image=functools.partial(read.image, row), labels=(int(read.labels[row]),)
+        )
+
+    return Kind(
+        identity=read.identity,
+        class_names={"class": read.class_names},
+        part_names=(),
+        banner_px=banner_px,
+        fit=fit,
+        has_boxes=False,
+        open=lambda: {split: rows.tolist() for split, rows in read.rows.items()},
+        parse=parse,
+        where=lambda id_: f"{read.path}: images[{row_of[id_]}]",
+    )
 
 
 def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_) -> Kind:
@@ -168,4 +255,9 @@ def _prepare(builder_class, config, cache_dir: pathlib.Path) -> dict:
     return {split: builder.as_data_source(split, decoders=_ENCODED) for split in SPLITS}
 
 
-KINDS = {"synthetic_aircraft": _synthetic_aircraft, "fgvc_aircraft": _fgvc_aircraft}
+KINDS = {
+    "synthetic_aircraft": _synthetic_aircraft,
+    "fgvc_aircraft": _fgvc_aircraft,
+    "image_folder": _image_folder,
+    "arrays": _arrays,
+}

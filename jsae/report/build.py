@@ -26,13 +26,13 @@ def build(study: Study, write: Callable[[str, bytes], None], *, images=None, hea
     shared = {"has_pictures": images is not None}
     with logs.progress(len(study.chosen), label="report", unit="page") as progress:
         for feature in study.chosen:
-            preemption.check()
+            preemption.check_if_alone()  # only one process is here
             page = feature_data(study, feature, heat) | shared | {"root": "../"}
             write(f"features/feature-{feature}.html", pages.render("feature.html", page))
             progress.update()
     if images is not None:
         for image in pictures.wanted_maps(study.patches):
-            preemption.check()
+            preemption.check_if_alone()  # only one process is here
             write(f"images/{image}.jpg", pictures.jpeg(images[image]))
     write("index.html", pages.render("index.html", index_data(study) | shared | {"root": ""}))
     return len(study.chosen)

@@ -5,6 +5,7 @@ from jsae.report.feature_page import purity_by_chance
 from jsae.report.formatting import is_known, number, wilson
 from jsae.report.reading import Study
 from jsae.report.sentences import doubts, headlines
+from jsae.runtime import stages
 
 # Panels of the learning curves in this order; a panel holds the keys */name of its names.
 _PANELS = (
@@ -23,6 +24,7 @@ def index_data(study: Study) -> dict:
     """Everything index.html shows; numbers stay numbers, figures are SVG."""
     return {
         "facts": study.facts,
+        "has_classifier": study.facts["site"] != stages.IMPORTED,
         "summary": study.summary,
         "headlines": headlines(study.summary),
         "cards": cards(study),

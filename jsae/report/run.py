@@ -41,7 +41,7 @@ def _writer(folder):
 
 def _test_split(config) -> cache.Split | None:
     """The test images, None where the study was made on bare activations."""
-    return None if config.data.kind == "arrays" else cache.load_splits(**config.data)["test"]
+    return None if "classifier" in stages.skipped(config) else cache.load_splits(**config.data)["test"]
 
 
 def _test_store(config, workdir) -> ActivationStore | None:
@@ -52,17 +52,19 @@ def _test_store(config, workdir) -> ActivationStore | None:
 
 def _facts(config, split, store, summary: dict) -> dict:
     """The `facts` of a Study."""
-    names = () if split is None else split.class_names
+    known = split if split is not None else store  # both have labels and class_names
+    labels = np.zeros(0, np.int32) if known is None else np.asarray(known.labels)
+    names = () if known is None or not (labels >= 0).any() else tuple(known.class_names)
     return {
         "data_kind": config.data.kind,
         "arch": summary["classifier"]["arch"],
         "site": summary["classifier"]["site"] or (store.site if store is not None else None),
         "grid": None if store is None else tuple(store.grid),
         "image_px": None if split is None else split.images.shape[2],
-        "n_test": len(split.labels) if split is not None else (store.n_images if store is not None else None),
+        "n_test": None if known is None else len(labels),
         "n_skipped": 0 if split is None else len(split.skipped),
-        "class_names": tuple(names),
-        "class_sizes": None if split is None else np.bincount(split.labels, minlength=len(names)),
+        "class_names": names,
+        "class_sizes": np.bincount(labels[labels >= 0], minlength=len(names)) if names else None,
     }
 
 

@@ -29,6 +29,7 @@ def complete_manifests(config, workdir) -> dict:
     for name in stages.STAGES:
         manifest = stages.read_manifest(config, workdir, name)
         done = manifest is not None and manifest.get("status") == "complete"
+        done = done and name not in stages.skipped(config)
         manifests[name] = manifest if done else None
     return manifests
 
@@ -43,7 +44,9 @@ def summarise(config, workdir) -> dict:
     summary = {
         "classifier": {
             "arch": _name(classifier.get("arch")),
-            "site": results["activations"].get("site", classifier.get("site")),
+            "site": None
+            if "classifier" in stages.skipped(config)
+            else results["activations"].get("site", classifier.get("site")),
             "test_accuracy": classifier.get("test_accuracy"),
             "test_mean_per_class_accuracy": classifier.get("test_mean_per_class_accuracy"),
         },

@@ -1,9 +1,10 @@
 """Logs, metrics and progress.
 
-`get_logger()` is the one logger; `log_to(workdir)` adds workdir/log.txt. `MetricsLog` appends rows to a
-metrics.jsonl and can be rewound to a restored step, so that a resumed run leaves the same file as an
-uninterrupted one. Keys of times end in `_s` or `_per_s`; all other values are reproducible.
-`progress` shows a bar on a terminal and a plain line every half minute elsewhere.
+`get_logger()` is the one logger; `to_file(workdir)` adds workdir/log.txt. `note` is a warning that the end
+of a run says again. `MetricsLog` appends rows to a metrics.jsonl and can be rewound to a restored step, so
+that a resumed run leaves the same file as an uninterrupted one. Keys of times end in `_s` or `_per_s`; all
+other values are reproducible. `progress` shows a bar on a terminal and a plain line every half minute
+elsewhere.
 """
 
 import contextlib
@@ -18,11 +19,24 @@ import tqdm
 from etils import epath
 
 _LINE_EVERY_S = 30.0
+_notes: list[str] = []
 
 
 def get_logger() -> logging.Logger:
     """The logger of all rooms."""
     return logging.getLogger("jsae")
+
+
+def note(text: str) -> None:
+    """Warn, once in a process, of something that the end of the run shall say again (`notes`)."""
+    if text not in _notes:
+        _notes.append(text)
+        get_logger().warning("%s", text)
+
+
+def notes() -> tuple[str, ...]:
+    """What the end of the run says again."""
+    return tuple(_notes)
 
 
 def to_terminal() -> None:

@@ -9,6 +9,7 @@ import os
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -74,6 +75,12 @@ def process_slice() -> tuple[int, int]:
 def is_writer() -> bool:
     """True in the one process that writes logs, tables and manifests."""
     return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process is here; `name` says where in an error. Nothing with one process."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def put_batch(mesh: Mesh, batch: dict) -> dict:

@@ -5,9 +5,13 @@ change a result (logging, saving, report, devices) are left out. `begin` compare
 that lies in the stage's folder:
 
     no manifest                  -> the stage starts
+    "started", nothing else      -> the stage starts
     same digest, "started"       -> the stage resumes
     same digest, "complete"      -> up to date, nothing to do
     another digest               -> ConfigMismatch, which names the keys that differ
+
+With config.activations.site = "arrays" the activations come from a file of the user's and there is no
+classifier: the stages that need one are skipped, and the stage above one of them counts as the one above.
 
 `finish` writes the manifest anew with the stage's headline results, seconds and compile seconds.
 """
@@ -28,6 +32,9 @@ from etils import epath
 from jsae.runtime import artifacts, logs
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
+
+IMPORTED = "arrays"  # the site of activations that no classifier of ours has made
+WHY_SKIPPED = f"there is no classifier: with activations.site={IMPORTED} the activations come from data.dir"
 
 # What a stage's result depends on, besides the stage above it.
 _SECTIONS = {
@@ -132,6 +139,19 @@ def folder(config, workdir, name: str) -> epath.Path:
     return epath.Path(workdir) / name
 
 
+def skipped(config) -> tuple[str, ...]:
+    """The stages that a study of this config does not have: those that need a classifier, where none is."""
+    site = (_plain(config).get("activations") or {}).get("site")
+    return ("classifier", "ablation") if site == IMPORTED else ()
+
+
+def above(config, name: str) -> str | None:
+    """The stage that `name` builds on, None for the first one."""
+    check_name(name)
+    upper = [stage for stage in STAGES[: STAGES.index(name)] if stage not in skipped(config)]
+    return upper[-1] if upper else None
+
+
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` is a stage."""
     if name not in STAGES:
@@ -155,7 +175,9 @@ def results(config, workdir, name: str) -> dict:
 
 
 def require(config, workdir, name: str) -> dict:
-    """The manifest of a complete stage. Raises StageMissing, saying which command makes it."""
+    """The manifest of a complete stage. Raises StageMissing, saying which command makes it, if one does."""
+    if name in skipped(config):
+        raise StageMissing(f"this study has no stage {name!r}: {WHY_SKIPPED}")
     manifest = read_manifest(config, workdir, name)
     if manifest is None or manifest["status"] != "complete":
         state = "was never started" if manifest is None else "is not finished"
@@ -186,13 +208,15 @@ def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
       always: make the stage anew whatever lies there (the report).
 
     Raises:
-      StageMissing: the stage above is not complete.
+      StageMissing: the stage above is not complete, or the study has no such stage.
       ConfigMismatch: the folder holds this stage made with another config or another upstream stage.
     """
     log = logs.get_logger()
     where = folder(config, workdir, name)
-    position = STAGES.index(name)
-    upstream = require(config, workdir, STAGES[position - 1])["digest"] if position else None
+    if name in skipped(config):
+        raise StageMissing(f"stage {name!r} cannot run: {WHY_SKIPPED}")
+    upper = above(config, name)
+    upstream = require(config, workdir, upper)["digest"] if upper else None
     wanted = section(config, name)
     if is_external(config, workdir, name):
         manifest = require(config, workdir, name)
@@ -201,12 +225,13 @@ def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
             wanted | {"seed": manifest["config"]["seed"], "classifier": manifest["config"]["classifier"]},
             None,
             name,
+            upper,
         )
         log.info("%s: taken from %s", name, where.parent)
         return Stage(name, where, manifest, up_to_date=True)
     found = read_manifest(config, workdir, name)
-    if found is not None and not always:
-        _compare(found, wanted, upstream, name)
+    if found is not None and not always and not _is_empty(where, found):
+        _compare(found, wanted, upstream, name, upper)
         if found["status"] == "complete":
             log.info("%s: up to date", name)
             return Stage(name, where, found, up_to_date=True)
@@ -229,6 +254,14 @@ def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
     return Stage(name, where, manifest, up_to_date=False)
 
 
+def _is_empty(where, manifest: dict) -> bool:
+    """Whether a stage was started and left nothing, e.g. because a setting or an image was refused.
+
+    It may then be started with another config: that loses nothing.
+    """
+    return manifest["status"] == "started" and all(path.name == "manifest.json" for path in where.iterdir())
+
+
 def _resume_promise(config) -> str:
     deterministic = _plain(config).get("runtime", {}).get("deterministic", False)
     if jax.default_backend() == "cpu" or deterministic:
@@ -236,7 +269,7 @@ def _resume_promise(config) -> str:
     return "fvu and accuracy within 0.5% (runtime.deterministic is off)"
 
 
-def _compare(manifest: dict, wanted: dict, upstream: str | None, name: str) -> None:
+def _compare(manifest: dict, wanted: dict, upstream: str | None, name: str, upper: str | None) -> None:
     if manifest["digest"] == digest_of(wanted, upstream):
         return
     ours, theirs = _flatten(wanted), _flatten(manifest["config"])
@@ -246,8 +279,7 @@ def _compare(manifest: dict, wanted: dict, upstream: str | None, name: str) -> N
         if ours.get(key, "absent") != theirs.get(key, "absent")
     ]
     if not differing and manifest["upstream"] != upstream:
-        above = STAGES[STAGES.index(name) - 1]
-        differing = [f"the stage above it, {above}, has been made anew since"]
+        differing = [f"the stage above it, {upper}, has been made anew since"]
     raise ConfigMismatch(
         f"stage {name!r} in this workdir was made with another config:\n  "
         + "\n  ".join(differing)

@@ -65,6 +65,39 @@ def test_another_config_names_the_keys_and_loses_nothing(config, tmp_path):
     assert (tmp_path / "classifier" / "manifest.json").exists()
 
 
+def test_a_stage_that_was_refused_before_it_made_anything_takes_another_config(config, tmp_path):
+    stages.begin(config, tmp_path, "classifier")
+    config.data.on_bad_image = "skip"
+    assert stages.begin(config, tmp_path, "classifier").manifest["config"]["data"]["on_bad_image"] == "skip"
+    (tmp_path / "classifier" / "checkpoints").mkdir()
+    config.data.on_bad_image = "error"
+    with pytest.raises(stages.ConfigMismatch, match=r"config.data.on_bad_image: 'skip' there, 'error' now"):
+        stages.begin(config, tmp_path, "classifier")
+
+
+def test_bare_activations_have_no_classifier_and_no_ablation(config, tmp_path):
+    assert stages.skipped(config) == ()
+    config.activations.site = stages.IMPORTED
+    assert stages.skipped(config) == ("classifier", "ablation")
+    assert [stages.above(config, name) for name in ("activations", "sae", "analysis", "report")] == [
+        None, "activations", "sae", "analysis"
+    ]  # fmt: skip
+    for name in ("classifier", "ablation"):
+        with pytest.raises(stages.StageMissing, match=f"stage '{name}' cannot run: there is no classifier"):
+            stages.begin(config, tmp_path, name)
+        with pytest.raises(stages.StageMissing, match=f"this study has no stage '{name}'"):
+            stages.require(config, tmp_path, name)
+    finished(config, tmp_path, "activations", "sae", "analysis", "report")
+    config.classifier.learning_rate = 0.7  # of no stage here
+    config.data.dir = "other"
+    with pytest.raises(stages.ConfigMismatch, match=r"config.data.dir: '' there, 'other' now"):
+        stages.begin(config, tmp_path, "activations")
+    config.data.dir = ""
+    assert stages.begin(config, tmp_path, "activations").up_to_date
+    stages.restart(config, tmp_path, "classifier")
+    assert not (tmp_path / "activations").exists()
+
+
 def test_keys_that_change_no_result_are_left_out(config, tmp_path):
     finished(config, tmp_path, "classifier", "activations", "sae")
     config.classifier.log_every_steps = 999

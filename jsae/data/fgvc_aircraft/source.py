@@ -72,6 +72,11 @@ def find_lists(folder: pathlib.Path) -> pathlib.Path:
     )
 
 
+def has_lists(folder: pathlib.Path) -> bool:
+    """Whether `folder` itself or its data/ holds the lists of FGVC-Aircraft."""
+    return any((path / "variants.txt").exists() for path in (folder, folder / "data"))
+
+
 def download(folder: pathlib.Path, alone: bool = False) -> pathlib.Path:
     """Fetch the official archive into `folder`, once, and return its path; `alone`: no other run does."""
     target = folder / URL.rsplit("/", 1)[1]

@@ -1,0 +1,279 @@
+"""Own arrays as a data set: images, or activations that were extracted elsewhere.
+
+`config.data.dir` is an .npz file, a folder of .npy files, or one .npy file. The keys of the .npz, or the
+names of the .npy files:
+
+    images        uint8 [N,H,W,3], RGB; or float in 0..1, or in 0..255 if any value of it exceeds 1
+    activations   float [N,C] or [N,H,W,C], channels last, raw; [N,C] is a grid of 1x1
+    labels        [N] integers 0..L-1, or strings; images need them
+    class_names   optional, [L] strings; without it strings are sorted, integers become "class 0", ...
+    split         optional, [N] strings "train", "val", "test"; without it splits are drawn (drawn_splits.py)
+    ids           optional, [N] distinct strings or integers; without it the row, "000012"
+
+Exactly one of images and activations. Other keys are an error, so that a misspelt one is not overlooked. A
+single .npy file holds images if it has shape [N,H,W,3], else activations. Nothing is ever unpickled.
+Activations without labels are one class without a name: labels are -1, and what needs labels is unknown.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from jsae.data import decode, drawn_splits, npy_files
+from jsae.data.drawn_splits import SPLITS
+from jsae.runtime import logs
+
+KEYS = ("images", "activations", "labels", "class_names", "split", "ids")
+NO_LABEL = "no label"  # the one class of activations without labels
+_MAX_UNNAMED = 10_000  # classes without names, where there are fewer rows
+_AT_ONCE = 64 << 20  # bytes looked at in one piece
+
+EXPECTED = f"""\
+  an .npz file with the keys images or activations, and optionally {", ".join(KEYS[2:])}
+  a folder with images.npy or activations.npy, and the others beside it
+  an .npy file with activations [N,C] or [N,H,W,C], or images [N,H,W,3]"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Checked arrays; images or activations stay on disk.
+
+    Attributes:
+      path: the file or folder.
+      images: uint8 or float [N,H,W,3], or None.
+      activations: float [N,H,W,C], or None.
+      labels: int32 [N], -1 throughout without labels.
+      class_names: of the labels.
+      ids: N distinct strings.
+      rows: split -> its rows, int64, rising.
+      identity: JSON values that all of this depends on.
+    """
+
+    path: pathlib.Path
+    images: np.ndarray | None
+    activations: np.ndarray | None
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    ids: tuple[str, ...]
+    rows: dict[str, np.ndarray]
+    identity: dict
+
+    @functools.cached_property
+    def _scale(self) -> float:
+        """What float pixels are multiplied with: 1 where any exceeds 1, else 255."""
+        largest = max((np.nanmax(piece, initial=0) for _, piece in pieces(self.images)), default=0)
+        return 1.0 if largest > 1 else 255.0
+
+    def image(self, row: int) -> np.ndarray:
+        """Image `row` as uint8 [H,W,3].
+
+        Raises decode.BadImage for pixels that are not finite or out of range.
+        """
+        pixels = np.asarray(self.images[row])
+        if pixels.dtype == np.uint8:
+            return pixels
+        if not np.isfinite(pixels).all():
+            raise decode.BadImage("its pixels are not finite (NaN or infinity)")
+        low, high = float(pixels.min(initial=0)), float(pixels.max(initial=0))
+        if low < 0 or high > 255:
+            raise decode.BadImage(
+                f"its pixels are in {low:g}..{high:g}; expected 0..1 or 0..255 in all images"
+            )
+        return np.round(pixels.astype(np.float64) * self._scale).astype(np.uint8)
+
+
+def pieces(array: np.ndarray):
+    """(first row, rows) of an array, so many rows at a time as are cheap to hold."""
+    step = max(1, _AT_ONCE // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        yield start, np.asarray(array[start : start + step])
+
+
+def read(directory, *, seed: int, shares: dict[str, float]) -> Arrays:
+    """Open and check the arrays of `config.data.dir`.
+
+    Args:
+      directory: .npz file, .npy file or folder.
+      seed: of the drawn splits, where there is no key split.
+      shares: {"val": share, "test": share} of each class, for the same.
+
+    Raises:
+      FileNotFoundError: there is no such file or folder.
+      ValueError: keys are missing or unknown, an array has a wrong shape or dtype, holds Python objects, or a
+        value that is out of range; the message names key, row and value.
+    """
+    if not directory:
+        raise ValueError(
+            "config.data.dir is empty, but data.kind=arrays needs a file. It can be\n" + EXPECTED
+        )
+    path = pathlib.Path(directory).expanduser().absolute()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"config.data.dir={os.fspath(directory)!r} does not exist. It can be\n{EXPECTED}"
+        )
+    found = _open(path)
+    images, activations = found.get("images"), found.get("activations")
+    if (images is None) == (activations is None):
+        both = "both images and activations" if images is not None else "neither images nor activations"
+        raise ValueError(
+            f"{path} holds {both} (its keys: {', '.join(found) or 'none'}). It can be\n{EXPECTED}"
+        )
+    if images is not None:
+        _check_images(path, images)
+    else:
+        activations = _as_grid(path, activations)
+    n = len(images if images is not None else activations)
+    if n == 0:
+        raise ValueError(f"{path}: there are no rows")
+    for key in ("labels", "split", "ids"):
+        if key in found and found[key].shape != (n,):
+            raise ValueError(f"{path}: {key} has shape {found[key].shape}, expected ({n},), one for each row")
+    if images is not None and "labels" not in found:
+        raise ValueError(f"{path}: images without labels; a classifier needs the key labels, [{n}]")
+    labels, class_names = _labels(path, found, n)
+    ids = _ids(path, found, n)
+    rows = _rows(path, found, ids, labels, seed, shares)
+    identity = _identity(path)
+    if "split" not in found:
+        identity |= {"seed": seed, "shares": shares}
+    return Arrays(path, images, activations, labels, class_names, ids, rows, identity)
+
+
+def _open(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if path.is_file() and path.suffix == ".npy":
+        array = npy_files.read(path, path.stem)
+        return {"images" if array.ndim == 4 and array.shape[3] == 3 else "activations": array}
+    if not path.is_dir() and path.suffix != ".npz":
+        raise ValueError(
+            f"config.data.dir={os.fspath(path)!r} is neither .npz, .npy nor folder. It can be\n{EXPECTED}"
+        )
+    names = npy_files.names(path)
+    unknown = [name for name in names if name not in KEYS]
+    if unknown:
+        raise ValueError(f"{path}: unknown keys {', '.join(unknown)}; valid: {', '.join(KEYS)}")
+    return {name: npy_files.read(path, name) for name in names}
+
+
+def _check_images(path, images) -> None:
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise ValueError(f"{path}: images has shape {images.shape}, expected [N,H,W,3]")
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise ValueError(f"{path}: images has dtype {images.dtype}, expected uint8 or a float")
+
+
+def _as_grid(path, activations) -> np.ndarray:
+    """Activations as [N,H,W,C]."""
+    shape = activations.shape
+    if activations.ndim not in (2, 4) or 0 in shape[1:]:
+        raise ValueError(f"{path}: activations has shape {shape}, expected [N,C] or [N,H,W,C]")
+    if activations.dtype.kind != "f":
+        raise ValueError(
+            f"{path}: activations has dtype {activations.dtype}, expected float16, float32 or float64"
+        )
+    if activations.ndim == 2:
+        return activations[:, None, None, :]
+    if shape[2] == shape[3] and shape[1] >= 4 * shape[2] and shape[2] > 1:
+        raise ValueError(
+            f"{path}: activations has shape {shape}, which looks like [N,C,H,W]; expected [N,H,W,C]: "
+            "np.moveaxis(activations, 1, -1)"
+        )
+    return activations
+
+
+def _labels(path, found: dict, n: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels int32 [N] and class names."""
+    names = None
+    if "class_names" in found:
+        names = tuple(_strings(path, "class_names", found["class_names"]))
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if not names or twice is not None:
+            what = "is empty" if not names else f"holds {twice!r} twice"
+            raise ValueError(f"{path}: class_names {what}; expected one distinct name for each class")
+    if "labels" not in found:
+        return np.full(n, -1, np.int32), (NO_LABEL,)
+    labels = np.asarray(found["labels"])
+    if labels.dtype.kind in "US":
+        texts = _strings(path, "labels", labels)
+        names = names or tuple(sorted(set(texts)))
+        index = {name: i for i, name in enumerate(names)}
+        for row, text in enumerate(texts):
+            if text not in index:
+                raise ValueError(
+                    f"{path}: labels[{row}] is {text!r}, which is not one of class_names: {_few(names)}"
+                )
+        return np.array([index[text] for text in texts], np.int32), names
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{path}: labels has dtype {labels.dtype}, expected integers or strings")
+    n_classes = len(names) if names else max(int(labels.max()) + 1, 1)
+    if not names and n_classes > max(n, _MAX_UNNAMED):
+        raise ValueError(
+            f"{path}: labels[{labels.argmax()}] is {labels.max()}, but there are {n} rows; expected 0..L-1, "
+            "or class_names for so many classes"
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
+    if len(wrong):
+        limit = f"0..{n_classes - 1}, the {n_classes} class_names" if names else "0 or more"
+        raise ValueError(
+            f"{path}: labels[{wrong[0]}] is {labels[wrong[0]]}, expected {limit} ({len(wrong)} such rows)"
+        )
+    return labels.astype(np.int32), names or tuple(f"class {i}" for i in range(n_classes))
+
+
+def _ids(path, found: dict, n: int) -> tuple[str, ...]:
+    if "ids" not in found:
+        return tuple(f"{row:06d}" for row in range(n))
+    ids = np.asarray(found["ids"])
+    texts = [str(i) for i in ids] if ids.dtype.kind in "iu" else _strings(path, "ids", ids)
+    first = {}
+    for row, text in enumerate(texts):
+        if text in first:
+            raise ValueError(
+                f"{path}: ids[{row}] is {text!r}, as ids[{first[text]}] is; ids must be distinct"
+            )
+        first[text] = row
+    return tuple(texts)
+
+
+def _rows(path, found: dict, ids, labels, seed: int, shares: dict) -> dict[str, np.ndarray]:
+    if "split" in found:
+        splits = _strings(path, "split", found["split"])
+        for row, split in enumerate(splits):
+            if split not in SPLITS:
+                raise ValueError(f"{path}: split[{row}] is {split!r}, expected one of {', '.join(SPLITS)}")
+    else:
+        drawn_splits.check(shares)
+        splits = drawn_splits.draw(ids, labels.tolist(), seed=seed, shares=shares)
+    rows = {name: np.flatnonzero(np.array(splits) == name) for name in SPLITS}
+    if "split" not in found:
+        counts = ", ".join(f"{len(rows[name])} {name}" for name in SPLITS)
+        logs.note(f"{path}: splits drawn from all rows with seed {seed}: {counts}")
+    for name in SPLITS:
+        if not len(rows[name]):
+            raise ValueError(f"{path}: split {name!r} has no row; there are {len(ids)} rows in all")
+    return rows
+
+
+def _strings(path, key: str, array) -> list[str]:
+    array = np.asarray(array)
+    if array.dtype.kind not in "US" or array.ndim != 1:
+        raise ValueError(f"{path}: {key} has dtype {array.dtype}, shape {array.shape}; expected [N] strings")
+    try:
+        return [text.decode() if isinstance(text, bytes) else text for text in array.tolist()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {key} holds {error.object!r}, which is not UTF-8") from None
+
+
+def _few(names) -> str:
+    return ", ".join(map(repr, names[:10])) + (f", ... ({len(names)})" if len(names) > 10 else "")
+
+
+def _identity(path: pathlib.Path) -> dict:
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.npy")) if path.is_dir() else [path]:
+        stat = file.stat()
+        digest.update(f"{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return {"path": str(path), "content": digest.hexdigest()}

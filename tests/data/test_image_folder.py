@@ -1,0 +1,221 @@
+"""A folder of class folders: layouts, drawn splits, what is left out, and errors that name things."""
+
+import collections
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from class_folders import ODD_NAMES, png, write
+from fgvc_folder import CLASSES, write_folder
+
+from jsae.data import cache, decode, drawn_splits, pipeline
+from jsae.data.image_folder import ImageFolder, ImageFolderConfig, files
+
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(folder, **settings) -> splits of an image_folder at 8 px."""
+
+    def load(folder, **settings):
+        settings = {"image_size": 8, "val_share": 0.2, "test_share": 0.3} | settings
+        return cache.load_splits(
+            kind="image_folder", dir=str(folder), cache_dir=str(tmp_path / "cache"), **settings
+        )
+
+    return load
+
+
+def listing(folder, seed=0, val_share=0.2, test_share=0.3):
+    return files.read_folder(folder, seed=seed, val_share=val_share, test_share=test_share)
+
+
+def given(folder, classes=("a", "b")):
+    return write(folder, {f"{split}/{name}": 2 for split in SPLITS for name in classes})
+
+
+def test_given_splits_are_kept_and_decoded(load, tmp_path):
+    splits = load(given(tmp_path / "set", ODD_NAMES))
+    assert list(splits) == list(SPLITS)
+    for name, split in splits.items():
+        assert split.class_names == tuple(sorted(ODD_NAMES))
+        assert split.ids == tuple(sorted(f"{name}/{c}/{i}.png" for c in ODD_NAMES for i in range(2)))
+        for id_, label, image in zip(split.ids, split.labels, split.images, strict=True):
+            assert split.class_names[label] == id_.split("/")[1]
+            rgb = decode.decode_rgb((tmp_path / "set" / id_).read_bytes())
+            np.testing.assert_array_equal(image, decode.fit_square(rgb, 8, "squash"))
+        assert split.levels == {} and split.boxes is None
+
+
+def test_one_file_name_in_two_classes_makes_two_ids(tmp_path):
+    ids = [
+        photo.id for photos in listing(write(tmp_path, {"a": 5, "b": 5})).photos.values() for photo in photos
+    ]
+    assert sorted(ids) == sorted(f"{c}/{i}.png" for c in "ab" for i in range(5))
+
+
+def test_splits_are_drawn_by_class_from_the_seed_alone(tmp_path):
+    folder = write(tmp_path / "one", {"a": 10, "b": 20})
+    first = listing(folder)
+    assert first.drawn == ("val", "test")
+    for split, share in (("test", 0.3), ("val", 0.2), ("train", 0.5)):
+        counts = collections.Counter(photo.label for photo in first.photos[split])
+        assert counts == {0: 10 * share, 1: 20 * share}
+    assert listing(folder).photos == first.photos
+    ids = {s: [p.id for p in photos] for s, photos in first.photos.items()}
+    assert {s: [p.id for p in photos] for s, photos in listing(folder, seed=1).photos.items()} != ids
+    moved = shutil.copytree(folder, tmp_path / "two")  # another place, other times: the same splits
+    assert {s: [p.id for p in photos] for s, photos in listing(moved).photos.items()} == ids
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (10, (7, 1, 2)), (100, (75, 10, 15))]
+)
+def test_every_class_keeps_an_image_in_train(n, expected):
+    drawn = drawn_splits.draw(
+        [str(i) for i in range(n)], ["c"] * n, seed=3, shares={"val": 0.1, "test": 0.15}
+    )
+    assert tuple(drawn.count(split) for split in SPLITS) == expected
+
+
+def test_a_missing_val_is_drawn_from_train_and_test_is_kept(load, tmp_path):
+    folder = write(tmp_path / "set", {"train/a": 10, "train/b": 10, "test/a": 3, "test/b": 1})
+    splits = load(folder)
+    assert [len(splits[s].ids) for s in SPLITS] == [16, 4, 4]
+    assert all(id_.startswith("train/") for id_ in splits["val"].ids)
+    assert np.bincount(splits["val"].labels).tolist() == [2, 2]
+
+
+def test_what_is_no_image_is_left_out_and_nested_folders_belong_to_their_class(tmp_path):
+    folder = write(tmp_path, {"a": 4, "b": 4, "b/deep/er": 3})
+    (folder / "a" / "Thumbs.db").write_bytes(b"x")
+    (folder / "a" / ".DS_Store").write_bytes(b"x")
+    (folder / "a" / "._0.png").write_bytes(b"x")
+    (folder / "a" / "UPPER.JPEG").write_bytes(png(0))
+    (folder / ".cache").mkdir()
+    (folder / "readme.txt").write_text("x")
+    (folder / "loose.png").write_bytes(png(1))
+    os.symlink(folder / "b", folder / "b" / "deep" / "up")
+    read = listing(folder)
+    ids = [photo.id for photos in read.photos.values() for photo in photos]
+    assert len(ids) == 12 and "a/UPPER.JPEG" in ids and "b/deep/er/2.png" in ids
+    assert read.class_names == ("a", "b")
+    assert any("1 files are no images, left out: Thumbs.db" in note for note in read.notes)
+    assert any("1 images lie outside the class folders, left out: loose.png" in note for note in read.notes)
+
+
+def test_a_class_folder_may_be_called_train(tmp_path):
+    assert listing(write(tmp_path, {"train": 5, "bus": 5})).class_names == ("bus", "train")
+
+
+def test_one_class_and_a_class_without_images_are_accepted(load, tmp_path, caplog):
+    folder = write(tmp_path / "set", {"only": 6, "none": 0})
+    split = load(folder)["train"]
+    assert split.class_names == ("none", "only") and set(split.labels.tolist()) == {1}
+    assert "1 of 2 classes (class) have no training photo: 'none'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({}, "holds no images"),
+        ({"a": 0}, "holds no images"),
+        ({"train/a": 3, "test/a": 2, "extra/b": 2}, "train, test look like splits, but extra lie beside"),
+        ({"val/a": 3, "test/a": 3}, "holds val, test but no train"),
+        ({"train/b747": 3, "val/b74": 1, "test/b747": 1}, "val/b74 (1 images); nearest is 'b747'"),
+        ({"train/a": 3, "val/a": 0, "test/a": 1}, "val holds no images"),
+        ({"a": 2, "b": 2}, "split 'val' has no image; no class has enough images to draw it from"),
+        ({"set/train/a": 3}, "holds one folder with splits; give config.data.dir="),
+        ({"Ju 52": 3, "Ju  52": 3}, "have one class name, 'Ju 52'"),
+    ],
+)  # fmt: skip
+def test_wrong_folders_are_named(tmp_path, images, message):
+    with pytest.raises(files.FolderError) as error:
+        listing(write(tmp_path, images))
+    assert message in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_wrong_places_shares_and_names_are_named(load, tmp_path):
+    for directory, message in (("", "config.data.dir is empty"), (tmp_path / "no", "is no folder")):
+        with pytest.raises(FileNotFoundError, match=message):
+            load(directory)
+    folder = write(tmp_path / "set", {"a": 9})
+    with pytest.raises(ValueError, match=r"data.val_share=0 must lie between 0 and 1: .* no val split"):
+        load(folder, val_share=0)
+    with pytest.raises(
+        ValueError, match=r"data.val_share=0.5 and data.test_share=0.5 leave nothing for train"
+    ):
+        load(folder, val_share=0.5, test_share=0.5)
+    (folder / "loose.png").write_bytes(png(0))
+    shutil.rmtree(folder / "a")
+    with pytest.raises(files.FolderError, match="holds images, but none in a class folder"):
+        load(folder)
+    os.mkdir(os.fsencode(folder) + b"/a")
+    with open(os.fsencode(folder) + b"/a/\xff.png", "wb") as file:
+        file.write(png(0))
+    with pytest.raises(files.FolderError, match=r"\\xff.png': the file name is not UTF-8"):
+        load(folder)
+
+
+def test_a_folder_in_fgvc_layout_is_read_as_one(load, tmp_path):
+    splits = load(write_folder(tmp_path / "photos"), label_level="family")
+    assert splits["train"].class_names == ("Boeing 707", "F-16")
+    assert load(tmp_path / "photos")["test"].class_names == CLASSES
+
+
+def test_damaged_images_are_skipped_as_in_every_set(load, tmp_path):
+    folder = given(tmp_path / "set")
+    (folder / "train" / "a" / "0.png").write_text("<html>404</html>")
+    with pytest.raises(ValueError) as error:
+        load(folder)
+    assert str(folder / "train" / "a" / "0.png") in str(error.value)
+    split = load(folder, on_bad_image="skip")["train"]
+    assert [id_ for id_, _ in split.skipped] == ["train/a/0.png"] and len(split.ids) == 3
+
+
+def test_a_changed_file_or_seed_makes_another_cache(load, tmp_path):
+    folder = write(tmp_path / "set", {"a": 6, "b": 6})
+    before = load(folder)["train"]
+    assert load(folder, seed=1)["train"].ids != before.ids
+    (folder / before.ids[0]).write_bytes(png(77))
+    after = load(folder)["train"]
+    assert after.ids == before.ids
+    assert [bool((x != y).any()) for x, y in zip(before.images, after.images, strict=True)][:2] == [
+        True,
+        False,
+    ]
+
+
+def test_processes_share_the_batches_and_the_order_is_not_that_of_the_classes(load, tmp_path):
+    split = load(write(tmp_path / "set", {"a": 20, "b": 20}))["train"]
+    assert split.labels.tolist() == sorted(split.labels.tolist())  # by class, as on disk
+
+    def batch(process):
+        batches = pipeline.train_batches(split, seed=0, batch_size=8, process=process)
+        found = next(batches)
+        batches.close()
+        return found
+
+    whole = batch((0, 1))
+    halves = [batch((i, 2)) for i in range(2)]
+    for name in whole:
+        np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), whole[name])
+    assert set(whole["label"].tolist()) == {0, 1}
+
+
+def test_the_builder_keeps_bytes_ids_and_labels(tmp_path):
+    folder = given(tmp_path / "set", ODD_NAMES)
+    config = ImageFolderConfig(name="mine", folder=str(folder))
+    builder = ImageFolder(config=config, data_dir=tmp_path / "tfds", file_format="array_record")
+    builder.download_and_prepare()
+    source = builder.as_data_source("val", decoders={"image": tfds.decode.SkipDecoding()})
+    names = builder.info.features["label"].names
+    assert names == sorted(ODD_NAMES) and len(source) == 8
+    for example in source:
+        id_ = example["id"].decode()
+        assert example["image"] == (folder / id_).read_bytes()
+        assert names[int(example["label"])] == id_.split("/")[1]
