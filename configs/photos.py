@@ -1,7 +1,7 @@
 """A study on real photos in FGVC layout that fits two CPU cores.
 
-    python -m launch.pipeline --config=configs/photos.py --config.data.dir=PHOTOS --workdir=runs/photos
-    python -m launch.pipeline --config=configs/photos.py:WEIGHTS --config.data.dir=PHOTOS --workdir=runs/photos
+    python -m launch.pipeline --config=configs/photos.py --config.data.dir=PHOTOS --workdir=W
+    python -m launch.pipeline --config=configs/photos.py:WEIGHTS --config.data.dir=PHOTOS --workdir=W
 
 PHOTOS holds data/images_variant_train.txt and its neighbours, and data/images/<id>.jpg. The first form trains
 a small ConvNeXt from scratch at 96 px; the second fine-tunes from WEIGHTS, a .safetensors file of a published

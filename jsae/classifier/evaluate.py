@@ -52,6 +52,28 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict:
     }
 
 
+def coarser_scores(logits: np.ndarray, labels: np.ndarray, levels: dict) -> dict:
+    """Scores at coarser label levels, of predictions made at a finer one: right if the parent is right.
+
+    Args:
+      logits, labels: [N, L] and [N] of the finer level.
+      levels: coarser level -> (class names, the parent of each fine class [L], -1 where it is not known).
+
+    Returns {level: {"accuracy", "mean_per_class_accuracy"}}.
+    """
+    found = {}
+    for level, (names, parent) in levels.items():  # an unknown parent counts as one more class
+        predicted = np.where(parent < 0, len(names), parent)[
+            logits.argmax(-1)
+        ]
+        one_hot = np.eye(len(names) + 1, dtype=np.float32)[predicted]
+        found[level] = {
+            "accuracy": metrics.accuracy(one_hot, parent[labels]),
+            "mean_per_class_accuracy": metrics.mean_per_class_accuracy(one_hot, parent[labels]),
+        }
+    return found
+
+
 def tables(logits: np.ndarray, labels: np.ndarray, class_names) -> dict[str, pa.Table]:
     """The tables of the module's docstring by file name, for logits [N, L] and labels [N]."""
     confusion = metrics.confusion(logits, labels)  # [L, L]

@@ -29,6 +29,19 @@ def test_tables_count_images():
     assert {row["accuracy"] for row in bins if not row["n_images"]} == {None}
 
 
+def test_a_prediction_is_right_at_a_coarser_level_if_its_parent_is():
+    levels = {"family": (("AB", "C"), np.array([0, 0, 1, -1])), "maker": (("all",), np.array([0, 0, 0, -1]))}
+    found = evaluate.coarser_scores(LOGITS, LABELS, levels)
+    # predictions 0, 1, 1, 2, 0 for labels 0, 1, 2, 2, 1: only the third has another family
+    assert found["family"] == {
+        "accuracy": pytest.approx(4 / 5),
+        "mean_per_class_accuracy": pytest.approx(0.75),
+    }
+    assert found["maker"]["accuracy"] == 1
+    unknown = np.array([[0, 0, 0, 1.0]], np.float32)  # the class whose parent is not known
+    assert evaluate.coarser_scores(unknown, np.array([0]), levels)["maker"]["accuracy"] == 0
+
+
 def test_confusion_sums_to_the_images_and_its_diagonal_to_the_accuracy():
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((200, 7)), rng.integers(0, 7, 200)
