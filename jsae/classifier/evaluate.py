@@ -63,9 +63,7 @@ def coarser_scores(logits: np.ndarray, labels: np.ndarray, levels: dict) -> dict
     """
     found = {}
     for level, (names, parent) in levels.items():  # an unknown parent counts as one more class
-        predicted = np.where(parent < 0, len(names), parent)[
-            logits.argmax(-1)
-        ]
+        predicted = np.where(parent < 0, len(names), parent)[logits.argmax(-1)]
         one_hot = np.eye(len(names) + 1, dtype=np.float32)[predicted]
         found[level] = {
             "accuracy": metrics.accuracy(one_hot, parent[labels]),

@@ -6,7 +6,7 @@ import time
 import jax
 import numpy as np
 
-from jsae.classifier import convnext, evaluate, picture, pretrained, train
+from jsae.classifier import baseline, convnext, evaluate, picture, pretrained, train
 from jsae.data import cache, order, pipeline
 from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, stages
 
@@ -152,6 +152,7 @@ def run(config, workdir) -> None:
             "test_accuracy": test["accuracy"],
             "test_mean_per_class_accuracy": test["mean_per_class_accuracy"],
             "test_ece": test["ece"],
+            "pixel_baseline_test_accuracy": baseline.pixel_baseline(splits, config.seed),
             "test_coarser": evaluate.coarser_scores(logits, splits["test"].labels, splits["test"].levels),
             "skipped_images": {name: len(split.skipped) for name, split in splits.items()},
         }

@@ -1,0 +1,41 @@
+"""The pixel baseline: a fit that is a minimum, and colours that tell the class."""
+
+import numpy as np
+from scipy import special
+
+from jsae.classifier import baseline
+from jsae.data import cache
+
+
+def test_the_fit_is_a_minimum_of_the_penalised_cross_entropy():
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((60, 5)), rng.integers(0, 3, 60)
+    weights = baseline.fit(x, labels, 3, 0.1)
+
+    def loss(weights):
+        logits = x @ weights[:-1] + weights[-1]
+        log_p = logits - special.logsumexp(logits, 1, keepdims=True)
+        return -log_p[np.arange(60), labels].mean() + 0.05 * np.square(weights[:-1]).sum()
+
+    for _ in range(50):
+        assert loss(weights + 0.01 * rng.standard_normal(weights.shape)) > loss(weights)
+
+
+def split(name, n, seed, informative):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, n).astype(np.int32)
+    images = rng.integers(0, 100, (n, 16, 16, 3))
+    if informative:
+        images[..., 0] += 40 * labels[:, None, None]
+    ids = tuple(map(str, range(n)))
+    return cache.Split(name, images.astype(np.uint8), labels, ids, ("a", "b", "c", "d"))
+
+
+def test_it_sees_colours_and_nothing_where_there_is_nothing():
+    def accuracy(informative):
+        sizes = {"train": 400, "val": 100, "test": 200}
+        splits = {name: split(name, n, i, informative) for i, (name, n) in enumerate(sizes.items())}
+        return baseline.pixel_baseline(splits, seed=0)
+
+    assert accuracy(True) > 0.95
+    assert abs(accuracy(False) - 0.25) < 0.13  # 4 standard errors of 200 images
