@@ -42,6 +42,15 @@ def test_no_config_has_a_key_that_the_demo_lacks():
         assert keys(importlib.import_module(f"configs.{name}").get_config()) == known, name
 
 
+@pytest.mark.parametrize("name", ["photos", "fgvc_convnext_tiny"])
+def test_a_path_to_weights_makes_a_config_that_fine_tunes_from_them(name):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    scratch, tuned = get_config(), get_config("some/weights.safetensors")
+    assert (scratch.classifier.pretrained, tuned.classifier.pretrained) == ("", "some/weights.safetensors")
+    assert scratch.classifier.layer_decay == 1 and tuned.classifier.layer_decay < 1
+    assert set(tuned.classifier.augmentation) == set(scratch.classifier.augmentation)
+
+
 def test_the_digest_of_a_stage_ignores_what_changes_no_result():
     from configs import demo
 
