@@ -117,7 +117,12 @@ def test_activations_that_are_not_finite_stop_the_run_and_name_the_step(study):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"variant": "tokp"}, "relu_l1, topk"),
+        ({"variant": "tokp"}, "relu_l1, topk, batch_topk, jumprelu, matryoshka, gated"),
+        ({"decoder_norm": "free"}, "for variant 'relu_l1'"),
+        ({"variant": "jumprelu", "bandwidth": 0.0}, "bandwidth above 0"),
+        ({"variant": "matryoshka", "prefix_shares": (0.5, 0.9)}, "n_features=64"),
+        ({"frozen": "both"}, "'decoder' and 'encoder'"),
+        ({"ema_decay": 1.0}, "ema_decay"),
         ({"k": 65}, r"1\.\.n_features=64"),
         ({"batch_size": 100}, "multiple of 64"),
         ({"lr_warmup_steps": 60}, r"0\.\.59"),
