@@ -26,11 +26,11 @@ def random_exports(folder: pathlib.Path) -> list[pathlib.Path]:
     for variant, kind in sae.VARIANTS.items():
         model = sae.init(
             jax.random.key(0),
-            n_channels=48,
-            n_features=192,
+            n_channels=320,
+            n_features=1280,
             variant=variant,
-            k=8 if kind.has_k else None,
-            mean=300 * rng.normal(size=48),
+            k=32 if kind.has_k else None,
+            mean=300 * rng.normal(size=320),
             scale=37.0,
         )
         draw = lambda a, size: jnp.asarray(a + size * rng.normal(size=a.shape), jnp.float32)  # noqa: E731
@@ -43,8 +43,8 @@ def random_exports(folder: pathlib.Path) -> list[pathlib.Path]:
     return folders
 
 
-def compare(folder: pathlib.Path, n_vectors: int = 2048) -> tuple[float, float, int]:
-    """(largest difference of features, of reconstructions, both relative; features that flipped)."""
+def compare(folder: pathlib.Path, n_vectors: int = 2048) -> tuple[float, float, int, float]:
+    """(largest difference of features, of reconstructions, both relative; features that flipped; l0)."""
     import torch
     from sae_lens import SAE
 
@@ -61,14 +61,16 @@ def compare(folder: pathlib.Path, n_vectors: int = 2048) -> tuple[float, float, 
     flipped = (found != 0) != (feats != 0)
     features = np.abs(np.where(flipped, 0, found - feats)).max() / np.abs(feats).max()
     reconstructions = np.abs(np.asarray(ours.decode(feats)) - x_hat).max() / np.abs(x_hat).max()
-    return float(features), float(reconstructions), int(flipped.sum())
+    return float(features), float(reconstructions), int(flipped.sum()), (feats != 0).sum() / n_vectors
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         for folder in [pathlib.Path(a) for a in sys.argv[1:]] or random_exports(pathlib.Path(made)):
-            features, reconstructions, flipped = compare(folder)
-            print(f"{folder.name}: features {features:.1e}, x_hat {reconstructions:.1e}, flipped {flipped}")
+            features, recon, flipped, l0 = compare(folder)
+            print(
+                f"{folder.name}: features {features:.1e}, x_hat {recon:.1e}, flipped {flipped} at l0 {l0:.1f}"
+            )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,11 @@ def run(config, workdir) -> None:
     blocks.check_mesh(mesh)
     variants.check_name(c.variant)
     shape = blocks.shape_of(source.n_vectors, source.n_channels, c.batch_size)
-    recipe = recipe_of(c, shape)
+    recipe = recipe_of(
+        c,
+        n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
+        dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
+    )
 
     def fresh(mean, scale):
         sae = model.init(
@@ -119,11 +123,11 @@ def run(config, workdir) -> None:
     )
 
 
-def recipe_of(c, shape: blocks.Shape) -> train.Recipe:
-    """The recipe of `config.sae` for blocks of this shape; terms that the variant does not read stay out."""
+def recipe_of(c, *, n_steps: int, dead_after_steps: int) -> train.Recipe:
+    """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out."""
     kind, matryoshka = variants.VARIANTS[c.variant], c.variant == "matryoshka"
     return train.Recipe(
-        n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
+        n_steps=n_steps,
         learning_rate=c.learning_rate,
         lr_warmup_steps=c.lr_warmup_steps,
         lr_decay_share=c.lr_decay_share,
@@ -136,7 +140,7 @@ def recipe_of(c, shape: blocks.Shape) -> train.Recipe:
         prefixes=prefixes_of(c.prefix_shares, c.n_features) if matryoshka else (),
         decoder_norm=c.decoder_norm,
         threshold_decay=c.threshold_decay,
-        dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
+        dead_after_steps=dead_after_steps,
         ema_decay=c.ema_decay,
         frozen=c.frozen,
         precision=c.precision,

@@ -240,7 +240,7 @@ def make_dispatch(mesh, sae: model.SAE, recipe: Recipe, shape: blocks.Shape, max
         buffers = {name: jnp.zeros(max_steps, jnp.float32) for name in METRICS}
         return lax.fori_loop(0, n_steps, body, (state, buffers))
 
-    abstract = jax.eval_shape(lambda: init_state(sae, recipe))
+    abstract = jax.eval_shape(lambda sae: init_state(sae, recipe), sae)
     states = shardings(mesh, abstract)
     dealt, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     return jax.jit(
