@@ -78,9 +78,8 @@ def sums_and_grads(
     kind, mask = VARIANTS[variant], batch.mask
     centred = batch.x_n - params["b_dec"][None, :]  # [N, C]
     pre = product_t(centred, params["w_enc"]) + params["b_enc"][None, :]  # [N, F]
-    seen = {}
     if sparse:
-        sums, grads, resid = kind.sparse(params, batch, centred, pre, k)
+        sums, grads, resid, seen = kind.sparse(params, batch, centred, pre, k)
         sums["loss"] = sums["sse"] / centred.shape[1]
     else:
         sums, grads, resid, seen = _dense(params, batch, centred, pre, kind, terms, k)

@@ -1,5 +1,6 @@
 """BatchTopK: the cut by counting against a sort, values and gradients, the threshold, devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -23,9 +24,10 @@ def oracle(params, x_n, mask, k):
     return (resid**2).sum() / x_n.shape[1], feats, cut
 
 
-def test_sums_and_gradients_equal_the_oracle(examples):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_sums_and_gradients_equal_the_oracle(sparse, examples):
     model, x_n, mask, _ = problem(examples, "batch_topk")
-    sums, grads, seen = compute(model, x_n, mask)
+    sums, grads, seen = compute(model, x_n, mask, sparse=sparse)
     params, rows = in_float64(model), x_n.astype(np.float64)
     total, feats, cut = oracle(params, rows, mask, model.k)
     np.testing.assert_allclose(sums["loss"], total, rtol=RELATIVE)
@@ -34,6 +36,25 @@ def test_sums_and_gradients_equal_the_oracle(examples):
     np.testing.assert_array_equal(sums["fired"], (feats > 0).sum(0))
     assert len(set((feats > 0).sum(1))) > 3  # shared by the batch, not k each
     check_gradients(grads, lambda p: oracle(p, rows, mask, model.k)[0], params)
+
+
+@pytest.mark.parametrize("size, falls_back", [(1.0, False), (30.0, True)])
+def test_the_sparse_path_equals_the_dense_one_also_where_a_vector_keeps_all_its_candidates(
+    size, falls_back, examples
+):
+    """A vector 30 times as long keeps more than the 4 k = 12 values that the sparse path looks at."""
+    model, x_n, mask, dead = problem(examples, "batch_topk", 3)
+    model, x_n = dataclasses.replace(model, k=3), x_n.copy()
+    x_n[4] *= size
+    pre = np.stack([preactivations(in_float64(model), x) for x in x_n[mask > 0].astype(np.float64)])
+    cut = np.sort(pre.ravel())[::-1][3 * len(pre) - 1]
+    assert ((pre >= cut).sum(1).max() >= 12) == falls_back
+    dense, sparse = (compute(model, x_n, mask, dead, sparse=s, aux_alpha=0.5) for s in (False, True))
+    for name, value in dense[0].items():
+        np.testing.assert_allclose(sparse[0][name], value, rtol=RELATIVE, err_msg=name)
+    for name, gradient in dense[1].items():
+        assert np.abs(sparse[1][name] - gradient).max() <= RELATIVE * np.abs(gradient).max(), name
+    assert sparse[2] == dense[2]
 
 
 @pytest.mark.parametrize("n_keep", [1, 7, 500, 4096])
@@ -69,13 +90,15 @@ def test_the_threshold_is_a_running_mean_of_the_cuts_in_float32():
 
 
 @functools.cache
-def sums_on(n_devices, model_axis, k):
+def sums_on(n_devices, model_axis, k, sparse=False):
     mesh = meshes.make_mesh(-1, model_axis, devices=jax.devices()[:n_devices])
 
     def sums(params, x, mask):
         one = type("Settings", (), {"variant": "batch_topk", "k": k, "n_features": 40})
         recipe = train.Recipe(n_steps=1, learning_rate=1.0, aux_alpha=1.0)
-        return train.sums_over_mesh(mesh, one, recipe, sparse=False)(params, x, mask, jnp.arange(40) < 3, 0.0)
+        return train.sums_over_mesh(mesh, one, recipe, sparse=sparse)(
+            params, x, mask, jnp.arange(40) < 3, 0.0
+        )
 
     return jax.jit(sums)
 
@@ -88,8 +111,8 @@ def test_the_count_is_global_over_the_real_rows_of_all_devices(examples):
     expected = oracle(in_float64(model), x_n.astype(np.float64), mask, model.k)
     params = jax.device_get(model.params)
     one = sums_on(1, 1, model.k)(params, x, m)
-    for n_devices, axis in ((8, 1), (8, 2)):
-        sums, grads, seen = sums_on(n_devices, axis, model.k)(params, x, m)
+    for n_devices, axis, sparse in ((8, 1, False), (8, 1, True), (8, 2, False)):
+        sums, grads, seen = sums_on(n_devices, axis, model.k, sparse)(params, x, m)
         np.testing.assert_allclose(seen["cut"], expected[2], rtol=1e-5)
         assert sums["l0"] == model.k * mask.sum()
         np.testing.assert_array_equal(sums["fired"], one[0]["fired"])

@@ -93,7 +93,7 @@ class Variant:
       project: params -> params, after each step.
       follow: (own, seen, terms, t) -> own, after each step, for arrays that follow the batches instead;
         t counts the steps taken before.
-      sparse: a faster (params, batch, centred, pre, k) -> (sums, grads, resid), or None.
+      sparse: a faster (params, batch, centred, pre, k) -> (sums, grads, resid, seen), or None.
       coefficient: the name in `Terms` of the sparsity coefficient, or None.
       has_k: whether k is a setting of this variant.
       has_auxk: whether dead features are revived by AuxK.

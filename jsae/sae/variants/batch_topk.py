@@ -12,7 +12,7 @@ min(threshold_decay, (1 + t) / (10 + t)), so the first batches do not weigh for 
 import jax.numpy as jnp
 from jax import lax
 
-from jsae.sae.variants import base
+from jsae.sae.variants import base, batch_topk_sparse
 
 _INFINITY_BITS = 0x7F800000
 
@@ -80,5 +80,11 @@ def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
 
 
 VARIANT = base.Variant(
-    activate=activate, objective=_objective, own=own, follow=follow, has_k=True, has_auxk=True
+    activate=activate,
+    objective=_objective,
+    own=own,
+    follow=follow,
+    sparse=lambda *args: batch_topk_sparse.sums_and_grads(cut, *args),
+    has_k=True,
+    has_auxk=True,
 )

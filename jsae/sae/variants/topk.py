@@ -77,7 +77,7 @@ def _sparse(params, batch: base.Batch, centred, pre, k):
     grads = {"w_enc": d_enc, "b_enc": d_b_enc, "w_dec": d_dec, "b_dec": g_sum - d_b_enc @ w_enc}
     sums = {"sse": sse, "penalty": jnp.zeros(()), "aux": jnp.zeros(()), "fired": fired}
     sums |= {"l1": l1.sum(), "l0": fired.sum().astype(jnp.float32)}
-    return sums, grads, resid.reshape(n, c)
+    return sums, grads, resid.reshape(n, c), {}
 
 
 VARIANT = base.Variant(activate=_activate, objective=_objective, sparse=_sparse, has_k=True, has_auxk=True)
