@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from configs import known_answer as configs
+from jsae import sae
 from jsae.runtime import mesh as meshes
 from jsae.sae import known_answer
+from jsae.sae.run import recipe_of
 from launch import known_answer as command
 
 
@@ -39,6 +41,21 @@ def test_drawn_activations_have_the_offset_noise_and_frequencies_they_should():
     second = truth.floor**2 + 2 * truth.floor * (1 - truth.floor) + 2 * (1 - truth.floor) ** 2
     variance = ((f * second - f**2)[:, None] * truth.directions.astype(np.float64) ** 2).sum(0) + 0.1**2
     np.testing.assert_allclose(x.var(0), variance, rtol=0.1)
+
+
+@pytest.mark.parametrize("form", ["full", "small"])
+def test_every_row_of_the_config_can_be_trained(form):
+    config = configs.get_config(form)
+    assert {row.variant for row in config.rows.values()} == set(sae.VARIANTS)
+    for row in config.rows.values():
+        c = config.sae.copy_and_resolve_references()
+        c.update(row)
+        recipe = recipe_of(c, n_steps=config.n_steps, dead_after_steps=config.dead_after_steps)
+        sae.variants.check_terms(c.variant, recipe, c.n_features)
+        k = c.k if sae.VARIANTS[c.variant].has_k else None
+        sae.variants.check(c.variant, n_channels=config.truth.n_channels, n_features=c.n_features, k=k)
+    with pytest.raises(ValueError, match="full and small"):
+        configs.get_config("tiny")
 
 
 def test_an_unknown_row_lists_the_rows():
