@@ -1,4 +1,4 @@
-"""Sparse autoencoders: a small pytree, pure functions on it, training, metrics and export.
+"""Sparse autoencoders: a small pytree, pure functions on it, six variants, training, metrics and export.
 
     sae = jsae.sae.init(key, n_channels=768, n_features=6144, variant="topk", k=32, mean=mean, scale=scale)
     feats = sae.encode(x)      # raw activations [..., C] -> features [..., F] in raw units

@@ -159,3 +159,23 @@ def take(x, mask, order, position, shape: Shape) -> dict:
     rows = lax.dynamic_slice_in_dim(order, position * shape.rows, shape.rows, axis=1)  # [64, N/64]
     pick = jax.vmap(lambda block, index: jnp.take(block, index, axis=0))
     return {"x": pick(x, rows), "mask": pick(mask, rows)}
+
+
+def bad_vectors(mesh, x, mask, order, position: int, shape: Shape, seed: int) -> list[int]:
+    """Numbers, in the store's order, of the vectors of one batch that are not finite, rising.
+
+    Args:
+      mesh, x, mask: the mesh and the resident blocks.
+      order, position: the epoch's order and the batch's place in it.
+      shape, seed: as for `build`.
+    """
+
+    def find(x, mask, order):
+        batch = take(x, mask, order, position, shape)
+        rows = lax.dynamic_slice_in_dim(order, position * shape.rows, shape.rows, axis=1)
+        return ~jnp.isfinite(batch["x"]).all(-1) & (batch["mask"] > 0), rows  # [64, N/64] each
+
+    bad, rows = meshes.to_host(jax.jit(find, out_shardings=meshes.replicated(mesh))(x, mask, order))
+    block, place = np.nonzero(np.asarray(bad))
+    slots = np.asarray(rows)[block, place] * N_BLOCKS + block
+    return sorted(np.argsort(deal(shape.n_vectors, seed))[slots].tolist())

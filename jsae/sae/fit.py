@@ -30,6 +30,7 @@ def fit(
     every: dict,
     steps_per_dispatch: int,
     max_bad_steps: int,
+    bad_vectors,
     validate,
     saved: checkpoints.Checkpoints,
     log: logs.MetricsLog,
@@ -48,6 +49,7 @@ def fit(
       steps_per_dispatch: the most steps of a dispatch; it stops earlier where an epoch, a save or an
         evaluation is due. Results do not depend on it.
       max_bad_steps: refused steps in a row after which the run ends.
+      bad_vectors: (order, position in the epoch) -> numbers of the batch's vectors that are not finite.
       validate: (sae) -> (SaeSums, Moments) over val, or None if it was told to stop.
       saved: where checkpoints go; one at the end always.
       log: where metrics go; it holds the rows up to `step`.
@@ -55,7 +57,7 @@ def fit(
 
     Raises:
       preemption.Preempted: after saving, if the run was asked to stop.
-      FloatingPointError: max_bad_steps steps in a row were refused.
+      FloatingPointError: max_bad_steps steps in a row were refused; the message names the step and vectors.
     """
     if steps_per_dispatch < 1 or max_bad_steps < 1:
         raise ValueError(
@@ -68,6 +70,10 @@ def fit(
     def is_due(what: str) -> bool:
         return every[what] > 0 and step % every[what] == 0
 
+    def explain(bad_step: int) -> str:
+        epoch, position = divmod(bad_step - 1, shape.steps_per_epoch)
+        return _reason(bad_vectors(order_of(epoch), position))
+
     def save_and_stop():
         saved.save(step, state)
         saved.wait()
@@ -76,7 +82,7 @@ def fit(
     with logs.progress(recipe.n_steps, start=step, label="sae") as progress:
         while True:
             if step and is_due("eval") and last_eval != step:
-                sums = validate(state.sae)
+                sums = validate(train.trained_sae(state))
                 if sums is None:
                     save_and_stop()
                 log.write(step, _numbers("eval", sums[0]))
@@ -100,7 +106,9 @@ def fit(
                 seconds, clock = (now - clock if clock else None), now
                 rate = n * shape.n_vectors / shape.steps_per_epoch / seconds if seconds else None
                 rates += [rate] if rate and first else []
-                bad_in_row = _report(log, every["log"], first, n, values, rate, bad_in_row, max_bad_steps)
+                bad_in_row = _report(
+                    log, every["log"], first, n, values, rate, bad_in_row, max_bad_steps, explain
+                )
                 progress.update(n, fvu=values["fvu"][n - 1], l0=values["l0"][n - 1])
             pending = None if wait_now else sending
             if stop:
@@ -118,7 +126,7 @@ def last_eval(path) -> int:
     return max((row["step"] for row in rows if "eval/l0" in row), default=0)
 
 
-def _report(log, every: int, first: int, n: int, values: dict, rate, bad_in_row: int, max_bad: int) -> int:
+def _report(log, every, first: int, n: int, values, rate, bad_in_row: int, max_bad: int, explain) -> int:
     """Write the rows of one dispatch; refused steps in a row up to its end. Step s is the s-th, from 1."""
     for i in range(n):
         step = first + i + 1
@@ -131,10 +139,20 @@ def _report(log, every: int, first: int, n: int, values: dict, rate, bad_in_row:
         if bad_in_row >= max_bad:
             raise FloatingPointError(
                 f"SAE training stopped at step {step}: the last {bad_in_row} steps in a row were refused, "
-                "because their loss or gradient was not finite. Look for NaN or infinity in the "
-                "activations, or lower sae.learning_rate; the last checkpoint is from before"
+                f"because their loss or gradient was not finite. {explain(step)}. "
+                "The last checkpoint is from before"
             )
     return bad_in_row
+
+
+def _reason(bad: list[int]) -> str:
+    if not bad:
+        return "All vectors of the last batch are finite: lower sae.learning_rate"
+    named = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+    return (
+        f"{len(bad)} activation vector(s) of the last batch hold NaN or infinity: {named} of the train split "
+        "(vector = image x cells of the grid + row x width + column)"
+    )
 
 
 def _numbers(prefix: str, sums) -> dict:

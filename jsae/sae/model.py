@@ -9,8 +9,9 @@ Inside, activations are centred and scaled by two constants that were measured o
 
 The public functions speak raw units, those of the activations themselves: features are f = s * f_n, so
 x_hat = f @ w_dec + s * b_dec + mu, and a feature's contribution to x is its value times its decoder row.
-Decoder rows have unit norm. `w_enc` is kept as [F, C], so that a sparse gradient writes whole rows.
-`act` belongs to the variant (see `jsae.sae.variants`). Arithmetic is float32 with float32 products.
+Decoder rows have unit norm (but for relu_l1 trained with decoder_norm "free"). `w_enc` is kept as [F, C],
+so that a sparse gradient writes whole rows. `act` belongs to the variant (see `jsae.sae.variants`), and so
+do the arrays in `own`, all in scaled units. Arithmetic is float32 with float32 products.
 """
 
 import dataclasses
@@ -36,7 +37,9 @@ class SAE:
       mean: train mean of the raw activations [C]; a constant, not trained.
       scale: sqrt(mean ||x - mean||^2 / C) over the train split, a scalar; a constant, not trained.
       variant: a key of `variants.VARIANTS`; static.
-      k: features that may be active per vector, None where the variant has no k; static.
+      k: features that may be active per vector (on average, where a batch shares them), None where the
+        variant has no k; static.
+      own: the variant's own arrays by name, for example {"threshold": [F]}; see its file.
     """
 
     w_enc: jax.Array
@@ -47,6 +50,7 @@ class SAE:
     scale: jax.Array
     variant: str = dataclasses.field(metadata={"static": True})
     k: int | None = dataclasses.field(metadata={"static": True})
+    own: dict = dataclasses.field(default_factory=dict)
 
     @property
     def n_features(self) -> int:
@@ -60,8 +64,18 @@ class SAE:
 
     @property
     def params(self) -> dict:
-        """The trainable part, a dict with the keys `TRAINABLE`; mean and scale are not in it."""
-        return {name: getattr(self, name) for name in TRAINABLE}
+        """The trainable part by name: `TRAINABLE` and the variant's learned arrays; not mean and scale."""
+        learned = {name: self.own[name] for name in variants.VARIANTS[self.variant].learned}
+        return {name: getattr(self, name) for name in TRAINABLE} | learned
+
+    def with_params(self, params: dict, own: dict | None = None) -> "SAE":
+        """This SAE with other values of `params`, and of the arrays in `own` that are not trained."""
+        own = self.own if own is None else own
+        return dataclasses.replace(
+            self,
+            **{name: params[name] for name in TRAINABLE},
+            own={name: params.get(name, value) for name, value in own.items()},
+        )
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Features [..., F] in raw units of raw activations x [..., C]; see `encode`."""
@@ -81,7 +95,7 @@ def init(
       key: a jax random key.
       n_channels, n_features: C and F.
       variant: a key of `variants.VARIANTS`.
-      k: features kept per vector ("topk"); None for a variant without k.
+      k: features kept per vector (topk, batch_topk, matryoshka); None for a variant without k.
       mean, scale: train mean [C] and scale of the raw activations, constants of the SAE.
 
     Raises:
@@ -98,6 +112,7 @@ def init(
         scale=jnp.asarray(scale, jnp.float32),
         variant=variant,
         k=k,
+        own=variants.VARIANTS[variant].own(n_features),
     )
 
 
@@ -117,8 +132,9 @@ def encode(sae: SAE, x: jax.Array) -> jax.Array:
 
     Args:
       sae: the SAE.
-      x: raw activations [..., C]; every vector along the last axis is encoded by itself (k counts the
-        active features of one vector, whatever the leading axes are).
+      x: raw activations [..., C]; every vector along the last axis is encoded by itself, whatever the
+        leading axes are: k counts the active features of one vector, and variants whose k belongs to a
+        batch use their learned threshold.
 
     Returns:
       Features [..., F] in raw units, float32, >= 0.
@@ -126,7 +142,7 @@ def encode(sae: SAE, x: jax.Array) -> jax.Array:
     _check_last_axis(x, sae.n_channels, "activations", "C")
     x_n = normalise(sae, x.reshape(-1, sae.n_channels))  # [N, C]
     pre = variants.preactivations(sae.params, x_n, precision="float32")  # [N, F]
-    feats = sae.scale * variants.VARIANTS[sae.variant].activate(pre, sae.k)
+    feats = sae.scale * variants.VARIANTS[sae.variant].activate(pre, sae.params | sae.own, sae.k)
     return feats.reshape(*x.shape[:-1], sae.n_features)
 
 

@@ -8,14 +8,14 @@ from jsae.runtime import artifacts, checkpoints
 from jsae.sae import model, train
 
 
-def describe(folder, sae: model.SAE) -> None:
-    """Write folder/model.json: variant, n_channels, n_features and k."""
+def describe(folder, sae: model.SAE, has_ema: bool) -> None:
+    """Write folder/model.json: variant, n_channels, n_features, k, and whether a mean of weights is kept."""
     static = {name: getattr(sae, name) for name in ("variant", "n_channels", "n_features", "k")}
-    artifacts.write_json(epath.Path(folder) / "model.json", static)
+    artifacts.write_json(epath.Path(folder) / "model.json", static | {"has_ema": has_ema})
 
 
 def load(folder) -> model.SAE:
-    """The SAE of the last checkpoint, on the default local device.
+    """The SAE of the last checkpoint, on the default local device; of the mean weights where they are kept.
 
     Args:
       folder: the stage's folder, `<workdir>/sae` or `<workdir>/sweep/<digest>`.
@@ -27,11 +27,12 @@ def load(folder) -> model.SAE:
     if not (folder / "model.json").exists() or not (folder / "checkpoints").exists():
         raise FileNotFoundError(f"{folder} holds no trained SAE; run launch.train_sae first")
     static = artifacts.read_json(folder / "model.json")
+    has_ema = static.pop("has_ema", False)
     zeros = jnp.zeros(static["n_channels"])
 
     def fresh():
         sae = model.init(jax.random.key(0), **static, mean=zeros, scale=1.0)
-        return train.init_state(sae, train.Recipe(n_steps=1, learning_rate=1.0))
+        return train.empty_state(sae, has_ema=has_ema)
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved = checkpoints.Checkpoints(folder / "checkpoints")
@@ -41,4 +42,4 @@ def load(folder) -> model.SAE:
         saved.close()
     if found is None:
         raise FileNotFoundError(f"{folder / 'checkpoints'} holds no finished checkpoint")
-    return found[1].sae
+    return train.trained_sae(found[1])

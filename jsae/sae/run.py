@@ -3,8 +3,8 @@
 The activations lie on the device (`jsae.sae.blocks`), `jsae.sae.fit` is the loop over them. In the stage's
 folder:
 
-    model.json        variant, n_channels, n_features, k
-    checkpoints/      the train state: parameters, constants, Adam's moments, counters
+    model.json        variant, n_channels, n_features, k, has_ema
+    checkpoints/      the train state: parameters, constants, Adam's moments, counters, mean weights if kept
     metrics.jsonl     rows train/* every log_every_steps, eval/* (on val) every eval_every_steps
     export/           cfg.json and sae_weights.safetensors, which SAELens reads
     manifest.json     with the headline results
@@ -19,7 +19,7 @@ from jsae import metrics
 from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints, logs, preemption, stages
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, evaluate, export, fit, model, restore, train
+from jsae.sae import blocks, evaluate, export, fit, model, restore, train, variants
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -43,8 +43,13 @@ def run(config, workdir) -> None:
     source = stores["train"]
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
+    variants.check_name(c.variant)
     shape = blocks.shape_of(source.n_vectors, source.n_channels, c.batch_size)
-    recipe = recipe_of(c, shape)
+    recipe = recipe_of(
+        c,
+        n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
+        dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
+    )
 
     def fresh(mean, scale):
         sae = model.init(
@@ -52,7 +57,7 @@ def run(config, workdir) -> None:
             n_channels=source.n_channels,
             n_features=c.n_features,
             variant=c.variant,
-            k=c.k if c.variant == "topk" else None,
+            k=c.k if variants.VARIANTS[c.variant].has_k else None,
             mean=mean,
             scale=scale,
         )
@@ -61,7 +66,7 @@ def run(config, workdir) -> None:
     constants = {"mean": source.mean, "scale": np.float32(source.scale)}
     abstract = jax.eval_shape(fresh, **constants)
     shardings = train.shardings(mesh, abstract)
-    restore.describe(stage.folder, abstract.sae)
+    restore.describe(stage.folder, abstract.sae, has_ema=recipe.ema_decay > 0)
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints)
     found = saved.restore(checkpoints.abstract(abstract, shardings))
     if found is None:
@@ -91,6 +96,7 @@ def run(config, workdir) -> None:
         every={name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")},
         steps_per_dispatch=c.steps_per_dispatch,
         max_bad_steps=c.max_bad_steps,
+        bad_vectors=lambda order, at: blocks.bad_vectors(mesh, *resident, order, at, shape, config.seed),
         validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
         saved=saved,
         log=log,
@@ -98,8 +104,9 @@ def run(config, workdir) -> None:
     )
     resident = None  # frees the devices' memory
     saved.close()
-    results = final_numbers(over, state.sae, stores)
-    whole = meshes.to_host(jax.jit(lambda t: t, out_shardings=meshes.replicated(mesh))(state.sae))
+    sae = jax.jit(train.trained_sae, out_shardings=shardings.sae)(state)
+    results = final_numbers(over, sae, stores)
+    whole = meshes.to_host(jax.jit(lambda t: t, out_shardings=meshes.replicated(mesh))(sae))
     export.save(stage.folder / "export", whole, metadata={"site": source.site})
     stage.finish(
         {
@@ -116,18 +123,33 @@ def run(config, workdir) -> None:
     )
 
 
-def recipe_of(c, shape: blocks.Shape) -> train.Recipe:
-    """The recipe of `config.sae` for blocks of this shape."""
+def recipe_of(c, *, n_steps: int, dead_after_steps: int) -> train.Recipe:
+    """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out."""
+    kind, matryoshka = variants.VARIANTS[c.variant], c.variant == "matryoshka"
     return train.Recipe(
-        n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
+        n_steps=n_steps,
         learning_rate=c.learning_rate,
         lr_warmup_steps=c.lr_warmup_steps,
-        l1=c.l1 if c.variant == "relu_l1" else 0.0,
+        lr_decay_share=c.lr_decay_share,
+        l1=c.l1 if kind.coefficient == "l1" else 0.0,
         l1_warmup_steps=c.l1_warmup_steps,
-        aux_alpha=c.aux_alpha if c.variant == "topk" else 0.0,
-        dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
+        l0=c.l0 if kind.coefficient == "l0" else 0.0,
+        l0_warmup_steps=c.l0_warmup_steps,
+        bandwidth=c.bandwidth,
+        aux_alpha=c.aux_alpha if kind.has_auxk else 0.0,
+        prefixes=prefixes_of(c.prefix_shares, c.n_features) if matryoshka else (),
+        decoder_norm=c.decoder_norm,
+        threshold_decay=c.threshold_decay,
+        dead_after_steps=dead_after_steps,
+        ema_decay=c.ema_decay,
+        frozen=c.frozen,
         precision=c.precision,
     )
+
+
+def prefixes_of(shares, n_features: int) -> tuple[int, ...]:
+    """Sizes of the nested dictionaries whose shares of F are given, for example (1/16, 1/4, 1.0)."""
+    return tuple(round(share * n_features) for share in shares)
 
 
 def _raw_vectors(store, n_vectors: int):

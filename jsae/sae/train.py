@@ -1,15 +1,15 @@
 """One training step of an SAE as a pure function, and many of them in one dispatch.
 
     grads   = sum over shards of the gradient / real vectors          (jsae.sae.losses)
-    w_dec's gradient loses its component along each row, before Adam
-    params  = Adam(params, grads); decoder rows renormalised
+    w_dec's gradient loses its component along each row, before Adam   (decoder_norm "unit")
+    params  = Adam(params, grads); decoder rows renormalised, thresholds kept at 0 or above
+    own     = the arrays that follow the batches (BatchTopK's threshold), after the step
 
-A step whose gradient or loss is not finite is refused: parameters, Adam's moments and counters stay as
-they were, bit for bit, and the refusal is counted. The data's order is a function of (seed, step) and
-comes from `jsae.sae.blocks`; the state carries no random key.
-
-`make_dispatch` runs a number of steps that is known only at run time inside one compiled program, so
-that results do not depend on how the steps are grouped.
+A step is refused if its loss, a gradient, or anything it would write is not finite: parameters, thresholds,
+Adam's moments and counters, the mean of the weights and the counters of silence stay as they were, bit for
+bit, and the refusal is counted. The data's order is a function of (seed, step) and comes from
+`jsae.sae.blocks`; the state carries no random key. `make_dispatch` runs a number of steps that is known
+only at run time inside one compiled program, so that results do not depend on how the steps are grouped.
 """
 
 import dataclasses
@@ -21,51 +21,11 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jsae.sae import blocks, losses, model
+from jsae.sae import blocks, losses, model, variants
+from jsae.sae import recipe as recipes
+from jsae.sae.recipe import Recipe, learning_rate, optimizer
 
-METRICS = ("loss", "mse", "l1", "aux", "l0", "fvu", "dead_fraction", "learning_rate", "refused")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How an SAE is trained; static under jit.
-
-    Attributes:
-      n_steps: length of the whole run.
-      learning_rate: the peak.
-      lr_warmup_steps: steps of linear warm-up from 0; a cosine down to 0 follows.
-      l1: coefficient of the L1 term ("relu_l1"), reached linearly over l1_warmup_steps.
-      l1_warmup_steps: see l1.
-      aux_alpha: coefficient of AuxK ("topk").
-      dead_after_steps: a feature silent for this many steps counts as dead.
-      precision: of the products in training: "float32" or "default" (TF32 or bfloat16 on accelerators).
-    """
-
-    n_steps: int
-    learning_rate: float
-    lr_warmup_steps: int = 0
-    l1: float = 0.0
-    l1_warmup_steps: int = 0
-    aux_alpha: float = 0.0
-    dead_after_steps: int = 1
-    precision: str = "float32"
-
-    def __post_init__(self):
-        if self.n_steps < 1:
-            raise ValueError(f"a run needs at least one step; got n_steps={self.n_steps}")
-        if not 0 <= self.lr_warmup_steps < self.n_steps:
-            raise ValueError(
-                f"lr_warmup_steps={self.lr_warmup_steps} must lie in 0..{self.n_steps - 1}: "
-                f"the run has {self.n_steps} steps"
-            )
-        if self.precision not in ("float32", "default"):
-            raise ValueError(f"precision={self.precision!r}; the valid values are 'float32' and 'default'")
-        for name in ("learning_rate", "dead_after_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("l1", "l1_warmup_steps", "aux_alpha"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+METRICS = ("loss", "mse", "l1", "aux", "l0", "fvu", "dead_fraction", "learning_rate", "sparsity", "refused")
 
 
 @jax.tree_util.register_dataclass
@@ -75,11 +35,12 @@ class TrainState:
 
     Attributes:
       sae: the SAE, with its constants.
-      adam: optax's state for `sae.params`.
-      step: batches drawn so far, refused ones included, int32.
-      silent_steps: steps since each feature fired last [F] int32.
+      adam: optax's state for `sae.params`; its count is that of the steps taken, refused ones left out.
+      step: batches drawn so far, refused ones included, int32: a refused batch is not drawn again.
+      silent_steps: steps since each feature fired last, refused ones left out [F] int32.
       bad_in_row: refused steps up to now without a good one between, int32.
       bad_total: all refused steps, int32.
+      ema: running mean of `sae.params` by name; empty where the recipe keeps none.
     """
 
     sae: model.SAE
@@ -88,78 +49,91 @@ class TrainState:
     silent_steps: jax.Array
     bad_in_row: jax.Array
     bad_total: jax.Array
-
-
-def learning_rate(recipe: Recipe):
-    """Step -> learning rate: linear warm-up to the peak, then a cosine to 0 at the last step."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if recipe.lr_warmup_steps else recipe.learning_rate,
-        peak_value=recipe.learning_rate,
-        warmup_steps=recipe.lr_warmup_steps,
-        decay_steps=recipe.n_steps,
-    )
-
-
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Adam in float32 with the recipe's schedule."""
-    return optax.adam(learning_rate(recipe))
+    ema: dict = dataclasses.field(default_factory=dict)
 
 
 def init_state(sae: model.SAE, recipe: Recipe) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step. Raises ValueError for terms the variant cannot be trained with."""
+    variants.check_terms(sae.variant, recipe, sae.n_features)
+    return empty_state(sae, has_ema=recipe.ema_decay > 0)
+
+
+def empty_state(sae: model.SAE, *, has_ema: bool) -> TrainState:
+    """A state with no step taken; `has_ema` says whether it carries a mean of the weights."""
     return TrainState(
         sae=sae,
-        adam=optimizer(recipe).init(sae.params),
+        adam=optax.adam(lambda _: 0.0).init(sae.params),
         step=jnp.zeros((), jnp.int32),
         silent_steps=jnp.zeros(sae.n_features, jnp.int32),
         bad_in_row=jnp.zeros((), jnp.int32),
         bad_total=jnp.zeros((), jnp.int32),
+        ema=jax.tree.map(jnp.copy, sae.params) if has_ema else {},
     )
+
+
+def trained_sae(state: TrainState) -> model.SAE:
+    """The SAE of a state that evaluation, export and load use: of the mean weights, where they are kept.
+
+    The mean of unit rows is shorter than 1; rows are scaled back to the norm of the last step's.
+    """
+    if not state.ema:
+        return state.sae
+    rows = model.unit_rows(state.ema["w_dec"])
+    norms = jnp.linalg.norm(state.sae.w_dec, axis=-1, keepdims=True)  # [F, 1]
+    return state.sae.with_params(state.ema | {"w_dec": rows * norms})
 
 
 def shardings(mesh, state):
     """The shardings of a state: whatever has F rows is dealt over `model`, all else is replicated."""
     n_features = state.silent_steps.shape[0]
-    rows = NamedSharding(mesh, PartitionSpec("model"))
-    whole = NamedSharding(mesh, PartitionSpec())
-    names = ("w_enc", "b_enc", "w_dec", "silent_steps")
-
-    def rule(path, _):
-        return rows if jax.tree_util.keystr(path[-1:], simple=True) in names else whole
-
     if n_features % mesh.shape["model"]:
         raise ValueError(
             f"n_features={n_features} must be a multiple of the mesh's model axis, {mesh.shape['model']}"
         )
+    rows = NamedSharding(mesh, PartitionSpec("model"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    names = ("w_enc", "b_enc", "w_dec", "silent_steps", *state.sae.own)
+
+    def rule(path, leaf):
+        return rows if jax.tree_util.keystr(path[-1:], simple=True) in names and leaf.ndim else whole
+
     return jax.tree_util.tree_map_with_path(rule, state)
 
 
 def takes_sparse_path(mesh, sae: model.SAE) -> bool:
-    """Whether TopK trains on gathered rows: measured on CPU, from 8 features per active one on.
+    """Whether a step works on gathered rows: measured on CPU for TopK, from 8 features per active one on.
 
     With F sharded over `model`, and on GPU and TPU, the dense products stay: a float32 scatter-add is slow
     there in some versions of jaxlib.
     """
+    if variants.VARIANTS[sae.variant].sparse is None:
+        return False
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return sae.k is not None and on_cpu and mesh.shape["model"] == 1 and sae.n_features >= 8 * sae.k
+    return on_cpu and mesh.shape["model"] == 1 and sae.n_features >= 8 * sae.k
 
 
 def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
-    """(params, x [64, n, C], mask [64, n], dead [F], l1) -> sums and gradients over the whole batch."""
+    """(params, x [64, n, C], mask [64, n], dead [F], sparsity) -> (sums, gradients, seen) of a whole batch.
+
+    sums and gradients are added up over the shards; see `losses.sums_and_grads`.
+    """
     sparse = takes_sparse_path(mesh, sae) if sparse is None else sparse
     local = functools.partial(
-        losses.sums_and_grads, variant=sae.variant, k=sae.k, aux_alpha=recipe.aux_alpha, sparse=sparse
+        losses.sums_and_grads, variant=sae.variant, k=sae.k, terms=recipe, sparse=sparse
     )
 
-    def of_rows(params, x, mask, dead, l1):
+    def of_rows(params, x, mask, dead, sparsity, total=lambda value: value):
+        batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, total)
         with jax.default_matmul_precision(recipe.precision):
-            return local(params, x.reshape(-1, x.shape[-1]), mask.reshape(-1), dead, l1)
+            return local(params, batch, dead)
 
     if mesh.shape["model"] > 1:
         return of_rows  # the compiler shards the dense products over both axes
 
-    def of_shard(params, x, mask, dead, l1):
-        return lax.psum(of_rows(params, x, mask, dead, l1), "data")
+    def of_shard(params, x, mask, dead, sparsity):
+        over_data = functools.partial(lax.psum, axis_name="data")
+        sums, grads, seen = of_rows(params, x, mask, dead, sparsity, over_data)
+        return *over_data((sums, grads)), seen
 
     whole, dealt = PartitionSpec(), PartitionSpec("data")
     return jax.shard_map(
@@ -177,39 +151,47 @@ def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
       sparse: force the sparse or dense path of "topk"; None chooses.
 
     The batch is {"x": scaled activations [64, n, C], "mask": [64, n]}; the metrics are the scalars named in
-    `METRICS`, each over the real vectors of the batch.
+    `METRICS`, each over the real vectors of the batch; "l1" is the mean sum of the features divided by C.
     """
+    variants.check_terms(sae.variant, recipe, sae.n_features)
     sums_of = sums_over_mesh(mesh, sae, recipe, sparse)
-    adam, schedule = optimizer(recipe), learning_rate(recipe)
-    c = sae.n_channels
+    adam, rate, sparsity_of = optimizer(recipe), learning_rate(recipe), recipes.sparsity(recipe, sae.variant)
+    kind, c = variants.VARIANTS[sae.variant], sae.n_channels
+    frozen = {"": (), "decoder": ("w_dec",), "encoder": ("w_enc",)}[recipe.frozen]
+    unit = recipe.decoder_norm == "unit"
 
     def step(state: TrainState, batch: dict):
-        params = state.sae.params
+        old = state.sae.params
+        taken = state.step - state.bad_total
         dead = state.silent_steps >= recipe.dead_after_steps  # [F]
-        warm = (state.step + 1) / max(1, recipe.l1_warmup_steps)
-        l1 = jnp.float32(recipe.l1) * jnp.minimum(1.0, warm)
-        sums, grads = sums_of(params, batch["x"], batch["mask"], dead, l1)
+        sparsity = sparsity_of(state.step)
+        sums, grads, seen = sums_of(old, batch["x"], batch["mask"], dead, sparsity)
         n = jnp.maximum(sums["n"], 1.0)
         grads = jax.tree.map(lambda g: g / n, grads)
-
-        along = (grads["w_dec"] * params["w_dec"]).sum(-1, keepdims=True)  # [F, 1]
-        grads["w_dec"] = grads["w_dec"] - along * params["w_dec"]
-        updates, adam_state = adam.update(grads, state.adam, params)
-        params = optax.apply_updates(params, updates)
-        params["w_dec"] = model.unit_rows(params["w_dec"])
-
-        mse, l1_term, aux = sums["sse"] / n / c, sums["l1"] / n / c, sums["aux"] / n
-        loss = mse + recipe.aux_alpha * aux + (l1 * l1_term if sae.k is None else 0.0)
-        finite = [jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]
-        good = functools.reduce(jnp.logical_and, finite, jnp.isfinite(loss))
-        bad = (~good).astype(jnp.int32)
+        grads |= {name: jnp.zeros_like(grads[name]) for name in frozen}
+        if unit:
+            along = (grads["w_dec"] * old["w_dec"]).sum(-1, keepdims=True)  # [F, 1]
+            grads["w_dec"] = grads["w_dec"] - along * old["w_dec"]
+        updates, adam_state = adam.update(grads, state.adam, old)
+        params = optax.apply_updates(old, updates)
+        if unit and "w_dec" not in frozen:
+            params["w_dec"] = model.unit_rows(params["w_dec"])
+        params = kind.project(params)
+        decay = jnp.minimum(recipe.ema_decay, (1.0 + taken) / (10.0 + taken))
         trained = dataclasses.replace(
             state,
-            sae=dataclasses.replace(state.sae, **params),
+            sae=state.sae.with_params(params, kind.follow(state.sae.own, seen, recipe, taken)),
             adam=adam_state,
             silent_steps=jnp.where(sums["fired"] > 0, 0, state.silent_steps + 1),
+            ema={name: decay * mean + (1 - decay) * params[name] for name, mean in state.ema.items()},
         )
-        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), trained, state)
+        loss = sums["loss"] / n
+        good = functools.reduce(
+            jnp.logical_and,
+            [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads, trained))],
+        )
+        kept = jax.tree.map(lambda new, before: jnp.where(good, new, before), trained, state)
+        bad = (~good).astype(jnp.int32)
         new_state = dataclasses.replace(
             kept,
             step=state.step + 1,
@@ -219,16 +201,17 @@ def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
         spread = sums["x_sq"] - (sums["x_sum"] ** 2).sum() / n
         metrics = {
             "loss": loss,
-            "mse": mse,
-            "l1": l1_term,
-            "aux": aux,
+            "mse": sums["sse"] / n / c,
+            "l1": sums["l1"] / n / c,
+            "aux": sums["aux"] / n,
             "l0": sums["l0"] / n,
             "fvu": sums["sse"] / spread,
             "dead_fraction": dead.mean(dtype=jnp.float32),
-            "learning_rate": schedule(state.step),
+            "learning_rate": rate(taken),
+            "sparsity": sparsity,
             "refused": bad,
         }
-        return new_state, {name: metrics[name].astype(jnp.float32) for name in METRICS}
+        return new_state, {name: jnp.asarray(metrics[name], jnp.float32) for name in METRICS}
 
     return step
 
@@ -257,7 +240,7 @@ def make_dispatch(mesh, sae: model.SAE, recipe: Recipe, shape: blocks.Shape, max
         buffers = {name: jnp.zeros(max_steps, jnp.float32) for name in METRICS}
         return lax.fori_loop(0, n_steps, body, (state, buffers))
 
-    abstract = jax.eval_shape(lambda: init_state(sae, recipe))
+    abstract = jax.eval_shape(lambda sae: init_state(sae, recipe), sae)
     states = shardings(mesh, abstract)
     dealt, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     return jax.jit(

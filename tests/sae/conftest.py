@@ -18,7 +18,7 @@ MEAN, SCALE = np.linspace(-300, 500, C), 37.0  # far from 0 and 1: a forgotten f
 
 def make(variant="topk", seed=0, n_features=F, k=K):
     """An SAE whose biases are not zero and whose encoder is not the decoder's transpose."""
-    k = k if variant == "topk" else None
+    k = k if sae.VARIANTS[variant].has_k else None
     fresh = sae.init(
         jax.random.key(seed),
         n_channels=C,
@@ -35,6 +35,11 @@ def make(variant="topk", seed=0, n_features=F, k=K):
         "b_dec": 0.2 * rng.normal(size=fresh.b_dec.shape),
     }
     fields = {name: jnp.asarray(value, jnp.float32) for name, value in changed.items()}
+    ranges = {"threshold": (0.05, 1.0), "r_mag": (-0.5, 0.5), "b_mag": (-0.3, 0.3)}
+    fields["own"] = {
+        name: jnp.asarray(rng.uniform(*ranges[name], size=value.shape), jnp.float32)
+        for name, value in fresh.own.items()
+    }
     return sae.SAE(**(vars(fresh) | fields))
 
 
@@ -96,6 +101,15 @@ def small_config():
         "k": 4,
         "l1": 0.0,
         "l1_warmup_steps": 0,
+        "l0": 0.0,
+        "l0_warmup_steps": 0,
+        "bandwidth": 0.1,
+        "decoder_norm": "unit",
+        "prefix_shares": (0.25, 1.0),
+        "threshold_decay": 0.99,
+        "lr_decay_share": 1.0,
+        "ema_decay": 0.0,
+        "frozen": "",
         "learning_rate": 3e-3,
         "lr_warmup_steps": 5,
         "n_epochs": 12.0,

@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sae_oracle import RELATIVE, check_gradients, compute, in_float64, problem
 
 from jsae import sae
-from jsae.sae import losses
+from jsae.sae import auxk
 
-N, L1, ALPHA = 128, 0.7, 1 / 32
+L1, ALPHA = 0.7, 1 / 32
 C, F = 12, 40  # as in the examples
-# Float32 sums of 128 rows with a few hundred terms each.
-RELATIVE = 2e-5
-
-sums_and_grads = jax.jit(losses.sums_and_grads, static_argnames=("variant", "k", "aux_alpha", "sparse"))
 
 
 def oracle(params, x_n, mask, dead, *, k, l1, alpha, n_aux):
@@ -50,16 +47,6 @@ def detached_errors(params, x_n, k):
     return errors
 
 
-def problem(examples, variant, n_dead):
-    model, x = examples.make(variant), examples.activations((N,))
-    mask = (np.arange(N) % 9 != 0).astype(np.float32)
-    x_n = np.asarray((x - examples.MEAN.astype(np.float32)) / np.float32(examples.SCALE))
-    x_n[mask == 0] = 0.0
-    dead = np.zeros(F, bool)
-    dead[np.random.default_rng(3).permutation(F)[:n_dead]] = True
-    return model, x_n, mask, dead
-
-
 CASES = [
     ("relu_l1", False, 0),
     ("topk", True, 0),
@@ -73,13 +60,11 @@ def test_sums_and_gradients_equal_the_oracle(variant, sparse, n_dead, examples):
     model, x_n, mask, dead = problem(examples, variant, n_dead)
     l1 = L1 if variant == "relu_l1" else 0.0
     alpha = ALPHA if variant == "topk" else 0.0
-    sums, grads = sums_and_grads(
-        *(model.params, x_n, mask, dead, l1), variant=variant, k=model.k, aux_alpha=alpha, sparse=sparse
-    )
+    sums, grads, _ = compute(model, x_n, mask, dead, l1, aux_alpha=alpha, sparse=sparse)
 
-    params = {name: np.asarray(value, np.float64) for name, value in model.params.items()}
+    params = in_float64(model)
     rows = x_n.astype(np.float64)
-    settings = {"k": model.k, "l1": l1, "alpha": alpha, "n_aux": losses.k_aux(C, F)}
+    settings = {"k": model.k, "l1": l1, "alpha": alpha, "n_aux": auxk.k_aux(C, F)}
     _, total = oracle(params, rows, mask, dead, **settings)
     np.testing.assert_allclose(sums["sse"] / C, total["mse"], rtol=RELATIVE)
     np.testing.assert_allclose(sums["l1"] / C, total["l1"], rtol=RELATIVE)
@@ -90,18 +75,8 @@ def test_sums_and_gradients_equal_the_oracle(variant, sparse, n_dead, examples):
         sums["fired"], (np.asarray(model.encode(rows * examples.SCALE + examples.MEAN))[mask > 0] != 0).sum(0)
     )
 
-    constant = params | {"error": detached_errors(params, rows, model.k)}
-    rng = np.random.default_rng(7)
-    for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
-        gradient = np.asarray(grads[name], np.float64)
-        direction = rng.normal(size=params[name].shape)
-        h, ends = 1e-6, []  # a central difference along it, in float64
-        for sign in (1, -1):
-            moved = constant | {name: params[name] + sign * h * direction}
-            ends.append(oracle(moved, rows, mask, dead, **settings)[0])
-        slope = (ends[0] - ends[1]) / (2 * h)
-        scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
-        assert abs((gradient * direction).sum() - slope) < 1e-4 * scale, name
+    constant = {"error": detached_errors(params, rows, model.k)}
+    check_gradients(grads, lambda p: oracle(p | constant, rows, mask, dead, **settings)[0], params)
 
 
 @pytest.mark.parametrize("variant, sparse, n_dead", [CASES[0], *CASES[2:]])
@@ -110,12 +85,11 @@ def test_hand_written_gradient_equals_autodiff_of_the_public_loss(variant, spars
     l1 = L1 if variant == "relu_l1" else 0.0
     alpha = ALPHA if variant == "topk" else 0.0
     plain = sae.SAE(**(vars(model) | {"mean": jnp.zeros(C), "scale": jnp.ones(())}))
-    (_, terms), auto = jax.jit(jax.value_and_grad(sae.loss, has_aux=True))(
+    (value, terms), auto = jax.jit(jax.value_and_grad(sae.loss, has_aux=True))(
         plain, x_n, mask=mask, l1=l1, dead=dead, aux_alpha=alpha
     )
-    sums, grads = sums_and_grads(
-        *(model.params, x_n, mask, dead, l1), variant=variant, k=model.k, aux_alpha=alpha, sparse=sparse
-    )
+    sums, grads, _ = compute(model, x_n, mask, dead, l1, aux_alpha=alpha, sparse=sparse)
+    np.testing.assert_allclose(value, sums["loss"] / sums["n"], rtol=RELATIVE)
     np.testing.assert_allclose(terms["mse"], sums["sse"] / C / sums["n"], rtol=RELATIVE)
     np.testing.assert_allclose(terms["aux"], sums["aux"] / sums["n"], rtol=RELATIVE)
     for name, gradient in grads.items():
@@ -123,38 +97,54 @@ def test_hand_written_gradient_equals_autodiff_of_the_public_loss(variant, spars
         assert np.abs(gradient - expected).max() <= RELATIVE * np.abs(expected).max(), name
 
 
-def test_auxk_without_dead_features_changes_nothing_and_is_never_nan(examples):
-    model, x_n, mask, dead = problem(examples, "topk", 0)
-    run = lambda alpha: sums_and_grads(  # noqa: E731
-        *(model.params, x_n, mask, dead, 0.0), variant="topk", k=model.k, aux_alpha=alpha, sparse=True
-    )
-    (with_aux, grads), (without, plain) = run(ALPHA), run(0.0)
-    assert with_aux["aux"] == 0.0
-    assert without["aux"] == 0.0
-    jax.tree.map(np.testing.assert_array_equal, grads, plain)
-
-
-def test_auxk_leaves_living_features_and_the_decoder_bias_path_alone(examples):
+@pytest.mark.parametrize("variant, sparse", [("topk", True), ("batch_topk", False), ("matryoshka", False)])
+def test_auxk_adds_its_term_once_and_touches_dead_features_only(variant, sparse, examples):
     """AuxK's own gradient: 0 for rows of living features, and none through the detached error."""
-    model, x_n, mask, dead = problem(examples, "topk", 3)
-    run = lambda alpha: sums_and_grads(  # noqa: E731
-        *(model.params, x_n, mask, dead, 0.0), variant="topk", k=model.k, aux_alpha=alpha, sparse=True
-    )[1]
-    aux = jax.tree.map(lambda a, b: np.asarray(a - b), run(1.0), run(0.0))
+    model, x_n, mask, dead = problem(examples, variant, 3)
+    prefixes = (10, F) if variant == "matryoshka" else ()
+    run = lambda dead, alpha: compute(  # noqa: E731
+        model, x_n, mask, dead, aux_alpha=alpha, sparse=sparse, prefixes=prefixes
+    )
+    (with_aux, grads, _), (without, plain, _) = run(dead, 1.0), run(dead, 0.0)
+    np.testing.assert_allclose(with_aux["loss"], without["loss"] + with_aux["aux"], rtol=RELATIVE)
+    half = run(dead, 0.5)[0]
+    np.testing.assert_allclose(half["loss"], without["loss"] + 0.5 * with_aux["aux"], rtol=RELATIVE)
+    aux = jax.tree.map(lambda a, b: np.asarray(a - b), grads, plain)
     for name in ("w_enc", "b_enc", "w_dec"):
         assert np.abs(aux[name][~dead]).max() == 0.0, name
         assert np.abs(aux[name][dead]).max() > 0.0, name
     # b_dec acts on AuxK only through the encoder's input, never as a decoded bias
     np.testing.assert_allclose(aux["b_dec"], -(aux["b_enc"] @ np.asarray(model.w_enc)), rtol=1e-3, atol=1e-3)
+    none, no_gradients, _ = run(np.zeros(F, bool), 1.0)
+    assert none["aux"] == 0.0
+    jax.tree.map(np.testing.assert_array_equal, no_gradients, plain)
+
+
+def test_k_aux_is_half_the_channels_and_never_more_than_there_are_features():
+    assert (auxk.k_aux(768, 6144), auxk.k_aux(768, 100), auxk.k_aux(1, 5)) == (384, 100, 1)
 
 
 def test_all_features_dead_gives_finite_gradients(examples):
-    model, x_n, mask, _ = problem(examples, "topk", 0)
-    _, grads = sums_and_grads(
-        *(model.params, x_n, mask, np.ones(F, bool), 0.0),
-        variant="topk",
-        k=model.k,
-        aux_alpha=1.0,
-        sparse=True,
-    )
+    model, x_n, mask, _ = problem(examples, "topk")
+    _, grads, _ = compute(model, x_n, mask, np.ones(F, bool), aux_alpha=1.0, sparse=True)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_padding_rows_count_for_nothing(examples):
+    for variant in sae.VARIANTS:
+        model, x_n, mask, dead = problem(examples, variant, 3)
+        terms = {"prefixes": (10, F), "bandwidth": 0.4, "aux_alpha": 1.0}
+        whole, grads, seen = compute(model, x_n, mask, dead, 0.3, **terms)
+        x_n[mask == 0] = 7.0
+        other, others, seen_too = compute(model, x_n, mask, dead, 0.3, **terms)
+        for name, value in whole.items():
+            np.testing.assert_allclose(other[name], value, rtol=RELATIVE, err_msg=f"{variant} {name}")
+        for name, value in grads.items():
+            np.testing.assert_allclose(
+                others[name],
+                value,
+                rtol=RELATIVE,
+                atol=RELATIVE * np.abs(value).max(),
+                err_msg=f"{variant} {name}",
+            )
+        jax.tree.map(np.testing.assert_array_equal, seen, seen_too)

@@ -12,15 +12,21 @@ def oracle_encode(model, x):
     """Raw x [N, C] -> (features [N, F] in raw units, x_hat [N, C]) in float64, one vector at a time."""
     p = {
         name: np.asarray(value, np.float64)
-        for name, value in vars(model).items()
-        if name not in ("variant", "k")
+        for name, value in (vars(model) | model.own).items()
+        if name not in ("variant", "k", "own")
     }
     feats = np.zeros((len(x), model.n_features))
     for n, vector in enumerate(x.astype(np.float64)):
         pre = p["w_enc"] @ ((vector - p["mean"]) / p["scale"] - p["b_dec"]) + p["b_enc"]
-        kept = range(model.n_features) if model.k is None else np.argsort(-pre, kind="stable")[: model.k]
-        for j in kept:
-            feats[n, j] = p["scale"] * max(pre[j], 0.0)
+        f_n = np.maximum(pre, 0.0)
+        match model.variant:
+            case "topk":
+                f_n[np.argsort(-pre, kind="stable")[model.k :]] = 0.0
+            case "batch_topk" | "jumprelu" | "matryoshka":
+                f_n[pre <= p["threshold"]] = 0.0
+            case "gated":
+                f_n = (pre > 0) * np.maximum(np.exp(p["r_mag"]) * (pre - p["b_enc"]) + p["b_mag"], 0.0)
+        feats[n] = p["scale"] * f_n
     return feats, feats @ p["w_dec"] + p["scale"] * p["b_dec"] + p["mean"]
 
 
@@ -31,6 +37,16 @@ def test_encode_and_decode_equal_the_oracle_in_raw_units(variant, examples):
     # float32 of x - mean with |mean| near 500 and scale 37 keeps about 5 digits
     np.testing.assert_allclose(model.encode(x), feats, atol=2e-4 * examples.SCALE)
     np.testing.assert_allclose(model.decode(model.encode(x)), x_hat, rtol=1e-5, atol=2e-4 * examples.SCALE)
+
+
+@pytest.mark.parametrize("variant", list(sae.VARIANTS))
+def test_a_vector_is_encoded_alike_whatever_stands_beside_it(variant, examples):
+    model, x = examples.make(variant), examples.activations((2, 3, 4))  # [B, H, W, C]
+    feats = model.encode(x)
+    assert feats.shape == (2, 3, 4, examples.F)
+    alone = np.stack([model.encode(vector) for vector in x.reshape(-1, examples.C)])
+    # another batch size reorders float32 sums
+    np.testing.assert_allclose(feats.reshape(-1, examples.F), alone, rtol=1e-4, atol=1e-5 * examples.SCALE)
 
 
 def test_k_counts_per_vector_whatever_the_leading_axes(examples):
@@ -51,7 +67,7 @@ def test_k_counts_per_vector_whatever_the_leading_axes(examples):
 
 def test_ties_at_the_kth_value_go_to_the_lower_index():
     pre = jnp.array([[1.0, 3.0, 1.0, 1.0, 2.0], [0.5, 0.5, 0.5, 0.5, 0.5], [-1.0, -2.0, 4.0, -3.0, -1.0]])
-    kept = sae.variants.keep_top(pre, 3)
+    kept = sae.variants.topk.keep_top(pre, 3)
     np.testing.assert_array_equal(
         kept, [[1.0, 3.0, 0.0, 0.0, 2.0], [0.5, 0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 4.0, 0.0, 0.0]]
     )
@@ -79,13 +95,13 @@ def test_init_has_unit_rows_a_tied_encoder_and_zero_biases(examples):
     np.testing.assert_array_equal(model.w_enc, model.w_dec)
     assert not model.b_dec.any()
     assert not model.b_enc.any()
-    assert set(model.params) == {"w_enc", "b_enc", "w_dec", "b_dec"}
+    assert set(model.params) == {"w_enc", "b_enc", "w_dec", "b_dec"}  # mean and scale are constants
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"variant": "top_k", "k": 3}, "relu_l1, topk"),
+        ({"variant": "top_k", "k": 3}, "relu_l1, topk, batch_topk, jumprelu, matryoshka, gated"),
         ({"variant": "topk", "k": 41}, "1..n_features=40"),
         ({"variant": "topk", "k": 0}, "1..n_features=40"),
         ({"variant": "topk", "k": None}, "integer k"),

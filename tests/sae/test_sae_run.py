@@ -114,10 +114,60 @@ def test_activations_that_are_not_finite_stop_the_run_and_name_the_step(study):
         run(config, workdir)
 
 
+def test_one_bad_vector_is_refused_counted_and_named(study, examples):
+    """A NaN in image 7, row 1, column 2 spoils one batch an epoch; 12 steps refused in a run of 60."""
+    config, workdir = study
+    shard = workdir / "activations" / "train" / "shard-00000.npy"
+    acts = artifacts.read_array(shard).copy()
+    acts[7, 1, 2, 3] = np.nan
+    artifacts.write_array(shard, acts)
+    config.sae.max_bad_steps = 1
+    with pytest.raises(FloatingPointError, match=r"1 activation vector\(s\) .*: 68 of the train split"):
+        run(config, workdir)  # 7 x 9 + 1 x 3 + 2
+    config.sae.max_bad_steps = 10
+    stages.restart(config, workdir, "sae")
+    run(config, workdir)
+    assert stages.results(config, workdir, "sae")["refused_steps"] == 12
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(sae.load(workdir / "sae")))
+
+
+def test_finite_activations_that_blow_up_blame_the_learning_rate():
+    assert "lower sae.learning_rate" in fit._reason([])
+    assert ", ..." in fit._reason(list(range(20)))
+
+
+def test_evaluation_touches_neither_the_order_nor_the_state(finished, study):
+    config, workdir = study
+    config.sae.eval_every_steps = 0
+    run(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, sae.load(workdir / "sae"), sae.load(finished[1] / "sae"))
+
+
+@pytest.mark.parametrize("variant", ["batch_topk", "gated"])
+def test_a_run_with_averaged_weights_is_evaluated_loaded_and_exported_with_them(variant, study, examples):
+    config, workdir = study
+    config.sae.update(variant=variant, l1=0.05, l0=0.01, ema_decay=0.9, n_epochs=2.0, aux_alpha=1 / 32)
+    run(config, workdir)
+    results = stages.results(config, workdir, "sae")
+    model, store = sae.load(workdir / "sae"), examples.open_store(config, workdir, "test")
+    x = store.read(0, store.n_images)
+    flat, x_hat = (a.reshape(-1, 16) for a in (x, np.asarray(model.decode(model.encode(x)))))
+    fvu = ((flat - x_hat) ** 2).sum() / ((flat - flat.mean(0)[None, :]) ** 2).sum()
+    assert fvu == pytest.approx(results["fvu"], rel=1e-4)  # the numbers are of the averaged weights too
+    back = export.load(workdir / "sae" / "export")
+    feats = np.asarray(model.encode(x))
+    assert (np.abs(back.encode(x) - feats) > 1e-4 * feats.max()).mean() < 1e-3
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"variant": "tokp"}, "relu_l1, topk"),
+        ({"variant": "tokp"}, "relu_l1, topk, batch_topk, jumprelu, matryoshka, gated"),
+        ({"decoder_norm": "free"}, "for variant 'relu_l1'"),
+        ({"variant": "jumprelu", "bandwidth": 0.0}, "bandwidth above 0"),
+        ({"variant": "matryoshka", "prefix_shares": (0.5, 0.9)}, "n_features=64"),
+        ({"frozen": "both"}, "'decoder' and 'encoder'"),
+        ({"ema_decay": 1.0}, "ema_decay"),
         ({"k": 65}, r"1\.\.n_features=64"),
         ({"batch_size": 100}, "multiple of 64"),
         ({"lr_warmup_steps": 60}, r"0\.\.59"),

@@ -13,13 +13,14 @@ from jsae.runtime import mesh as meshes
 from jsae.sae import blocks, train
 
 C, F, K, N = 16, 64, 4, 128
+COMMON = {"n_steps": 60, "learning_rate": 3e-3, "lr_warmup_steps": 5, "dead_after_steps": 6}
 RECIPES = {
-    "topk": train.Recipe(
-        n_steps=60, learning_rate=3e-3, lr_warmup_steps=5, aux_alpha=1 / 32, dead_after_steps=6
-    ),
-    "relu_l1": train.Recipe(
-        n_steps=60, learning_rate=3e-3, lr_warmup_steps=5, l1=0.5, l1_warmup_steps=10, dead_after_steps=6
-    ),
+    "topk": train.Recipe(**COMMON, aux_alpha=1 / 32),
+    "relu_l1": train.Recipe(**COMMON, l1=0.5, l1_warmup_steps=10),
+    "batch_topk": train.Recipe(**COMMON, aux_alpha=1 / 32, ema_decay=0.9),
+    "jumprelu": train.Recipe(**COMMON, l0=0.02, l0_warmup_steps=10, bandwidth=0.2),
+    "matryoshka": train.Recipe(**COMMON, aux_alpha=1 / 32, prefixes=(8, 24, F)),
+    "gated": train.Recipe(**COMMON, l1=0.5, l1_warmup_steps=10),
 }
 SHAPE = blocks.shape_of(700, C, N)  # 64 blocks of 12 rows, 6 steps an epoch, 68 padding rows
 
@@ -38,7 +39,7 @@ def vectors():
 
 
 def fresh(variant):
-    k = K if variant == "topk" else None
+    k = K if sae.VARIANTS[variant].has_k else None
     model = sae.init(
         jax.random.key(1), n_channels=C, n_features=F, variant=variant, k=k, mean=jnp.zeros(C), scale=1.0
     )
@@ -107,9 +108,10 @@ def test_a_bad_batch_leaves_the_state_bit_for_bit(variant, poison):
     batch = first_batch()
     batch["x"] = batch["x"].at[5, 1, 3].set(poison)
     after, metrics = one_step(variant)(state, batch)
-    for name in ("sae", "adam", "silent_steps"):
+    for name in ("sae", "adam", "silent_steps", "ema"):
         assert_same(getattr(after, name), getattr(state, name))
     assert metrics["refused"] == 1.0
+    assert [int(count) for count in jax.tree.leaves(after.adam) if count.ndim == 0] == [1, 1]
     assert (after.step, after.bad_in_row, after.bad_total) == (2, 1, 1)
     again, _ = one_step(variant)(after, first_batch())
     assert (again.step, again.bad_in_row, again.bad_total) == (3, 0, 1)
@@ -133,7 +135,77 @@ def test_silent_features_are_counted_and_auxk_moves_them_once_they_are_dead():
     assert (rows[dead_after + 1][silent] != rows[dead_after][silent]).any()
 
 
-@pytest.mark.parametrize("variant, meshes_", [("topk", ((8, 1), (8, 2))), ("relu_l1", ((8, 2),))])
+def test_an_update_that_overflows_is_refused_though_its_gradient_is_finite():
+    """1e24 squared is infinity in Adam's second moment, which would never move again."""
+    state = fresh("relu_l1")
+    batch = first_batch()
+    batch["x"] = batch["x"] * 1e12
+    after, metrics = one_step("relu_l1")(state, batch)
+    assert np.isfinite(metrics["loss"])
+    assert metrics["refused"] == 1
+    assert_same(after.adam, state.adam)
+
+
+def test_the_mean_of_the_weights_follows_them_and_is_what_trained_sae_gives():
+    state, recipe = fresh("batch_topk"), RECIPES["batch_topk"]
+    mean = np.asarray(state.sae.w_enc)
+    for t in range(12):
+        state, _ = one_step("batch_topk")(state, first_batch())
+        decay = min(recipe.ema_decay, (1 + t) / (10 + t))
+        mean = decay * mean + (1 - decay) * np.asarray(state.sae.w_enc)
+    model = train.trained_sae(state)
+    np.testing.assert_allclose(model.w_enc, mean, rtol=1e-5, atol=1e-7)
+    assert np.abs(model.w_enc - state.sae.w_enc).max() > 1e-3
+    np.testing.assert_allclose(np.linalg.norm(model.w_dec, axis=1), 1.0, rtol=1e-6)
+    assert model.own["threshold"] == state.sae.own["threshold"] > 0
+    assert not fresh("topk").ema
+    assert train.trained_sae(fresh("topk")).variant == "topk"
+
+
+@pytest.mark.parametrize("frozen, kept", [("decoder", "w_dec"), ("encoder", "w_enc")])
+def test_a_frozen_matrix_stays_as_it_was_drawn(frozen, kept):
+    recipe = dataclasses.replace(RECIPES["topk"], frozen=frozen)
+    state = first = fresh("topk")
+    step = jax.jit(train.make_step(mesh_of(1), first.sae, recipe))
+    for _ in range(9):
+        state, metrics = step(state, first_batch())
+    assert metrics["refused"] == 0
+    for name in ("w_enc", "w_dec"):
+        same = np.array_equal(getattr(state.sae, name), getattr(first.sae, name))
+        assert same == (name == kept), name
+
+
+def test_the_learning_rate_warms_up_holds_and_decays_over_the_last_share():
+    rate = train.learning_rate(
+        train.Recipe(n_steps=100, learning_rate=2.0, lr_warmup_steps=10, lr_decay_share=0.2)
+    )
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(80)], [0, 1, 2, 2], rtol=1e-6)
+    np.testing.assert_allclose([rate(90), rate(100)], [1, 0], atol=1e-6)
+    whole = train.learning_rate(train.Recipe(n_steps=100, learning_rate=2.0, lr_warmup_steps=10))
+    np.testing.assert_allclose([whole(10), whole(55)], [2, 1], rtol=1e-6)
+    never = train.learning_rate(train.Recipe(n_steps=100, learning_rate=2.0, lr_decay_share=0.0))
+    assert never(0) == never(99) == 2.0
+
+
+def test_the_decoder_stays_free_only_where_it_is_asked_for():
+    recipe = dataclasses.replace(RECIPES["relu_l1"], decoder_norm="free")
+    state = fresh("relu_l1")
+    step = jax.jit(train.make_step(mesh_of(1), state.sae, recipe))
+    for _ in range(9):
+        state, _ = step(state, first_batch())
+    assert np.ptp(np.linalg.norm(state.sae.w_dec, axis=1)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "variant, meshes_",
+    [
+        ("topk", ((8, 1), (8, 2))),
+        ("relu_l1", ((8, 2),)),
+        ("jumprelu", ((8, 2),)),
+        ("matryoshka", ((8, 1), (8, 2))),
+        ("gated", ((8, 2),)),
+    ],
+)
 def test_gradients_on_one_and_eight_devices_agree(variant, meshes_):
     state, gradients = jax.device_get(fresh(variant)), {}
     for n_devices, model in ((1, 1), *meshes_):
@@ -188,6 +260,10 @@ def test_every_setting_of_a_recipe_is_checked():
 GOLDEN = {  # loss of steps 1 and 10, fvu and l0 of step 10
     "topk": [3.516818, 2.582829, 0.5706125, 4.0],
     "relu_l1": [17.47399, 11.20318, 2.179624, 29.84375],
+    "batch_topk": [10.74648, 6.574515, 1.452477, 4.0],
+    "jumprelu": [17.32965, 9.902593, 2.180012, 27.96094],
+    "matryoshka": [18.4808, 13.92809, 1.465777, 4.0],
+    "gated": [34.80066, 20.59793, 2.073443, 29.92969],
 }
 
 

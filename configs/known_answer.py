@@ -1,0 +1,50 @@
+"""SAEs on activations whose dictionary is known: which variant finds it?
+
+    nice python -m launch.known_answer --seeds=3
+
+512 directions in 128 channels, active with probabilities over three decades, noise, and an offset that is
+larger than the activations' spread. Expected: the best variant recovers at least 0.9 of the features more
+frequent than 1e-3, a frozen random decoder far fewer. `configs/known_answer.py:small` is a form for a test.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo
+
+
+def get_config(form: str = "full") -> ConfigDict:
+    """The truth, the settings that all variants share, and for each row of the table what it changes."""
+    if form not in ("full", "small"):
+        raise ValueError(f"configs/known_answer.py:{form}: the forms are full and small")
+    config = ConfigDict()
+    config.seed = 0
+    config.truth = dict(n_true=512, n_channels=128, rarest=1e-4, commonest=1e-1, noise=0.05, offset=5.0)
+    config.n_test_vectors = 32768
+    config.n_steps = 2000
+    config.batch_size = 1024
+    config.dead_after_steps = 100
+    config.sae = demo.get_config().sae
+    config.sae.update(
+        n_features=1024,
+        learning_rate=2e-3,
+        lr_warmup_steps=100,
+        lr_decay_share=0.3,
+        aux_alpha=1 / 8,
+    )
+    config.rows = dict(
+        relu_l1=dict(variant="relu_l1", l1=3.0, l1_warmup_steps=400),
+        topk=dict(variant="topk", k=8),
+        batch_topk=dict(variant="batch_topk", k=8),
+        matryoshka=dict(variant="matryoshka", k=8),
+        jumprelu=dict(variant="jumprelu", l0=2.0, l0_warmup_steps=800, bandwidth=0.5),
+        gated=dict(variant="gated", l1=4.0, l1_warmup_steps=400),
+        frozen_decoder=dict(variant="topk", k=8, frozen="decoder"),
+        frozen_encoder=dict(variant="topk", k=8, frozen="encoder"),
+    )
+    if form == "small":
+        config.truth.update(n_true=64, n_channels=32, rarest=1e-3, offset=3.0)
+        config.n_test_vectors, config.n_steps, config.batch_size = 8192, 600, 512
+        config.sae.update(n_features=128, learning_rate=5e-3)
+        for row in config.rows.values():
+            row.update({"k": 2} if "k" in row else {})
+    return config

@@ -1,0 +1,90 @@
+"""How an SAE is trained: the settings of a run, checked, and the schedules that follow from them."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from jsae.sae import variants
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(variants.Terms):
+    """How an SAE is trained; static under jit. The settings of the loss are those of `variants.Terms`.
+
+    Attributes:
+      n_steps: length of the whole run.
+      learning_rate: the peak.
+      lr_warmup_steps: steps of linear warm-up from 0.
+      lr_decay_share: the last share of the run over which a cosine takes the learning rate to 0: 1 begins
+        right after the warm-up, 0 never.
+      l1_warmup_steps, l0_warmup_steps: steps over which the coefficient rises linearly to its value.
+      dead_after_steps: a feature silent for this many steps counts as dead.
+      ema_decay: of the running mean of the weights that evaluation, export and load use; 0 keeps none.
+      frozen: "" trains all, "decoder" or "encoder" leaves that matrix as it was drawn: the baselines of
+        arXiv 2602.14111.
+      precision: of the products in training: "float32" or "default" (TF32 or bfloat16 on accelerators).
+    """
+
+    n_steps: int
+    learning_rate: float
+    lr_warmup_steps: int = 0
+    lr_decay_share: float = 1.0
+    l1_warmup_steps: int = 0
+    l0_warmup_steps: int = 0
+    dead_after_steps: int = 1
+    ema_decay: float = 0.0
+    frozen: str = ""
+    precision: str = "float32"
+
+    def __post_init__(self):
+        if self.n_steps < 1:
+            raise ValueError(f"a run needs at least one step; got n_steps={self.n_steps}")
+        if not 0 <= self.lr_warmup_steps < self.n_steps:
+            raise ValueError(
+                f"lr_warmup_steps={self.lr_warmup_steps} must lie in 0..{self.n_steps - 1}: "
+                f"the run has {self.n_steps} steps"
+            )
+        for name, valid in (("precision", ("float32", "default")), ("frozen", ("", "decoder", "encoder"))):
+            if getattr(self, name) not in valid:
+                listed = " and ".join(", ".join(map(repr, valid)).rsplit(", ", 1))
+                raise ValueError(f"{name}={getattr(self, name)!r}; the valid values are {listed}")
+        for name in ("learning_rate", "dead_after_steps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("l1", "l0", "l1_warmup_steps", "l0_warmup_steps", "aux_alpha", "bandwidth"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("ema_decay", "threshold_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in 0 <= {name} < 1")
+        if not 0 <= self.lr_decay_share <= 1:
+            raise ValueError(f"lr_decay_share={self.lr_decay_share} must lie in 0..1, a share of the run")
+
+
+def learning_rate(recipe: Recipe):
+    """Step -> learning rate: linear warm-up to the peak, the peak, a cosine to 0 at the last step."""
+    after_warmup = recipe.n_steps - recipe.lr_warmup_steps
+    decay_steps = min(round(recipe.lr_decay_share * recipe.n_steps), after_warmup)
+    parts = [
+        (recipe.lr_warmup_steps, optax.linear_schedule(0.0, recipe.learning_rate, recipe.lr_warmup_steps)),
+        (after_warmup - decay_steps, optax.constant_schedule(recipe.learning_rate)),
+        (decay_steps, optax.cosine_decay_schedule(recipe.learning_rate, max(1, decay_steps))),
+    ]
+    parts = [part for part in parts if part[0] > 0]
+    ends = [sum(length for length, _ in parts[: i + 1]) for i in range(len(parts) - 1)]
+    return optax.join_schedules([schedule for _, schedule in parts], ends)
+
+
+def sparsity(recipe: Recipe, variant: str):
+    """Step -> the variant's sparsity coefficient: a linear rise over its warm-up; 0 for a variant without."""
+    name = variants.VARIANTS[variant].coefficient
+    if name is None:
+        return lambda step: jnp.zeros(())
+    value, warmup = getattr(recipe, name), getattr(recipe, f"{name}_warmup_steps")
+    return lambda step: jnp.float32(value) * jnp.minimum(1.0, (step + 1) / max(1, warmup))
+
+
+def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """Adam in float32 with the recipe's schedule."""
+    return optax.adam(learning_rate(recipe))

@@ -1,0 +1,83 @@
+"""TopK (arXiv 2406.04093): f_n = relu(pre) on the k largest pre-activations of each vector, 0 elsewhere.
+
+Ties at the k-th value go to the lower feature index, so at most k features are active: exactly k, unless
+fewer than k pre-activations are positive. Trained on the squared error with AuxK beside (jsae.sae.auxk).
+
+With k active features of F, everything behind the encoder's product touches only k rows a vector; the
+sparse path gathers and adds those rows in chunks that stay in cache.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jsae.sae.variants import base
+
+# Rows of a chunk of the sparse path: 64 x k decoder rows stay in a CPU's cache.
+_CHUNK_ROWS = 64
+
+
+def keep_top(pre: jax.Array, k: int) -> jax.Array:
+    """relu(pre) [N, F] on the k largest entries of each row, 0 elsewhere; a NaN stays visible."""
+    values, indices = lax.top_k(lax.stop_gradient(pre), k)  # [N, k], equal values by rising index
+    # Reductions, not values[:, -1:]: XLA:CPU folds that slice into the top_k and sorts whole rows, 18x slower
+    threshold = values.min(axis=-1, keepdims=True)  # [N, 1]
+    last = jnp.where(values == threshold, indices, -1).max(axis=-1, keepdims=True)
+    column = lax.broadcasted_iota(jnp.int32, pre.shape, 1)
+    dropped = (pre < threshold) | ((pre == threshold) & (column > last))
+    return jnp.where(dropped, 0.0, base.relu(pre))
+
+
+def _activate(pre, arrays, k):
+    return keep_top(pre, k)
+
+
+def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
+    feats = batch.mask[:, None] * keep_top(pre, k)  # [N, F]
+    mse, resid = base.reconstruct(feats, params, batch)
+    return mse, base.Parts(feats, resid)
+
+
+def _sparse(params, batch: base.Batch, centred, pre, k):
+    x_n, mask = batch.x_n, batch.mask
+    n, c = x_n.shape
+    w_enc, w_dec, b_dec = params["w_enc"], params["w_dec"], params["b_dec"]
+    values, indices = lax.top_k(pre, k)  # [N, k]
+    rows = _CHUNK_ROWS if n % _CHUNK_ROWS == 0 else n
+
+    def chunk(carry, part):
+        d_enc, d_dec, d_b_enc, fired, g_sum, sse = carry
+        x, xc, m, v, i = part
+        on = ~(v <= 0) & (m > 0)[:, None]  # a NaN stays visible
+        v = jnp.where(on, v, 0.0)
+        picked = w_dec[i]  # [rows, k, C]
+        resid = jnp.einsum("nk,nkc->nc", v, picked) + b_dec[None, :] - x
+        g = (2.0 / c) * m[:, None] * resid
+        d_v = jnp.where(on, jnp.einsum("nc,nkc->nk", g, picked), 0.0)
+        flat = i.reshape(-1)
+        carry = (
+            d_enc.at[flat].add((d_v[:, :, None] * xc[:, None, :]).reshape(-1, c)),
+            d_dec.at[flat].add((v[:, :, None] * g[:, None, :]).reshape(-1, c)),
+            d_b_enc.at[flat].add(d_v.reshape(-1)),
+            fired.at[flat].add(on.reshape(-1).astype(jnp.int32)),
+            g_sum + g.sum(0),
+            sse + (m * (resid**2).sum(-1)).sum(),
+        )
+        return carry, (resid, v.sum())
+
+    f = w_enc.shape[0]
+    zeros = (
+        *(jnp.zeros_like(w_enc), jnp.zeros_like(w_dec), jnp.zeros(f), jnp.zeros(f, jnp.int32)),
+        *(jnp.zeros(c), jnp.zeros(())),
+    )
+    parts = jax.tree.map(
+        lambda a: a.reshape(n // rows, rows, *a.shape[1:]), (x_n, centred, mask, values, indices)
+    )
+    (d_enc, d_dec, d_b_enc, fired, g_sum, sse), (resid, l1) = lax.scan(chunk, zeros, parts)
+    grads = {"w_enc": d_enc, "b_enc": d_b_enc, "w_dec": d_dec, "b_dec": g_sum - d_b_enc @ w_enc}
+    sums = {"sse": sse, "penalty": jnp.zeros(()), "aux": jnp.zeros(()), "fired": fired}
+    sums |= {"l1": l1.sum(), "l0": fired.sum().astype(jnp.float32)}
+    return sums, grads, resid.reshape(n, c), {}
+
+
+VARIANT = base.Variant(activate=_activate, objective=_objective, sparse=_sparse, has_k=True, has_auxk=True)
