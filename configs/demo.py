@@ -92,6 +92,15 @@ def get_config(form: str = "full") -> ConfigDict:
         max_bad_steps=10,
         keep_checkpoints=2,
     )
+    config.sweep = dict(  # lists of values for launch.sweep; () is the value above
+        variant=(),
+        n_features=(),
+        k=(),
+        l1=(),
+        l0=(),
+        learning_rate=(),
+        seed=(),
+    )
     config.analysis = dict(n_top=16, batch_size=128, n_permutations=100)
     config.ablation = dict(
         n_features=32,

@@ -32,8 +32,24 @@ def run_stages(names) -> None:
 
     Exit codes: 0 done, 1 bad input (the message says what), 75 preempted: start the same command again.
     """
+
+    def work(config, workdir):
+        stages.write_config(config, workdir)
+        for name in names:
+            preemption.check()
+            if name in stages.skipped(config):
+                logs.get_logger().info("%s: skipped, %s", name, stages.WHY_SKIPPED)
+            else:
+                importlib.import_module(f"jsae.{name}.run").run(config, workdir)
+            importlib.import_module("jsae.report.summary").write_summary(config, workdir)
+
+    run(work)
+
+
+def run(work) -> None:
+    """Call `work(config, workdir)` with everything around it that a long run needs; exit codes as above."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(lambda argv: _main(argv, names), flags_parser=_parse)
+    app.run(lambda argv: _main(argv, work), flags_parser=_parse)
 
 
 def _parse(argv):
@@ -74,7 +90,7 @@ def _unknown_key(argv) -> str | None:
     return None
 
 
-def _main(argv, names) -> None:
+def _main(argv, work) -> None:
     if len(argv) > 1:
         sys.exit(
             f"error: unexpected argument {argv[1]!r}; "
@@ -95,14 +111,7 @@ def _main(argv, names) -> None:
         log.info("%s", stages.describe_start(config, workdir))
         if _RESTART.value:
             stages.restart(config, workdir, _RESTART.value)
-        stages.write_config(config, workdir)
-        for name in names:
-            preemption.check()
-            if name in stages.skipped(config):
-                log.info("%s: skipped, %s", name, stages.WHY_SKIPPED)
-            else:
-                importlib.import_module(f"jsae.{name}.run").run(config, workdir)
-            importlib.import_module("jsae.report.summary").write_summary(config, workdir)
+        work(config, workdir)
         for text in logs.notes():
             log.warning("note: %s", text)
         log.info("results: %s", workdir)

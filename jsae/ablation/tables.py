@@ -15,7 +15,8 @@ from jsae.ablation.input_space import KINDS as INPUT_KINDS
 from jsae.ablation.input_space import InputEffects
 
 
-def _schema(**fields) -> pa.Schema:
+def schema(**fields) -> pa.Schema:
+    """A schema from column names and pairs (type, what the column means)."""
     return pa.schema([pa.field(n, t, metadata={"doc": doc}) for n, (t, doc) in fields.items()])
 
 
@@ -52,7 +53,7 @@ _INTERVAL = {
 _DIRECTION = "a direction of equal norm drawn from the activations' covariance"
 _FEATURE = "another feature active on the image, of nearest contribution"
 
-FEATURE_SPACE = _schema(
+FEATURE_SPACE = schema(
     feature=(_INT, "SAE feature"),
     scope=(_TEXT, "map: removed at every grid position; peak: at the cell of its largest activation only"),
     **_TARGET,
@@ -72,7 +73,7 @@ FEATURE_SPACE = _schema(
     control_feature_flip_rate=(_FLOAT, f"the same for {_FEATURE}"),
 )
 
-INPUT_SPACE = _schema(
+INPUT_SPACE = schema(
     feature=(_INT, "SAE feature"),
     **_TARGET,
     n_images=(_INT, "test images looked at: a seeded random subset of those on which the feature fires"),
@@ -95,7 +96,7 @@ INPUT_SPACE = _schema(
     control_flip_rate=(_FLOAT, "the same for the matched patch"),
 )
 
-AGREEMENT = _schema(
+AGREEMENT = schema(
     feature=(_INT, "SAE feature"),
     n_images=(_INT, "(feature, image) pairs, the same for both means"),
     input_delta_margin=(_FLOAT, "mean change of the top class's margin when the peak cells are blurred"),
@@ -178,10 +179,11 @@ def input_space_rows(
     return rows
 
 
-def table(rows: list[dict], schema: pa.Schema) -> pa.Table:
+def table(rows: list[dict], columns: pa.Schema) -> pa.Table:
     """The rows as a table; NaN becomes null. Raises KeyError if a row lacks a column."""
-    columns = [[_plain(row[name]) for row in rows] for name in schema.names]
-    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+    values = [[_plain(row[name]) for row in rows] for name in columns.names]
+    arrays = [pa.array(v, type=field.type) for v, field in zip(values, columns, strict=True)]
+    return pa.table(arrays, schema=columns)
 
 
 def _plain(value):

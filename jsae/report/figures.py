@@ -15,6 +15,7 @@ from jsae.report.formatting import is_known, number
 _WIDTH, _HEIGHT = 340.0, 210.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 18.0, 34.0, 34.0
 _MAX_POINTS = 300
+N_COLOURS = 7
 
 
 def ticks(low: float, high: float, n: int = 4) -> list[float]:
@@ -94,8 +95,25 @@ def _figure(title: str, parts: list[str]) -> Markup:
     )
 
 
-def line_panel(title: str, series: list[tuple[str, list, list]], x_label: str = "step") -> Markup:
-    """Lines of (name, xs, ys); a logarithmic y axis where positive values span more than a factor 30."""
+def standalone(figure: Markup) -> str:
+    """A figure as the text of an .svg file, with the colours that a page's style sheet would give it."""
+    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+    style = "text{font:11px sans-serif;fill:#333}.grid{stroke:#ddd}.zero{stroke:#888}"
+    style += ".line{fill:none;stroke-width:2}"
+    style += "".join(f".line.s{i}{{stroke:{c}}}.dot.s{i}{{fill:{c}}}" for i, c in enumerate(colours))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * _WIDTH:g}" height="{2 * _HEIGHT:g}"'
+    body = str(figure).replace("<svg", head, 1)
+    at = body.index(">") + 1
+    return f'{body[:at]}<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{body[at:]}\n'
+
+
+def line_panel(
+    title: str, series: list[tuple[str, list, list]], x_label: str = "step", *, dots: bool = False
+) -> Markup:
+    """Lines of (name, xs, ys), with `dots` a disc at every point.
+
+    The y axis is logarithmic where positive values span more than a factor 30.
+    """
     drawn = []
     for name, xs, ys in series:
         pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if is_known(y)]
@@ -110,17 +128,20 @@ def line_panel(title: str, series: list[tuple[str, list, list]], x_label: str = 
     spanned = [math.log10(y) for y in ys] if log_y else ys
     axes = _Axes((min(xs), max(xs)), _padded(min(spanned), max(spanned)), log_y=log_y)
     parts = axes.frame(x_label + (", log y" if log_y else ""), x_text=lambda v: f"{v:,.0f}")
-    x_legend = _LEFT
+    x_legend, y_legend = _LEFT, 8 if len(drawn) > 4 else 14
     for i, (name, pairs) in enumerate(drawn):
         points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in pairs)
-        style = f"s{i % 4} d{i % 4}"
+        style = f"s{i % N_COLOURS} d{i % 4}"
         parts.append(f'<polyline class="line {style}" points="{points}"/>')
-        if len(pairs) == 1:
-            (x, y) = pairs[0]
-            parts.append(f'<circle class="dot s{i % 4}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>')
-        parts.append(_line(f"line {style}", x_legend, x_legend + 18, 14, 14))
-        parts.append(_text(x_legend + 23, 18, name))
-        x_legend += 36 + 6.2 * len(name)
+        for x, y in pairs if dots or len(pairs) == 1 else ():
+            at = f'cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}"'
+            parts.append(f'<circle class="dot s{i % N_COLOURS}" {at} r="3"/>')
+        width = 36 + 6.2 * len(name)
+        if x_legend + width > _WIDTH:
+            x_legend, y_legend = _LEFT, y_legend + 13
+        parts.append(_line(f"line {style}", x_legend, x_legend + 18, y_legend, y_legend))
+        parts.append(_text(x_legend + 23, y_legend + 4, name))
+        x_legend += width
     return _figure(title, parts)
 
 

@@ -165,7 +165,12 @@ def is_external(config, workdir, name: str) -> bool:
 
 def read_manifest(config, workdir, name: str) -> dict | None:
     """The stage's manifest, or None if the stage was never started."""
-    path = folder(config, workdir, name) / "manifest.json"
+    return manifest_in(folder(config, workdir, name))
+
+
+def manifest_in(where) -> dict | None:
+    """The manifest in a folder, or None if there is none."""
+    path = epath.Path(where) / "manifest.json"
     return artifacts.read_json(path) if path.exists() else None
 
 
@@ -198,7 +203,7 @@ _COMMANDS = {
 }
 
 
-def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
+def begin(config, workdir, name: str, *, always: bool = False, where=None) -> Stage:
     """Open a stage: up to date, to be resumed, or to be started.
 
     Args:
@@ -206,13 +211,14 @@ def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
       workdir: the study's folder.
       name: one of `STAGES`.
       always: make the stage anew whatever lies there (the report).
+      where: another folder than the stage's own, for one of several of its kind (a sweep).
 
     Raises:
       StageMissing: the stage above is not complete, or the study has no such stage.
       ConfigMismatch: the folder holds this stage made with another config or another upstream stage.
     """
     log = logs.get_logger()
-    where = folder(config, workdir, name)
+    where = folder(config, workdir, name) if where is None else epath.Path(where)
     if name in skipped(config):
         raise StageMissing(f"stage {name!r} cannot run: {WHY_SKIPPED}")
     upper = above(config, name)
@@ -229,7 +235,7 @@ def begin(config, workdir, name: str, *, always: bool = False) -> Stage:
         )
         log.info("%s: taken from %s", name, where.parent)
         return Stage(name, where, manifest, up_to_date=True)
-    found = read_manifest(config, workdir, name)
+    found = manifest_in(where)
     if found is not None and not always and not _is_empty(where, found):
         _compare(found, wanted, upstream, name, upper)
         if found["status"] == "complete":

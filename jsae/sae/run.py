@@ -24,15 +24,15 @@ from jsae.sae import blocks, evaluate, export, fit, model, restore, train, varia
 METRICS_FILE = "metrics.jsonl"
 
 
-def run(config, workdir) -> None:
-    """Train `config.sae`, or go on with it.
+def run(config, workdir, where=None) -> None:
+    """Train `config.sae`, or go on with it, in `where` or the stage's own folder.
 
     Raises:
       ValueError: a setting that makes no SAE, batch or mesh; the message lists the valid values.
       FloatingPointError: max_bad_steps steps in a row had a loss or gradient that is not finite.
       stages.StageMissing: no finished activations.
     """
-    stage = stages.begin(config, workdir, "sae")
+    stage = stages.begin(config, workdir, "sae", where=where)
     if stage.up_to_date:
         return
     c = config.sae

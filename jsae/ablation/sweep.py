@@ -1,0 +1,150 @@
+"""Several SAEs on one extraction: `config.sweep` names the settings to vary, the rest is `config.sae`.
+
+    sweep/<digest>/       one SAE each, laid out as sae/, and splice.json: the classifier on what it makes
+    sweep/table.parquet   one row a finished SAE, in the order of the grid; every column is documented
+
+Every SAE is a stage of its own, named by the digest of its config and of the extraction: a sweep that was
+stopped goes on with the first one that is not finished, and a wider grid adds to what is there. They are
+trained one after the other: the step of a single SAE is made of products large enough to fill a device.
+"""
+
+import copy
+import itertools
+
+import jax
+import pyarrow as pa
+from etils import epath
+
+from jsae import classifier, sae
+from jsae.ablation import splice, tables
+from jsae.ablation.forward import LogitsFromActs
+from jsae.activations import ActivationStore
+from jsae.runtime import artifacts, logs, preemption, stages
+from jsae.sae import run as sae_run
+from jsae.sae import variants
+
+FOLDER = "sweep"
+SETTINGS = ("variant", "n_features", "k", "l1", "l0", "learning_rate", "seed")  # from the outer loop inwards
+_FLOAT = pa.float64()
+TABLE = tables.schema(
+    digest=(pa.string(), "name of the SAE's folder"),
+    variant=(pa.string(), "of jsae.sae.VARIANTS"),
+    n_features=(pa.int64(), "F"),
+    k=(pa.int64(), "null for variants without k"),
+    l1=(_FLOAT, "coefficient of the L1 term; null for variants without it"),
+    l0_coefficient=(_FLOAT, "coefficient of the L0 term; null for variants without it"),
+    learning_rate=(_FLOAT, "peak rate"),
+    seed=(pa.int64(), "of initialisation and order"),
+    l0=(_FLOAT, "mean number of features active on a test vector"),
+    fvu=(_FLOAT, "on test"),
+    pca_fvu=(_FLOAT, "on test, of PCA with round(l0) components"),
+    dead_fraction=(_FLOAT, "features that never fire in one pass over train"),
+    accuracy_recovered=(_FLOAT, "on test, the SAE spliced in; null without a classifier"),
+    ce_recovered=(_FLOAT, "on test, the SAE spliced in; null without a classifier"),
+    seconds=(_FLOAT, "of training, evaluating and exporting it"),
+)
+
+
+def run(config, workdir) -> None:
+    """Train every SAE of the grid that is not there yet and write the table, after each of them anew.
+
+    Raises:
+      ValueError: an empty grid, an unknown setting, or one that makes no SAE.
+      stages.StageMissing: no finished activations.
+    """
+    points = grid(config)
+    upstream = stages.require(config, workdir, "activations")["digest"]
+    folder = epath.Path(workdir) / FOLDER
+    rows = []
+    for i, point in enumerate(points):
+        preemption.check()
+        digest = stages.digest_of(stages.section(point, "sae"), upstream)
+        logs.get_logger().info("sweep: SAE %d of %d, %s", i + 1, len(points), _describe(point))
+        sae_run.run(point, workdir, where=folder / digest)
+        spliced = _spliced(point, workdir, folder / digest)
+        rows.append(_row(point, digest, stages.manifest_in(folder / digest), spliced))
+        artifacts.write_table(folder / "table.parquet", tables.table(rows, TABLE), {"upstream": upstream})
+
+
+def grid(config) -> list:
+    """The configs of a sweep: every combination of `config.sweep`'s lists, settings a variant lacks left out.
+
+    An empty list stands for the one value of `config.sae` (`config.seed`). Raises ValueError on a setting
+    that is not in SETTINGS and if nothing varies.
+    """
+    unknown = [name for name in config.sweep if name not in SETTINGS]
+    if unknown:
+        raise ValueError(f"config.sweep.{unknown[0]} cannot be varied; valid are {', '.join(SETTINGS)}")
+    if not any(len(config.sweep[name]) for name in config.sweep):
+        raise ValueError(f"config.sweep is empty: give a list for one of {', '.join(SETTINGS)}")
+    own = {name: config.seed if name == "seed" else config.sae[name] for name in SETTINGS}
+    values = [tuple(config.sweep.get(name, ())) or (own[name],) for name in SETTINGS]
+    points = {}
+    for combination in itertools.product(*values):
+        chosen = dict(zip(SETTINGS, combination, strict=True))
+        variants.check_name(chosen["variant"])
+        kept = {name: value for name, value in chosen.items() if _reads(chosen["variant"], name)}
+        point = copy.deepcopy(config)
+        for name, value in kept.items():
+            if name == "seed":
+                point.seed = value
+            else:
+                point.sae[name] = value
+        points.setdefault(tuple(sorted(kept.items())), point)
+    return list(points.values())
+
+
+def _reads(variant: str, setting: str) -> bool:
+    """Whether a variant has the setting at all."""
+    kind = variants.VARIANTS[variant]
+    return {"k": kind.has_k, "l1": kind.coefficient == "l1", "l0": kind.coefficient == "l0"}.get(
+        setting, True
+    )
+
+
+def _describe(point) -> str:
+    settings = [name for name in SETTINGS[1:-1] if _reads(point.sae.variant, name)]
+    return ", ".join(
+        [point.sae.variant, *(f"{name}={point.sae[name]}" for name in settings), f"seed={point.seed}"]
+    )
+
+
+def _spliced(config, workdir, folder) -> dict:
+    """accuracy_recovered and ce_recovered of the SAE in `folder`, measured once and kept in splice.json."""
+    path = folder / "splice.json"
+    if "classifier" in stages.skipped(config):
+        return {}
+    if not path.exists():
+        store = ActivationStore.open(stages.folder(config, workdir, "activations") / "test")
+        params = classifier.load(stages.folder(config, workdir, "classifier"))
+        with (
+            jax.default_matmul_precision("float32"),
+            logs.progress(store.n_images, label="sweep: splice", unit="image") as bar,
+        ):
+            found = splice.measure(
+                LogitsFromActs(params, store.site),
+                sae.load(folder),
+                store.batches(config.ablation.batch_size),
+                labels=store.labels,
+                mean=store.mean,
+                on_batch=bar.update,
+            )
+        artifacts.write_json(path, found)
+    return artifacts.read_json(path)
+
+
+def _row(point, digest: str, manifest: dict, spliced: dict) -> dict:
+    results, variant = manifest["results"], point.sae.variant
+    return {
+        "digest": digest,
+        "variant": variant,
+        "n_features": results["n_features"],
+        "k": results["k"],
+        "l1": point.sae.l1 if _reads(variant, "l1") else None,
+        "l0_coefficient": point.sae.l0 if _reads(variant, "l0") else None,
+        "learning_rate": point.sae.learning_rate,
+        "seed": point.seed,
+        **{name: results[name] for name in ("l0", "fvu", "pca_fvu", "dead_fraction")},
+        **{name: spliced.get(name) for name in ("accuracy_recovered", "ce_recovered")},
+        "seconds": manifest["seconds"],
+    }

@@ -1,0 +1,52 @@
+"""launch.sweep on a finished extraction: killed, started again, looked at."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from jsae import sae
+from jsae.runtime import artifacts
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMAND = [
+    *(sys.executable, "-m", "launch.sweep", "--config=configs/demo.py:small"),
+    *("--config.sae.n_epochs=1.0", "--config.sae.n_features=256", "--config.sweep.k=(4, 8)"),
+]
+
+
+def sweep(workdir, environment, *more):
+    command = [*COMMAND, f"--workdir={workdir}", *more]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_sweep_trains_what_is_missing_and_writes_one_table(study_dir, clean_environment, tmp_path):
+    for name in ("classifier", "activations"):
+        shutil.copytree(study_dir / name, tmp_path / name)
+    done = sweep(tmp_path, clean_environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "sweep"
+    rows = artifacts.read_table(folder / "table.parquet").to_pylist()
+    assert [(row["k"], row["variant"], row["n_features"]) for row in rows] == [
+        (4, "topk", 256),
+        (8, "topk", 256),
+    ]
+    assert rows[0]["fvu"] > rows[1]["fvu"] and [row["l0"] for row in rows] == [4.0, 8.0]
+    assert all(0 < row["accuracy_recovered"] <= 1.2 for row in rows)
+    assert {path.name for path in folder.glob("*.svg")} == {"fvu.svg", "accuracy_recovered.svg"}
+    assert sae.load(folder / rows[1]["digest"]).k == 8
+    assert not (tmp_path / "config.json").exists()  # the study's own config is not touched
+
+    # one more value: the others stay as they are; one that was cut off goes on
+    times = {row["digest"]: os.stat(folder / row["digest"] / "manifest.json").st_mtime_ns for row in rows}
+    again = sweep(tmp_path, clean_environment, "--config.sweep.k=(4, 8, 16)")
+    assert again.returncode == 0 and again.stderr.count("up to date") == 2, again.stderr[-3000:]
+    assert len(artifacts.read_table(folder / "table.parquet")) == 3
+    for digest, time in times.items():
+        assert os.stat(folder / digest / "manifest.json").st_mtime_ns == time
+
+
+def test_an_empty_sweep_says_what_can_be_varied(study_dir, clean_environment, tmp_path):
+    done = sweep(tmp_path, clean_environment, "--config.sweep.k=()")
+    assert done.returncode == 1 and "give a list for one of variant" in done.stderr
