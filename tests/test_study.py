@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import jsae
 from jsae.ablation import edit
@@ -150,12 +150,17 @@ def test_files_become_the_classifiers_input(study, tmp_path):
         study.preprocess([tmp_path / "broken.jpg"])
 
 
-def test_the_python_of_the_readme_runs(study_dir):
+def test_the_python_of_the_readme_runs(study_dir, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    reference = json.loads((ROOT / "tests/classifier/pretrained_reference.json").read_text())["references"][0]
+    weights = {name: np.zeros(shape, np.float32) for name, shape in reference["tensors"].items()}
+    save_file(weights, tmp_path / "model.safetensors")
     names = {}
     for block in blocks:
-        exec(block.replace('"runs/demo"', repr(str(study_dir))), names)
+        block = block.replace("runs/demo", str(study_dir))
+        exec(block.replace("model.safetensors", str(tmp_path / "model.safetensors")), names)
+    assert names["theirs"].shape == (1, 20) and names["prepared"].shape == (1, 224, 224, 3)
     assert names["one_each"].shape == (4, 8, 16)
     assert names["feats"].shape[-1] == names["study"].sae.n_features
     assert np.any(np.asarray(names["ablated"] != names["logits"]))
