@@ -43,7 +43,7 @@ def get_config(form: str = "full") -> ConfigDict:
     )
     if form == "small":
         config.truth.update(n_true=64, n_channels=32, rarest=1e-3, offset=3.0)
-        config.n_test_vectors, config.n_steps, config.batch_size = 8192, 600, 512
+        config.n_test_vectors, config.n_steps, config.batch_size = 8192, 700, 512
         config.sae.update(n_features=128, learning_rate=5e-3)
         for row in config.rows.values():
             row.update({"k": 2} if "k" in row else {})

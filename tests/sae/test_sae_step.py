@@ -231,15 +231,16 @@ def test_fvu_after_50_steps_agrees_between_1_and_8_devices():
     assert abs(fvu(8) - one) < 0.005 * one
 
 
-def test_results_do_not_depend_on_how_steps_are_grouped_and_a_restored_state_goes_on_bitwise():
-    whole, rows = train_for("topk", 14, group=16)
-    one_by_one, single_rows = train_for("topk", 14, group=1)
+@pytest.mark.parametrize("variant", ["topk", "batch_topk"])  # the latter with a threshold and a mean
+def test_results_do_not_depend_on_how_steps_are_grouped_and_a_restored_state_goes_on_bitwise(variant):
+    whole, rows = train_for(variant, 14, group=16)
+    one_by_one, single_rows = train_for(variant, 14, group=1)
     assert_same(whole, one_by_one)
     assert rows == single_rows
-    half, first = train_for("topk", 5, group=2)
+    half, first = train_for(variant, 5, group=2)
     on_host = jax.device_get(half)  # what a checkpoint holds
     shardings = train.shardings(mesh_of(1), on_host)
-    rest, second = train_for("topk", 9, group=3, state=jax.device_put(on_host, shardings))
+    rest, second = train_for(variant, 9, group=3, state=jax.device_put(on_host, shardings))
     assert_same(whole, rest)
     assert rows == first + second
 
