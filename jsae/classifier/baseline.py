@@ -15,15 +15,19 @@ _MOST_IMAGES = 10_000  # to train on; more change little and cost time
 _PENALTIES = (1e-3, 1e-2, 1e-1)  # of the mean squared weight; the best on val is taken
 
 
-def pixel_baseline(splits: dict, seed: int) -> float:
-    """Test accuracy of multinomial logistic regression on 8x8 RGB pixels, its L2 penalty chosen on val."""
+def pixel_baseline(splits: dict, seed: int, between=lambda: None) -> float:
+    """Test accuracy of multinomial logistic regression on 8x8 RGB pixels, its L2 penalty chosen on val.
+
+    `between` is called after every iteration.
+    """
     train = splits["train"]
     rows = np.sort(order.epoch_permutation(seed, 0, len(train.labels))[:_MOST_IMAGES])
     x = _pixels(train.images[rows])
     mean, std = x.mean(0), x.std(0) + 1e-6
     n_classes = len(train.class_names)
     scaled = {name: (_pixels(split.images) - mean[None, :]) / std[None, :] for name, split in splits.items()}
-    fits = [fit((x - mean[None, :]) / std[None, :], train.labels[rows], n_classes, p) for p in _PENALTIES]
+    x, labels = (x - mean[None, :]) / std[None, :], train.labels[rows]
+    fits = [fit(x, labels, n_classes, penalty, between) for penalty in _PENALTIES]
 
     def accuracy(weights, name):
         return metrics.accuracy(_logits(weights, scaled[name]), splits[name].labels)
@@ -32,13 +36,16 @@ def pixel_baseline(splits: dict, seed: int) -> float:
     return accuracy(best, "test")
 
 
-def fit(x: np.ndarray, labels: np.ndarray, n_classes: int, penalty: float) -> np.ndarray:
+def fit(
+    x: np.ndarray, labels: np.ndarray, n_classes: int, penalty: float, between=lambda: None
+) -> np.ndarray:
     """Weights [D + 1, L], the last row the bias, that minimise cross-entropy + penalty / 2 * sum of squares.
 
     Args:
       x: [N, D].
       labels: [N].
       penalty: of the weights; the bias has none.
+      between: is called after every iteration.
     """
     n, d = x.shape
     one_hot = np.eye(n_classes)[labels]
@@ -53,7 +60,9 @@ def fit(x: np.ndarray, labels: np.ndarray, n_classes: int, penalty: float) -> np
         return loss, gradient.ravel()
 
     start = np.zeros((d + 1) * n_classes)
-    found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    found = optimize.minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}, callback=lambda _: between()
+    )
     return found.x.reshape(d + 1, n_classes)
 
 

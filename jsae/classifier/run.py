@@ -152,7 +152,7 @@ def run(config, workdir) -> None:
             "test_accuracy": test["accuracy"],
             "test_mean_per_class_accuracy": test["mean_per_class_accuracy"],
             "test_ece": test["ece"],
-            "pixel_baseline_test_accuracy": baseline.pixel_baseline(splits, config.seed),
+            "pixel_baseline_test_accuracy": baseline.pixel_baseline(splits, config.seed, preemption.check),
             "test_coarser": evaluate.coarser_scores(logits, splits["test"].labels, splits["test"].levels),
             "skipped_images": {name: len(split.skipped) for name, split in splits.items()},
         }

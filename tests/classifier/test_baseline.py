@@ -1,6 +1,7 @@
 """The pixel baseline: a fit that is a minimum, and colours that tell the class."""
 
 import numpy as np
+import pytest
 from scipy import special
 
 from jsae.classifier import baseline
@@ -39,3 +40,14 @@ def test_it_sees_colours_and_nothing_where_there_is_nothing():
 
     assert accuracy(True) > 0.95
     assert abs(accuracy(False) - 0.25) < 0.13  # 4 standard errors of 200 images
+
+
+def test_a_stop_ends_the_fit():
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    with pytest.raises(Stop):
+        baseline.fit(np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2, 2, 0.1, stop)
