@@ -4,8 +4,8 @@
     python -m launch.pipeline --config=configs/photos.py:WEIGHTS --config.data.dir=PHOTOS --workdir=W
 
 PHOTOS holds data/images_variant_train.txt and its neighbours, and data/images/<id>.jpg. The first form trains
-a small ConvNeXt from scratch at 96 px; the second fine-tunes from WEIGHTS, a .safetensors file of a published
-ConvNeXt (timm, torchvision, facebook or Hugging Face names), at 128 px. Made for a set of 30 types and 2,100
+a small ConvNeXt from scratch; the second fine-tunes from WEIGHTS, a .safetensors file of a published ConvNeXt
+(timm, torchvision, facebook or Hugging Face names). Both see 96 px. Made for a set of 30 types and 2,100
 training photos without banner; for FGVC-Aircraft add --config.data.banner_px=20.
 """
 
@@ -21,7 +21,6 @@ def get_config(pretrained: str = "") -> ConfigDict:
     config.sae.update(n_features=1536, k=24, n_epochs=40.0)
     config.ablation.update(n_features=32, max_images=48)
     if pretrained:
-        config.data.image_size = 128
         config.classifier.update(
             pretrained=pretrained,
             arch="",
@@ -30,10 +29,10 @@ def get_config(pretrained: str = "") -> ConfigDict:
             n_epochs=12.0,
             warmup_epochs=1.0,
             learning_rate=1e-3,
-            layer_decay=0.95,
-            drop_path=0.05,
+            layer_decay=0.97,
+            drop_path=0.0,
             ema_decay=0.995,
-            augmentation=dict(crop="resized", min_scale=0.4, mix="mixup", mix_alpha=0.1),
+            augmentation=dict(crop="resized", min_scale=0.4, mix="mixup", mix_alpha=0.2),
             eval_every_steps=264,
             save_every_steps=132,
         )
