@@ -29,10 +29,10 @@ def get_config(pretrained: str = "") -> ConfigDict:
             n_epochs=12.0,
             warmup_epochs=1.0,
             learning_rate=1e-3,
-            layer_decay=0.97,
+            layer_decay=0.98,
             drop_path=0.0,
             ema_decay=0.995,
-            augmentation=dict(crop="resized", min_scale=0.4, mix="mixup", mix_alpha=0.2),
+            augmentation=dict(crop="resized", min_scale=0.5),  # more of it needs more epochs
             eval_every_steps=264,
             save_every_steps=132,
         )
