@@ -1,8 +1,12 @@
 """The closed form's oracle: one pair at a time in numpy float64, subtracting first and normalising then."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jsae import sae
 from jsae.ablation import atlas
+from jsae.classifier import convnext
 
 N_IMAGES, N_FEATURES, N_CHANNELS, N_CLASSES = 24, 37, 16, 5
 
@@ -65,3 +69,19 @@ def naive(head, w_dec, pooled, strength, labels, predictions, top_classes):
         for t, target in enumerate((labels[b], predictions[b], top_classes[f])):
             deltas[t, :, b, f] = measures_of(without, target) - measures_of(clean, target)
     return deltas, flips
+
+
+def make_network(n_classes=6):
+    """(params, SAE, acts [40, 3, 3, 16]): strong weights, features that fire often and strongly."""
+    arch = convnext.make_arch("toy", n_classes, stem_stride=1, depths=(0, 0, 0, 1), dims=(4, 6, 8, 16))
+    shapes = jax.eval_shape(lambda: convnext.init(jax.random.key(0), arch))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: jnp.asarray(0.5 * rng.normal(size=a.shape), jnp.float32), shapes)
+    acts = rng.normal(size=(40, 3, 3, 16)) * rng.uniform(0.5, 3, 16)
+    acts += 3 * rng.normal(size=(40, 1, 1, 16))  # what an image shares, so that one feature may carry it
+    acts = acts.astype(np.float32)
+    near = acts.mean((1, 2))[:20] * (1 + 0.03 * rng.normal(size=(20, 16)))  # what remains: a few hundredths
+    rows = np.concatenate([near, rng.normal(size=(60, 16))])
+    rows = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
+    zeros = [jnp.zeros(80), jnp.zeros(16), jnp.zeros(16)]
+    return params, sae.SAE(rows, zeros[0], rows, *zeros[1:], jnp.float32(1.5), "topk", 20), acts

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from atlas_oracle import N_FEATURES, N_IMAGES, logits_of, make_case, measures_of, naive
+from atlas_oracle import N_FEATURES, N_IMAGES, logits_of, make_case, make_network, measures_of, naive
 
-from jsae import sae
 from jsae.ablation import atlas, edit
 from jsae.ablation.feature_space import MEASURES
 from jsae.classifier import convnext
@@ -135,19 +134,7 @@ def test_moments_are_those_of_all_pairs():
 
 @pytest.fixture(scope="module")
 def network():
-    """A small ConvNeXt with strong weights, an SAE that fires often and strongly, stored activations."""
-    arch = convnext.make_arch("toy", 6, stem_stride=1, depths=(0, 0, 0, 1), dims=(4, 6, 8, 16))
-    shapes = jax.eval_shape(lambda: convnext.init(jax.random.key(0), arch))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: jnp.asarray(0.5 * rng.normal(size=a.shape), jnp.float32), shapes)
-    acts = rng.normal(size=(40, 3, 3, 16)) * rng.uniform(0.5, 3, 16)
-    acts += 3 * rng.normal(size=(40, 1, 1, 16))  # what an image shares, so that one feature may carry it
-    acts = acts.astype(np.float32)
-    near = acts.mean((1, 2))[:20] * (1 + 0.03 * rng.normal(size=(20, 16)))  # what remains: a few hundredths
-    rows = np.concatenate([near, rng.normal(size=(60, 16))])
-    rows = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
-    model = sae.SAE(rows, jnp.zeros(80), rows, jnp.zeros(16), jnp.zeros(16), jnp.float32(1.5), "topk", 20)
-    return params, model, acts
+    return make_network()
 
 
 def test_equals_the_patched_forward_pass(network):
