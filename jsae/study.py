@@ -143,8 +143,8 @@ class Study:
             stages.require(self.config, self.workdir, _TABLES[name])
         if name in _FINAL_SITE_ONLY and self.site != convnext.FINAL_SITE:
             raise stages.StageMissing(
-                f"this study has no table {name!r}: it exists at site {convnext.FINAL_SITE} only, the site here "
-                f"is {self.site}; the table feature_space has the features chosen"
+                f"this study of {self.site} has no table {name!r}: it exists at {convnext.FINAL_SITE} only; "
+                "the table feature_space has the features chosen"
             )
         return artifacts.read_table(self._folder(_TABLES[name]) / f"{name}.parquet")
 
