@@ -3,9 +3,9 @@
     classifier   images/s of ConvNeXt forward and training (forward and all gradients, no optimizer), float32,
                  100 classes; beside it the same network with the depthwise convolution by lax.conv ("plain")
     data         images/s decoding photos each time, and from the decoded cache (needs --data_dir)
-    atlas        closed-form ablations/s, one a (feature, image) pair, reduced to moments over images: 256 images,
-                 6,144 features, 768 channels, 100 classes, random numbers, every feature active; for one
-                 target class (the label) and for all three
+    atlas        closed-form ablations/s, one a (feature, image) pair, reduced to moments over images: 256
+                 images, 6,144 features, 768 channels, 100 classes, random numbers, every feature active; for
+                 one target class (the label) and for all three
 
 Variants alternate round by round and medians are reported, since a machine's speed drifts. With --peers=DIR
 (a folder with convnext_peers.sh ARCH SIZE BATCH, printing JSON lines) other people's code takes its turn too.

@@ -18,7 +18,7 @@ def make_head(rng, n_channels=N_CHANNELS, n_classes=N_CLASSES) -> atlas.Head:
         rng.normal(size=(n_channels, n_classes)),
         rng.normal(size=n_classes),
     )
-    return atlas.Head(*(np.asarray(a, np.float32) for a in arrays), 1e-6)
+    return atlas.Head(*(np.asarray(a, np.float32) for a in arrays), 1e-3)
 
 
 def make_case(seed=0, n_classes=N_CLASSES) -> dict:
