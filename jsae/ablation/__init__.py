@@ -5,8 +5,8 @@ as a whole; `feature_space` and `input_space` measure single features beside con
 (`controls`), with intervals and tests (`statistics`); `agreement` compares the two; `tables` is the
 layout of the Parquet files. At the final site `atlas` removes every feature from every image in closed form;
 `atlas_survey` is its pass over a split, `atlas_tables` its files, `cumulative` many features at once. The
-stage itself is `jsae.ablation.run.run(config, workdir)`. The measuring
-functions take plain callables, so they work on any classifier and any site.
+stage itself is `jsae.ablation.run.run(config, workdir)`. The measuring functions of all but the atlas take
+plain callables, so they work on any classifier and any site.
 """
 
 from jsae.ablation import (

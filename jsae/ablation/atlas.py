@@ -234,7 +234,7 @@ def _one_block(head, images, features, targets):
     log_total = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[:, :, None]), axis=-1))
 
     def values_of(name):
-        margin = logit[name] - others[name] if logits.shape[-1] > 1 else jnp.full_like(size, jnp.nan)
+        margin = logit[name] - others[name]  # infinite with one class, whose clean margin is NaN
         log_confidence = logit[name] - log_total
         return jnp.stack([logit[name], margin, jnp.exp(log_confidence), log_confidence])
 
