@@ -168,11 +168,11 @@ def atlas_rates(
         jax.random.randint(keys[4], (n_images,), 0, n_classes),
         jnp.argmax(atlas.head_logits(head, pooled), -1),
         jax.random.randint(keys[5], (n_features,), 0, n_classes),
-        jnp.zeros(n_images, jnp.int32),
     )
+    together = {"groups": jnp.zeros(n_images, jnp.int32), "n_groups": 1}
     variants = {
-        "label": lambda: atlas.moments(*arguments, 1, targets=("label",)),
-        "three_targets": lambda: atlas.moments(*arguments, 1, targets=TARGETS),
+        "label": lambda: atlas.moments(*arguments, **together, targets=("label",)),
+        "three_targets": lambda: atlas.moments(*arguments, **together, targets=TARGETS),
     }
     rates = alternate(variants, n_images * n_features, rounds)
     return {

@@ -107,8 +107,8 @@ def measure(
             by_group = scope == "map"
             found, guarded = atlas.moments(
                 *(head, sae.w_dec, pooled, seen[scope], *arguments),
-                groups.astype(np.int32) if by_group else np.zeros(len(acts), np.int32),
-                n_groups if by_group else 1,
+                groups=groups.astype(np.int32) if by_group else np.zeros(len(acts), np.int32),
+                n_groups=n_groups if by_group else 1,
             )
             found = [np.asarray(part, np.float64) for part in found]
             n_guarded[scope] += int(guarded)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from atlas_oracle import N_FEATURES, N_IMAGES, logits_of, make_case, make_network, measures_of, naive
 
-from jsae.ablation import atlas, edit
+from jsae.ablation import atlas, closed_form, edit
 from jsae.ablation.feature_space import MEASURES
 from jsae.classifier import convnext
 
@@ -73,7 +73,7 @@ def test_many_guarded_pairs_are_all_computed_directly(monkeypatch):
         case["pooled"][b] = 5.0 * case["w_dec"][b] + 0.02 * case["pooled"][b]
     case["predictions"] = np.array([logits_of(case["head"], p).argmax() for p in case["pooled"]], np.int32)
     deltas, flips = naive(**case)
-    monkeypatch.setattr(atlas, "_DIRECT_PAIRS", 5)  # several rounds, the last one not full
+    monkeypatch.setattr(closed_form, "_DIRECT_PAIRS", 5)  # several rounds, the last one not full
     found = atlas.effects(**case, block=36)
     assert found.n_guarded == N_IMAGES
     # what remains is a fiftieth of what was removed, so float32 inputs carry 50 times their rounding
@@ -118,7 +118,7 @@ def test_negative_strength_adds_the_feature():
 def test_moments_are_those_of_all_pairs():
     case = make_case()
     groups = np.arange(N_IMAGES, dtype=np.int32) % 3
-    found, n_guarded = atlas.moments(**case, groups=groups, n_groups=4, block=8)
+    found, n_guarded = atlas.moments(*case.values(), groups=groups, n_groups=4, block=8)
     all_pairs = atlas.effects(**case)
     assert n_guarded == all_pairs.n_guarded
     values = np.concatenate([np.reshape(all_pairs.deltas, (12, N_IMAGES, N_FEATURES)), all_pairs.flips[None]])

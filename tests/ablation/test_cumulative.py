@@ -81,6 +81,9 @@ def test_all_orders_end_alike_and_differ_on_the_way(case):
 def test_the_random_order_belongs_to_the_image_and_takes_features_that_fire(case):
     whole, part = remove(case), remove(case, rows=slice(5, 9))
     np.testing.assert_allclose(part.margin, whole.margin[5:9], atol=1e-4)  # float32 in another batch
+    same = [np.repeat(np.asarray(array)[:1], N, 0) for array in case[2:]]
+    first = remove((*case[:2], *same)).margin[:, :, 1]  # one image under twelve numbers
+    assert np.ptp(first[:, RANDOM]) > 0.01 > np.ptp(first[:, STRENGTH])
     alone = case[3].copy()
     alone[:, 1:] = 0
     one = remove(case, strength=alone)
