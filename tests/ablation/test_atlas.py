@@ -65,6 +65,21 @@ def test_a_feature_that_carries_nearly_all_of_an_image(remainder):
     assert bool(found.flips[3, f]) == flips[3, f]
 
 
+def test_nothing_left_flips_to_the_class_that_an_empty_image_is_predicted_as():
+    """Without biases the logits of an empty image are all 0, and argmax takes the first class."""
+    case = make_case()
+    head = case["head"]
+    case["head"] = atlas.Head(head.scale, 0 * head.bias, head.kernel, 0 * head.offset, head.eps)
+    case["strength"] = 0 * case["strength"]
+    case["strength"][:2, 7] = 4.0
+    case["w_dec"][7] = np.arange(16) / 8  # short binary fractions: nothing is left, exactly
+    case["pooled"][:2] = 4.0 * case["w_dec"][7]
+    case["predictions"] = np.arange(N_IMAGES, dtype=np.int32) % 2
+    found = atlas.effects(**case)
+    assert found.n_guarded == 2
+    assert np.asarray(found.flips)[:2, 7].tolist() == [False, True]
+
+
 def test_many_guarded_pairs_are_all_computed_directly(monkeypatch):
     case = make_case()
     case["strength"] = case["strength"] * 0
