@@ -110,6 +110,7 @@ def get_config(form: str = "full") -> ConfigDict:
         size_cells=1,
         batch_size=128,
         n_bootstrap=1000,
+        n_joint=32,  # features removed together, at most
     )
     config.report = dict(n_features=48)
     config.runtime = dict(deterministic=False, data_axis=-1, model_axis=1)

@@ -525,3 +525,33 @@ def _divide(numerator, denominator) -> np.ndarray:
     )
     valid = (denominator != 0) & np.isfinite(denominator) & np.isfinite(numerator)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=valid)
+
+
+# ----------------------------------------------------------------------------- what a feature does
+
+
+def join_moments(a, b):
+    """Moments (n, mean, m2) of two disjoint sets joined, on the host in float64 (Chan et al.).
+
+    n counts, mean is the mean (anything finite where n is 0), m2 the sum of squares about it; the arrays of
+    a set broadcast against each other, and NaN stays NaN.
+    """
+    (n_a, mean_a, m2_a), (n_b, mean_b, m2_b) = (
+        tuple(np.asarray(part, np.float64) for part in each) for each in (a, b)
+    )
+    n = n_a + n_b
+    share = n_b / np.maximum(n, 1)
+    delta = mean_b - mean_a
+    return n, mean_a + delta * share, m2_a + m2_b + delta**2 * n_a * share
+
+
+def standard_error(n, m2) -> np.ndarray:
+    """Standard error of a mean of n values whose squares about it sum to m2; NaN below 2 values."""
+    return np.sqrt(_divide(m2, np.asarray(n, np.float64) * (np.asarray(n) - 1)))
+
+
+def t_interval(n, mean, m2) -> tuple[np.ndarray, np.ndarray]:
+    """95% interval of a mean: mean -+ t_(n-1) times the standard error; NaN below 2 values."""
+    n = np.asarray(n)
+    half = scipy.stats.t.ppf(0.975, np.maximum(n - 1, 1)) * standard_error(n, m2)
+    return mean - half, mean + half

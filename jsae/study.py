@@ -19,6 +19,7 @@ from etils import epath
 from jsae import classifier, sae
 from jsae.ablation import edit
 from jsae.activations import ActivationStore
+from jsae.classifier import convnext
 from jsae.data import augment, cache, decode
 from jsae.runtime import artifacts, stages
 
@@ -28,7 +29,11 @@ _TABLES = {
     "feature_space": "ablation",
     "input_space": "ablation",
     "agreement": "ablation",
+    "atlas": "ablation",
+    "atlas_classes": "ablation",
+    "cumulative": "ablation",
 }
+_FINAL_SITE_ONLY = ("atlas", "atlas_classes", "cumulative")
 
 
 def load(workdir) -> "Study":
@@ -124,14 +129,23 @@ class Study:
         return ActivationStore.open(self._folder("activations") / split)
 
     def table(self, name: str):
-        """A result table as a pyarrow Table: features, top_patches, feature_space, input_space, agreement.
+        """A result table as a pyarrow Table.
 
-        Raises StageMissing for the tables of the ablation in a study of bare activations, which has none.
+        What a feature sees: features, top_patches; what it does: feature_space, input_space, agreement for
+        the features chosen, and at the final site atlas, atlas_classes for all, cumulative for many at once.
+
+        Raises StageMissing for the tables of the ablation in a study of bare activations, which has none, and
+        for those of the final site in a study of another one; ValueError for an unknown name.
         """
         if name not in _TABLES:
             raise ValueError(f"there is no table {name!r}; the tables are {', '.join(_TABLES)}")
         if _TABLES[name] in stages.skipped(self.config):
             stages.require(self.config, self.workdir, _TABLES[name])
+        if name in _FINAL_SITE_ONLY and self.site != convnext.FINAL_SITE:
+            raise stages.StageMissing(
+                f"this study of {self.site} has no table {name!r}: it exists at {convnext.FINAL_SITE} only; "
+                "the table feature_space has the features chosen"
+            )
         return artifacts.read_table(self._folder(_TABLES[name]) / f"{name}.parquet")
 
     def preprocess(self, paths) -> np.ndarray:

@@ -1,8 +1,11 @@
-"""How fast the hot paths are here: `python -m launch.benchmark [--only=classifier|data] [--out=FILE]`.
+"""How fast the hot paths are here: `python -m launch.benchmark [--only=classifier|data|atlas] [--out=FILE]`.
 
     classifier   images/s of ConvNeXt forward and training (forward and all gradients, no optimizer), float32,
                  100 classes; beside it the same network with the depthwise convolution by lax.conv ("plain")
     data         images/s decoding photos each time, and from the decoded cache (needs --data_dir)
+    atlas        closed-form ablations/s, one a (feature, image) pair, reduced to moments over images: 256
+                 images, 6,144 features, 768 channels, 100 classes, random numbers, every feature active; for
+                 one target class (the label) and for all three
 
 Variants alternate round by round and medians are reported, since a machine's speed drifts. With --peers=DIR
 (a folder with convnext_peers.sh ARCH SIZE BATCH, printing JSON lines) other people's code takes its turn too.
@@ -22,11 +25,13 @@ import numpy as np
 import optax
 from absl import app, flags
 
+from jsae.ablation import atlas
+from jsae.ablation.feature_space import TARGETS
 from jsae.classifier import convnext, depthwise
 from jsae.data import cache, decode, pipeline
 from jsae.runtime import allocator
 
-SECTIONS = ("classifier", "data")
+SECTIONS = ("classifier", "data", "atlas")
 NETWORKS = {"atto_96_b32": ("atto", 96, 32), "tiny_224_b8": ("tiny", 224, 8)}
 N_CLASSES = 100
 
@@ -141,6 +146,43 @@ def data_rates(data_dir: str, rounds: int, image_size: int = 96, batch: int = 32
     }
 
 
+def atlas_rates(
+    rounds: int, n_images: int = 256, n_features: int = 6144, n_channels: int = 768, n_classes: int = 100
+) -> dict:
+    """Ablations/s of the atlas on random numbers, every pair active, moments over the images included."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    rows = jax.random.normal(keys[0], (n_features, n_channels))
+    pooled = jax.random.normal(keys[1], (n_images, n_channels))
+    head = atlas.Head(
+        scale=jnp.ones(n_channels),
+        bias=jnp.zeros(n_channels),
+        kernel=jax.random.normal(keys[2], (n_channels, n_classes)) / n_channels**0.5,
+        offset=jnp.zeros(n_classes),
+        eps=1e-6,
+    )
+    arguments = (
+        head,
+        rows / jnp.linalg.norm(rows, axis=-1, keepdims=True),
+        pooled,
+        0.01 + 2 * jax.random.exponential(keys[3], (n_images, n_features)),
+        jax.random.randint(keys[4], (n_images,), 0, n_classes),
+        jnp.argmax(atlas.head_logits(head, pooled), -1),
+        jax.random.randint(keys[5], (n_features,), 0, n_classes),
+    )
+    together = {"groups": jnp.zeros(n_images, jnp.int32), "n_groups": 1}
+    variants = {
+        "label": lambda: atlas.moments(*arguments, **together, targets=("label",)),
+        "three_targets": lambda: atlas.moments(*arguments, **together, targets=TARGETS),
+    }
+    rates = alternate(variants, n_images * n_features, rounds)
+    return {
+        "ablations_per_s": rates["label"],
+        "three_targets_ablations_per_s": rates["three_targets"],
+        "n_guarded": int(variants["label"]()[1]),
+        "n_pairs": n_images * n_features,
+    }
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -166,6 +208,9 @@ def main(argv):
             raise app.UsageError("--only=data needs --data_dir")
         else:
             print("data: left out, needs --data_dir")
+    if "atlas" in sections:
+        results["atlas"] = atlas_rates(_ROUNDS.value)
+        _print("atlas", results["atlas"])
     if _OUT.value:
         pathlib.Path(_OUT.value).write_text(json.dumps(results, indent=2) + "\n")
         print(f"written: {_OUT.value}")

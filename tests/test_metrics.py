@@ -301,3 +301,22 @@ def test_spearman_is_that_of_scipy():
     assert metrics.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a[keep], b[keep]).statistic)
     assert metrics.spearman([1, 2], [3, 4]) is None
     assert metrics.spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_joined_moments_and_their_interval_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    values = 1000 + rng.normal(size=(30, 4))
+
+    def of(rows):
+        return len(rows), rows.mean(0), ((rows - rows.mean(0)) ** 2).sum(0)
+
+    empty = (0, np.zeros(4), np.zeros(4))
+    joined = metrics.join_moments(metrics.join_moments(empty, of(values[:7])), of(values[7:]))
+    for found, expected in zip(joined, of(values), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12)  # float64 sums in another order
+    low, high = metrics.t_interval(*joined)
+    error = values.std(0, ddof=1) / np.sqrt(30)
+    expected = scipy.stats.t.interval(0.95, 29, loc=values.mean(0), scale=error)
+    np.testing.assert_allclose([low, high], expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics.standard_error(30, joined[2]), error, rtol=1e-9)  # float64 sums
+    assert np.isnan(metrics.t_interval(1, 5.0, 0.0)).all() and np.isnan(metrics.standard_error(0, 0.0))

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import jsae
 from jsae.ablation import edit
-from jsae.runtime import artifacts
+from jsae.runtime import artifacts, stages
+from jsae.study import Study
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -36,6 +37,7 @@ def test_the_artifacts_of_the_contract(study_dir):
         *("sae/export/cfg.json", "sae/export/sae_weights.safetensors"),
         *("analysis/features.parquet", "analysis/top_patches.parquet"),
         *("ablation/feature_space.parquet", "ablation/input_space.parquet", "ablation/agreement.parquet"),
+        *("ablation/atlas.parquet", "ablation/atlas_classes.parquet", "ablation/cumulative.parquet"),
         *(f"activations/{split}/manifest.json" for split in ("train", "val", "test")),
         *(
             f"{stage}/manifest.json"
@@ -180,6 +182,15 @@ def test_a_finished_study_is_up_to_date(study_dir, clean_environment):
     assert done.returncode == 0, done.stderr[-3000:]
     for stage in ("classifier", "activations", "sae", "analysis", "ablation"):
         assert f"{stage}: up to date" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["atlas", "atlas_classes", "cumulative"])
+def test_a_table_of_the_final_site_is_missed_by_name_elsewhere(name, tmp_path):
+    study = Study(tmp_path, {"activations": {"site": "stage3"}})
+    with pytest.raises(
+        stages.StageMissing, match=f"study of stage3 has no table '{name}': it exists at stage4"
+    ):
+        study.table(name)
 
 
 def test_loading_what_is_no_study_says_so(tmp_path):

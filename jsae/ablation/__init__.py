@@ -3,15 +3,34 @@
 `edit` holds the interventions as pytrees that people patch into a forward pass; `splice` measures the SAE
 as a whole; `feature_space` and `input_space` measure single features beside controls matched per image
 (`controls`), with intervals and tests (`statistics`); `agreement` compares the two; `tables` is the
-layout of the Parquet files. The stage itself is `jsae.ablation.run.run(config, workdir)`. The measuring
-functions take plain callables, so they work on any classifier and any site.
+layout of the Parquet files. At the final site `atlas` removes every feature from every image in closed form;
+`atlas_survey` is its pass over a split, `atlas_tables` its files, `cumulative` many features at once. The
+stage itself is `jsae.ablation.run.run(config, workdir)`. The measuring functions of all but the atlas take
+plain callables, so they work on any classifier and any site.
 """
 
-from jsae.ablation import agreement, controls, edit, feature_space, input_space, splice, statistics, tables
+from jsae.ablation import (
+    agreement,
+    atlas,
+    atlas_survey,
+    atlas_tables,
+    controls,
+    cumulative,
+    edit,
+    feature_space,
+    input_space,
+    splice,
+    statistics,
+    tables,
+)
 
 __all__ = [
     "agreement",
+    "atlas",
+    "atlas_survey",
+    "atlas_tables",
     "controls",
+    "cumulative",
     "edit",
     "feature_space",
     "input_space",

@@ -1,8 +1,10 @@
-"""The stage `ablation`: what single features do to the prediction, with controls, into three tables.
+"""The stage `ablation`: what single features do to the prediction, with controls, as tables.
 
 Reads features.parquet, the stores of train (for the covariance) and test, the test images, the classifier
-and the SAE. Writes feature_space.parquet, input_space.parquet and agreement.parquet, and hands the
-headline numbers to the manifest. An interrupted run starts the stage anew; it is made of short passes.
+and the SAE. Writes feature_space.parquet, input_space.parquet and agreement.parquet for the chosen features;
+at the final site also atlas.parquet and atlas_classes.parquet for all features and cumulative.parquet for
+many at once. Hands the headline numbers to the manifest. An interrupted run starts the stage anew; it is
+made of short passes.
 
 Every process of a multi-process run computes the same on its first local device, and one writes.
 """
@@ -11,10 +13,25 @@ import jax
 import numpy as np
 
 from jsae import classifier, sae
-from jsae.ablation import agreement, choice, controls, feature_space, input_space, splice, statistics, tables
+from jsae.ablation import (
+    agreement,
+    atlas,
+    atlas_survey,
+    atlas_tables,
+    choice,
+    controls,
+    cumulative,
+    feature_space,
+    input_space,
+    splice,
+    statistics,
+    tables,
+)
 from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS
 from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
 from jsae.activations import ActivationStore
+from jsae.analysis.tables import make
+from jsae.classifier import convnext
 from jsae.data import augment, cache
 from jsae.runtime import artifacts, logs, preemption, stages
 
@@ -126,7 +143,44 @@ def _measure(config, workdir) -> tuple[dict, dict]:
         "n_features_ablated": len(features),
         "n_pairs": {"feature_space": len(inside.features), "input_space": len(outside.features)},
     }
-    return results, {name: tables.table(*parts) for name, parts in of_tables.items()}
+    written = {name: tables.table(*parts) for name, parts in of_tables.items()}
+    results["atlas"], more = _atlas(config, params, model, test, table["top_class"])
+    return results, written | more
+
+
+def _atlas(config, params, model, test, top_classes) -> tuple[dict | None, dict]:
+    """(results, table name -> pa.Table) of every feature on every test image; (None, {}) at another site."""
+    c, log = config.ablation, logs.get_logger()
+    if test.site != convnext.FINAL_SITE:
+        log.info(
+            "ablation: no atlas of all features: its closed form holds at %s, the site is %s",
+            *(convnext.FINAL_SITE, test.site),
+        )
+        return None, {}
+    tops = np.array([-1 if top is None else top for top in top_classes], np.int32)
+    with logs.progress(test.n_images, label="ablation: atlas", unit="image") as bar:
+        seen = atlas_survey.measure(
+            atlas.head_of(params),
+            model,
+            test.batches(c.batch_size),
+            labels=test.labels,
+            top_classes=tops,
+            n_joint=c.n_joint,
+            seed=config.seed,
+            on_batch=lambda n: _step(bar, n),
+        )
+    results = atlas_survey.headline(seen) | {
+        "attribution": atlas_tables.attribution_agreement(seen, c.n_bootstrap, config.seed)
+    }
+    log.info(
+        "ablation: atlas of %d pairs, %d guarded, in %.1f s",
+        *(results[key] for key in ("n_pairs", "n_guarded", "seconds")),
+    )
+    return results, {
+        "atlas": make(atlas_tables.atlas_columns(seen, tops), atlas_tables.ATLAS),
+        "atlas_classes": make(atlas_tables.class_columns(seen), atlas_tables.ATLAS_CLASSES),
+        "cumulative": make(cumulative.columns(seen.curves, c.n_bootstrap, config.seed), cumulative.SCHEMA),
+    }
 
 
 def _step(bar, n: int) -> None:

@@ -29,6 +29,7 @@ def make_config(**ablation):
         "size_cells": 1,
         "batch_size": 16,
         "n_bootstrap": 100,
+        "n_joint": 5,
     }
     empty = {name: {} for name in ("classifier", "activations", "sae", "analysis")}
     return ml_collections.ConfigDict(
@@ -143,6 +144,14 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
     mean = np.mean([row["mean_delta"] for row in margin])
     assert results["feature_space"]["mean_delta_margin"] == pytest.approx(mean)
     assert [row["n_images"] for row in read(workdir, "agreement").to_pylist()] == [6] * 4
+    atlas = read(workdir, "atlas").to_pylist()
+    assert len(atlas) == F and results["atlas"]["n_pairs"] == N * F
+    chosen = {row["feature"]: row for row in margin}
+    for feature, row in chosen.items():  # the closed form beside the patched forward pass
+        assert atlas[feature]["map_label_margin"] == pytest.approx(row["mean_delta"], abs=1e-4)  # float32
+        assert atlas[feature]["n_active"] == row["n_active"]
+    assert -1 <= results["atlas"]["attribution"]["spearman"] <= 1
+    assert read(workdir, "atlas_classes").num_rows > F and read(workdir, "cumulative").num_rows == 3 * 6
     schema = read(workdir, "feature_space").schema
     assert all(field.metadata[b"doc"] for field in schema)
     assert json.loads(schema.metadata[artifacts.MANIFEST_KEY])["stage"] == "ablation"
@@ -189,6 +198,17 @@ def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monk
     monkeypatch.setattr(cache, "load_splits", lambda **data: {"test": other})
     with pytest.raises(ValueError, match="--restart=activations"):
         stage.run(config, workdir)
+
+
+def test_another_site_has_no_atlas_and_says_so(make_workdir, monkeypatch, caplog):
+    config = make_config()
+    workdir = make_workdir(config)
+    monkeypatch.setattr(stage.convnext, "FINAL_SITE", "stage5")
+    with caplog.at_level(logging.INFO, "jsae"):
+        stage.run(config, workdir)
+    assert "closed form holds at stage5, the site is stage4" in caplog.text
+    assert stages.results(config, workdir, "ablation")["atlas"] is None
+    assert not list((workdir / "ablation").glob("atlas*")) and len(read(workdir, "feature_space"))
 
 
 def test_a_stop_leaves_the_stage_unfinished(make_workdir, monkeypatch):

@@ -1,0 +1,178 @@
+"""The closed form itself: a block of features removed from a batch of images, by one formula (see `atlas`).
+
+A pair costs O(L): its logits are formed where they are reduced, and anew for each reduction, which costs less
+than keeping them. `atlas` cuts the features into blocks, takes the clean side away and reduces over images.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jsae import metrics
+from jsae.ablation.feature_space import MEASURES
+from jsae.classifier import convnext
+
+GUARD = 0.05  # below this share of |P|^2 the closed form loses digits to cancellation
+_DIRECT_PAIRS = 256  # guarded pairs computed again at a time
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Layer norm over channels, then a linear map: scale [C], bias [C], kernel [C, L], offset [L]."""
+
+    scale: jax.Array
+    bias: jax.Array
+    kernel: jax.Array
+    offset: jax.Array
+    eps: float = dataclasses.field(metadata={"static": True})
+
+
+def head_of(params: convnext.Params) -> Head:
+    """The head of a classifier, with the epsilon that came with its weights."""
+    norm, linear = params.variables["head_norm"], params.variables["head"]
+    return Head(norm["scale"], norm["bias"], linear["kernel"], linear["bias"], params.arch.head_eps)
+
+
+def head_logits(head: Head, pooled: jax.Array) -> jax.Array:
+    """Logits [N, L] of pooled vectors [N, C], by a two-pass layer norm."""
+    normal = convnext.layer_norm(pooled, head.scale, head.bias, head.eps)
+    return jnp.matmul(normal, head.kernel, precision="float32") + head.offset[None, :]
+
+
+def ablated(head: Head, images: dict, features: dict, targets: tuple):
+    """Measures of all pairs of B images and f features, each feature removed from each image.
+
+    Args:
+      head: the classifier's head.
+      images: pooled [B, C], squared |P|^2 [B], projected P @ G [B, L], offset b @ W + c [L], label and
+        prediction int [B].
+      features: strength a and size q [B, f], w_dec [f, C], projected V @ G [f, L], top_class int [f].
+      targets: names of TARGETS.
+
+    Returns:
+      values [target, measure, B, f], flips [B, f], the number of pairs computed directly.
+    """
+    strength, size = features["strength"], features["size"]  # [B, f]
+    scale = jax.lax.rsqrt(size / head.scale.shape[0] + head.eps)
+    index = index_of(images, features)
+    names = list(dict.fromkeys((*targets, "prediction")))
+    logit = {name: _logit_of(images, features, scale, index[name]) for name in names}
+    others = {}
+    for alike in (
+        [name for name in names if name != "top_class"],
+        [name for name in names if name == "top_class"],
+    ):
+        if alike:
+            found = _largest_others(images, features, scale, [index[name] for name in alike])
+            others |= dict(zip(alike, found, strict=True))
+    largest = jnp.maximum(logit["prediction"], others["prediction"])
+    log_total = largest + jnp.log(_total_exp(images, features, scale, largest))
+
+    def values_of(name):
+        margin = logit[name] - others[name]  # infinite with one class, whose clean margin is NaN
+        log_confidence = logit[name] - log_total
+        return jnp.stack([logit[name], margin, jnp.exp(log_confidence), log_confidence])
+
+    values = jnp.stack([values_of(name) for name in targets])  # [target, measure, B, f]
+    flips = others["prediction"] > logit["prediction"]
+    guarded = (size < GUARD * images["squared"][:, None]) & (strength != 0)
+    n_guarded = guarded.sum()
+    values, flips = jax.lax.cond(
+        n_guarded > 0,
+        lambda *found: _directly(head, images, features, index, targets, guarded, *found),
+        lambda *found: found,
+        *(values, flips),
+    )
+    return values, flips, n_guarded
+
+
+# XLA fuses elementwise work into a reduction that is its only user; with several users it writes the array to
+# memory first. So each reduction over the classes spells out the logits for itself, in axes of its own.
+
+
+def _logit_of(images, features, scale, index) -> jax.Array:
+    """The logit [B, f] of one class a pair, `index` being [B, 1] or [1, f]."""
+    if index.shape[0] == 1:
+        image_side = images["projected"][:, index[0]]  # [B, f]
+        feature_side = jnp.take_along_axis(features["projected"], index.T, axis=1).T  # [1, f]
+    else:
+        image_side = jnp.take_along_axis(images["projected"], index, axis=1)  # [B, 1]
+        feature_side = features["projected"].T[index[:, 0]]  # [B, f]
+    return (image_side - features["strength"] * feature_side) * scale + images["offset"][index]
+
+
+def _largest_others(images, features, scale, indices) -> jax.Array:
+    """The largest logit [target, B, f] of all classes but one; indices are all [B, 1] or all [1, f]."""
+    hidden = jnp.arange(images["offset"].shape[0])[None, None, None, :] == jnp.stack(indices)[..., None]
+    offset = jnp.where(hidden, -jnp.inf, images["offset"][None, None, None, :])  # [target, B or 1, 1 or f, L]
+    shape = (len(indices), *scale.shape, offset.shape[-1])
+
+    def spread(array):  # to [target, B, f, L]
+        return jnp.broadcast_to(array, shape)
+
+    moved = spread(features["strength"][None, :, :, None]) * spread(features["projected"][None, None])
+    logits = (spread(images["projected"][None, :, None, :]) - moved) * spread(scale[None, :, :, None])
+    return jnp.max(logits + spread(offset), axis=-1)
+
+
+def _total_exp(images, features, scale, largest) -> jax.Array:
+    """Sum over the classes of exp(logit - largest), [B, f]."""
+    moved = features["strength"].T[..., None] * features["projected"][:, None, :]  # [f, B, L]
+    logits = (images["projected"][None] - moved) * scale.T[..., None] + images["offset"][None, None, :]
+    return jnp.sum(jnp.exp(logits - largest.T[..., None]), axis=-1).T
+
+
+def clean_by_class(head: Head, images: dict) -> jax.Array:
+    """The same with nothing removed and every class as the target, [measure, B, L]."""
+    scale = jax.lax.rsqrt(images["squared"] / head.scale.shape[0] + head.eps)
+    logits = images["projected"] * scale[:, None] + images["offset"][None, :]
+
+    def of_class(target):
+        found = metrics.measures(logits, jnp.full(logits.shape[0], target))
+        return jnp.stack([found[name] for name in MEASURES])
+
+    return jnp.moveaxis(jax.lax.map(of_class, jnp.arange(logits.shape[1])), 0, -1)
+
+
+def clean_of(by_class: jax.Array, index: jax.Array) -> jax.Array:
+    """Clean measures [measure, B, 1 or f] of the classes `index`, [B, 1] or [1, f], from [measure, B, L]."""
+    if index.shape[0] == 1:
+        return by_class[:, :, index[0]]
+    return jnp.take_along_axis(by_class, index[None], axis=-1)
+
+
+def index_of(images: dict, features: dict) -> dict:
+    """Target -> its class, [B, 1] where it belongs to the image, [1, f] where it belongs to the feature."""
+    return {
+        "label": images["label"][:, None],
+        "prediction": images["prediction"][:, None],
+        "top_class": features["top_class"][None, :],
+    }
+
+
+def _directly(head, images, features, index, targets, guarded, values, flips):
+    """The values and flips of a block with the guarded pairs computed anew, a fixed number at a time."""
+    n_pairs, width = guarded.size, guarded.shape[1]
+    at_once = min(_DIRECT_PAIRS, n_pairs)
+    listed = jnp.nonzero(guarded.ravel(), size=n_pairs, fill_value=n_pairs)[0]
+    listed = jnp.pad(listed, (0, at_once), constant_values=n_pairs)
+
+    def compute(state):
+        start, values, flips = state
+        pairs = jax.lax.dynamic_slice(listed, (start,), (at_once,))
+        b, f = pairs // width, pairs % width  # past the last pair b is B: read as B - 1, never written
+        taken = features["strength"].at[b, f].get(mode="clip")[:, None] * features["w_dec"][f]
+        logits = head_logits(head, images["pooled"].at[b].get(mode="clip") - taken)
+        found = []
+        for name in targets:
+            target = jnp.broadcast_to(index[name], guarded.shape).at[b, f].get(mode="clip")
+            measured = metrics.measures(logits, target)
+            found.append(jnp.stack([measured[measure] for measure in MEASURES]))
+        flipped = jnp.argmax(logits, -1) != images["prediction"].at[b].get(mode="clip")
+        values = values.at[:, :, b, f].set(jnp.stack(found), mode="drop")
+        return start + at_once, values, flips.at[b, f].set(flipped, mode="drop")
+
+    n_guarded = guarded.sum()
+    return jax.lax.while_loop(lambda state: state[0] < n_guarded, compute, (0, values, flips))[1:]
