@@ -1,14 +1,17 @@
-"""How fast the hot paths are here: `python -m launch.benchmark [--only=classifier|data|atlas] [--out=FILE]`.
+"""How fast the hot paths are here: `python -m launch.benchmark [--only=SECTION] [--out=FILE]`.
 
     classifier   images/s of ConvNeXt forward and training (forward and all gradients, no optimizer), float32,
                  100 classes; beside it the same network with the depthwise convolution by lax.conv ("plain")
     data         images/s decoding photos each time, and from the decoded cache (needs --data_dir)
+    sae          vectors/s of whole training steps (gradients, projection, Adam, AuxK where a variant has it)
+                 at 768 channels, 6,144 features, k = 32, 4,096 vectors; and of the encoder's product alone
     atlas        closed-form ablations/s, one a (feature, image) pair, reduced to moments over images: 256
                  images, 6,144 features, 768 channels, 100 classes, random numbers, every feature active; for
                  one target class (the label) and for all three
 
 Variants alternate round by round and medians are reported, since a machine's speed drifts. With --peers=DIR
-(a folder with convnext_peers.sh ARCH SIZE BATCH, printing JSON lines) other people's code takes its turn too.
+(a folder with convnext_peers.sh ARCH SIZE BATCH and sae_peers.sh C F K N, printing JSON lines) other people's
+code takes its turn too.
 """
 
 import json
@@ -29,9 +32,10 @@ from jsae.ablation import atlas
 from jsae.ablation.feature_space import TARGETS
 from jsae.classifier import convnext, depthwise
 from jsae.data import cache, decode, pipeline
-from jsae.runtime import allocator
+from jsae.runtime import allocator, mesh
+from jsae.sae import model, train, variants
 
-SECTIONS = ("classifier", "data", "atlas")
+SECTIONS = ("classifier", "data", "sae", "atlas")
 NETWORKS = {"atto_96_b32": ("atto", 96, 32), "tiny_224_b8": ("tiny", 224, 8)}
 N_CLASSES = 100
 
@@ -99,7 +103,7 @@ def classifier_rates(arch: str, size: int, batch: int, rounds: int, dtype: str, 
     for _ in range(rounds):
         found.append(alternate(variants, batch, 1))
         if peers:
-            theirs += _peer_rows(peers, arch, size, batch)
+            theirs += _peer_rows(peers, "convnext_peers.sh", arch, size, batch)
     for name in variants:
         row[f"{name}_images_per_s"] = statistics.median(rates[name] for rates in found)
     for key in ("forward", "train") if theirs else ():
@@ -114,8 +118,8 @@ def classifier_rates(arch: str, size: int, batch: int, rounds: int, dtype: str, 
     return row
 
 
-def _peer_rows(folder: str, arch: str, size: int, batch: int) -> list[dict]:
-    command = [os.path.join(folder, "convnext_peers.sh"), arch, str(size), str(batch)]
+def _peer_rows(folder: str, script: str, *arguments) -> list[dict]:
+    command = [os.path.join(folder, script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -144,6 +148,72 @@ def data_rates(data_dir: str, rounds: int, image_size: int = 96, batch: int = 32
         "first_file_px": list(decode.decode_rgb(paths[0].read_bytes()).shape[:2]),
         "opening_the_cache_s": opening_s,
     }
+
+
+def sae_rates(
+    rounds: int, peers: str | None, n_channels: int = 768, n_features: int = 6144, k: int = 32, n: int = 4096
+) -> dict:
+    """Vectors/s of a training step by variant, of the encoder's product alone, and of peers."""
+    device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
+    x = jax.random.normal(jax.random.key(0), (n, n_channels))
+    batch = {"x": x.reshape(64, -1, n_channels), "mask": jnp.ones((64, n // 64))}
+    weights = jax.random.normal(jax.random.key(1), (n_features, n_channels)) / n_channels**0.5
+    product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ()))))
+    row, running = {}, {"encoder_product": lambda: product(x, weights)}
+    settings = {"relu_l1": {"l1": 1e-3}, "topk": {"aux_alpha": 1 / 32}, "batch_topk": {"aux_alpha": 1 / 32}}
+    for name, terms in settings.items():
+        recipe = train.Recipe(n_steps=1000, learning_rate=1e-4, dead_after_steps=100, **terms)
+        make = jax.jit(
+            lambda name=name, recipe=recipe: train.init_state(
+                model.init(
+                    jax.random.key(2),
+                    n_channels=n_channels,
+                    n_features=n_features,
+                    variant=name,
+                    k=k if variants.VARIANTS[name].has_k else None,
+                    mean=jnp.zeros(n_channels),
+                    scale=1.0,
+                ),
+                recipe,
+            )
+        )
+        state = make()
+        step = jax.jit(train.make_step(device_mesh, state.sae, recipe), donate_argnums=0)
+        start = time.perf_counter()
+        compiled = step.lower(state, batch).compile()
+        row[name] = {"compile_s": time.perf_counter() - start}
+        memory = compiled.memory_analysis()
+        if memory is not None:
+            used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+            row[name]["peak_mib"] = used / 2**20
+        running[name] = _stepper(compiled, state, batch)
+    found, theirs = [], []
+    for _ in range(rounds):
+        found.append(alternate(running, n, 1))
+        if peers:
+            theirs += _peer_rows(peers, "sae_peers.sh", n_channels, n_features, k, n)
+    product_rate = statistics.median(rates["encoder_product"] for rates in found)
+    row["encoder_product_vectors_per_s"] = product_rate
+    for name in settings:
+        row[name]["vectors_per_s"] = rate = statistics.median(rates[name] for rates in found)
+        row[name]["step_over_encoder_product"] = product_rate / rate
+        for peer in sorted({their["peer"] for their in theirs}):
+            rates = [t["vectors_per_s"] for t in theirs if (t["peer"], t["variant"]) == (peer, name)]
+            if rates:
+                row[name][f"{peer}_vectors_per_s"] = statistics.median(rates)
+                row[name][f"over_{peer}"] = rate / statistics.median(rates)
+    return row
+
+
+def _stepper(step, state, batch):
+    """A function that takes one more training step each time; the state goes from one to the next."""
+    held = [state]
+
+    def run():
+        held[0], metrics = step(held[0], batch)
+        return metrics
+
+    return run
 
 
 def atlas_rates(
@@ -208,6 +278,9 @@ def main(argv):
             raise app.UsageError("--only=data needs --data_dir")
         else:
             print("data: left out, needs --data_dir")
+    if "sae" in sections:
+        results["sae"] = sae_rates(_ROUNDS.value, _PEERS.value)
+        _print("sae", results["sae"])
     if "atlas" in sections:
         results["atlas"] = atlas_rates(_ROUNDS.value)
         _print("atlas", results["atlas"])
@@ -218,7 +291,10 @@ def main(argv):
 
 def _print(title: str, row: dict) -> None:
     for key, value in row.items():
-        print(f"{title}.{key:<32} {value:,.2f}" if isinstance(value, float) else f"{title}.{key:<32} {value}")
+        if isinstance(value, dict):
+            _print(f"{title}.{key}", value)
+        else:
+            print(f"{title}.{key}".ljust(60), f"{value:,.2f}" if isinstance(value, float) else value)
 
 
 if __name__ == "__main__":
