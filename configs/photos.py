@@ -7,6 +7,8 @@ PHOTOS holds data/images_variant_train.txt and its neighbours, and data/images/<
 a small ConvNeXt from scratch; the second fine-tunes from WEIGHTS, a .safetensors file of a published ConvNeXt
 (timm, torchvision, facebook or Hugging Face names). Both see 96 px. Made for a set of 30 types and 2,100
 training photos without banner; for FGVC-Aircraft add --config.data.banner_px=20.
+Expected there: test accuracy several times chance (1/30) from scratch; above 0.2 after five minutes when
+fine-tuned from a ConvNeXt-atto that knows 64-pixel photographs.
 """
 
 from ml_collections import ConfigDict
