@@ -12,19 +12,19 @@ from jsae.runtime import artifacts
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = [
     *(sys.executable, "-m", "launch.sweep", "--config=configs/demo.py:small"),
-    *("--config.sae.n_epochs=1.0", "--config.sae.n_features=256", "--config.sweep.k=(4, 8)"),
+    *("--config.sae.n_epochs=4.0", "--config.sae.n_features=256"),
 ]
 
 
-def sweep(workdir, environment, *more):
-    command = [*COMMAND, f"--workdir={workdir}", *more]
+def sweep(workdir, environment, k):
+    command = [*COMMAND, f"--workdir={workdir}", f"--config.sweep.k={k}"]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_a_sweep_trains_what_is_missing_and_writes_one_table(study_dir, clean_environment, tmp_path):
     for name in ("classifier", "activations"):
         shutil.copytree(study_dir / name, tmp_path / name)
-    done = sweep(tmp_path, clean_environment)
+    done = sweep(tmp_path, clean_environment, "(4, 8)")
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "sweep"
     rows = artifacts.read_table(folder / "table.parquet").to_pylist()
@@ -40,7 +40,7 @@ def test_a_sweep_trains_what_is_missing_and_writes_one_table(study_dir, clean_en
 
     # one more value: the others stay as they are; one that was cut off goes on
     times = {row["digest"]: os.stat(folder / row["digest"] / "manifest.json").st_mtime_ns for row in rows}
-    again = sweep(tmp_path, clean_environment, "--config.sweep.k=(4, 8, 16)")
+    again = sweep(tmp_path, clean_environment, "(4, 8, 16)")
     assert again.returncode == 0 and again.stderr.count("up to date") == 2, again.stderr[-3000:]
     assert len(artifacts.read_table(folder / "table.parquet")) == 3
     for digest, time in times.items():
@@ -48,5 +48,5 @@ def test_a_sweep_trains_what_is_missing_and_writes_one_table(study_dir, clean_en
 
 
 def test_an_empty_sweep_says_what_can_be_varied(study_dir, clean_environment, tmp_path):
-    done = sweep(tmp_path, clean_environment, "--config.sweep.k=()")
+    done = sweep(tmp_path, clean_environment, "()")
     assert done.returncode == 1 and "give a list for one of variant" in done.stderr

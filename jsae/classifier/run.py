@@ -26,6 +26,7 @@ def run(config, workdir) -> None:
         return
     c, log = config.classifier, logs.get_logger()
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    mesh.check_batch(device_mesh, c.batch_size, "config.classifier.batch_size")
     splits = cache.load_splits(**config.data)
     arch, weights = _network(c, len(splits["train"].class_names), config.seed)
     n_images = len(splits["train"].labels)
