@@ -9,7 +9,6 @@ nothing else. This is the only file that imports flax.linen.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,92 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsae.classifier.arch import FINAL_SITE, SIZES, Arch, make_arch
 from jsae.classifier.depthwise import depthwise
+from jsae.classifier.pointwise import gelu, layer_norm
 
-SIZES = {  # depths, dims
-    "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
-    "femto": ((2, 2, 6, 2), (48, 96, 192, 384)),
-    "pico": ((2, 2, 6, 2), (64, 128, 256, 512)),
-    "nano": ((2, 2, 8, 2), (80, 160, 320, 640)),
-    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
-    "small": ((3, 3, 27, 3), (96, 192, 384, 768)),
-    "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
-    "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
-}
-FINAL_SITE = "stage4"
+__all__ = [
+    "FINAL_SITE",
+    "SIZES",
+    "Arch",
+    "Params",
+    "apply",
+    "calibrate_norms",
+    "forward_train",
+    "init",
+    "make_arch",
+]
 INITS = ("normal", "fan_in")
-_SQRT_HALF = 0.5**0.5
-_DENSITY_AT_0 = (2 * np.pi) ** -0.5  # of the standard normal distribution
 Edit = Callable[[jax.Array], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Arch:
-    """What a ConvNeXt is, besides its weights.
-
-    Attributes:
-      name: one of `SIZES`, or any other name for own depths and dims.
-      depths: blocks of each of the four stages; a stage without blocks only downsamples.
-      dims: channels of each stage.
-      n_classes: L.
-      stem_stride: side of the stem's patches in pixels; a cell of stage 4 is 8 times that.
-      eps: of every layer norm but the head's.
-      head_eps: of the head's layer norm.
-    """
-
-    name: str
-    depths: tuple[int, ...]
-    dims: tuple[int, ...]
-    n_classes: int
-    stem_stride: int = 4
-    eps: float = 1e-6
-    head_eps: float = 1e-6
-
-    def __post_init__(self):
-        for field, least in (("depths", 0), ("dims", 1)):
-            values = getattr(self, field)
-            if len(values) != 4 or min(values) < least:
-                raise ValueError(f"{field} of a ConvNeXt are four numbers of at least {least}, got {values}")
-        if self.stem_stride < 1 or self.n_classes < 1:
-            raise ValueError(
-                f"stem_stride and n_classes are positive, got {self.stem_stride} and {self.n_classes}"
-            )
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """All site names in the order of the forward pass."""
-        sites = ["stem"]
-        for s, depth in enumerate(self.depths, start=1):
-            sites += [f"stage{s}.block{j}" for j in range(depth)] + [f"stage{s}"]
-        return tuple(sites)
-
-    def stride(self, site: str) -> int:
-        """Pixels of the input that one cell of the site's grid spans."""
-        self.check_site(site)
-        return self.stem_stride * (1 if site == "stem" else 2 ** (int(site[5]) - 1))
-
-    def check_site(self, site: str) -> None:
-        """Raise ValueError unless `site` is a site of this network."""
-        if site not in self.sites:
-            raise ValueError(f"there is no site {site!r}; the sites are {', '.join(self.sites)}")
-
-
-def make_arch(
-    name: str, n_classes: int, *, stem_stride: int = 4, depths=(), dims=(), eps: float = 1e-6
-) -> Arch:
-    """An `Arch` by size name, or with own depths and dims under any name.
-
-    Raises ValueError for an unknown name without depths and dims.
-    """
-    if bool(depths) != bool(dims):
-        raise ValueError(f"depths and dims go together, got depths={tuple(depths)} and dims={tuple(dims)}")
-    if not depths:
-        if name not in SIZES:
-            raise ValueError(
-                f"there is no ConvNeXt {name!r}; the sizes are {', '.join(SIZES)}, or give depths and dims"
-            )
-        depths, dims = SIZES[name]
-    return Arch(name, tuple(depths), tuple(dims), n_classes, stem_stride, eps, eps)
 
 
 @jax.tree_util.register_dataclass
@@ -125,38 +55,6 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return layer_norm(x, scale, bias, self.eps)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Normalise the last axis of x [..., C]; statistics in float32, two passes.
-
-    The backward pass is written out: autodiff's reads x again for each of its reductions.
-    """
-    return _layer_norm_forward(x, scale, bias, eps)[0]
-
-
-def _layer_norm_forward(x, scale, bias, eps):
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
-    normal = centred * inverse
-    per_channel = (1,) * (x.ndim - 1) + (-1,)
-    y = normal * scale.reshape(per_channel) + bias.reshape(per_channel)
-    return y.astype(x.dtype), (normal, inverse, scale)
-
-
-def _layer_norm_backward(eps, saved, grad):
-    normal, inverse, scale = saved
-    wide = grad.astype(jnp.float32)
-    scaled = wide * scale.reshape((1,) * (grad.ndim - 1) + (-1,))
-    along = (scaled * normal).mean(-1, keepdims=True)
-    grad_x = inverse * (scaled - scaled.mean(-1, keepdims=True) - normal * along)
-    rows = tuple(range(grad.ndim - 1))
-    return grad_x.astype(grad.dtype), (wide * normal).sum(rows), wide.sum(rows)
-
-
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class Affine(nn.Module):
@@ -195,20 +93,6 @@ class Patchify(nn.Module):
             )
         x = x[:, : h * p, : w * p].reshape(b, h, p, w, p, c).transpose(0, 1, 3, 2, 4, 5)
         return Affine(self.features, name="conv")(x.reshape(b, h, w, p * p * c))  # [B, H/p, W/p, features]
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU; its slope is computed with it, so that the backward pass is one product."""
-    return x * (0.5 + 0.5 * jax.lax.erf(x * _SQRT_HALF))
-
-
-def _gelu_forward(x):
-    phi = 0.5 + 0.5 * jax.lax.erf(x * _SQRT_HALF)
-    return x * phi, phi + x * jnp.exp(-0.5 * x * x) * _DENSITY_AT_0
-
-
-gelu.defvjp(_gelu_forward, lambda slope, grad: (grad * slope,))
 
 
 class Block(nn.Module):

@@ -188,6 +188,8 @@ class _Rows:
 def _open_array(path: pathlib.Path, dtype, shape: tuple) -> np.memmap:
     """A memory-mapped .npy whose disk space is taken now: a full disk later would kill the process."""
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if not hasattr(os, "posix_fallocate"):
+        return array  # not every operating system can reserve
     with open(path, "r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -197,6 +199,4 @@ def _open_array(path: pathlib.Path, dtype, shape: tuple) -> np.memmap:
             mib = array.nbytes >> 20
             what = f"no room for {mib} MiB of decoded images (data.cache_dir)"
             raise OSError(errno.ENOSPC, what, str(path)) from error
-        except AttributeError:
-            pass  # not offered by this operating system
     return array
