@@ -1,4 +1,4 @@
-"""Every formula of jsae/metrics.py against a naive one, and the ways such formulas go wrong elsewhere."""
+"""Every formula of jsae/metrics against a naive one, and the ways such formulas go wrong elsewhere."""
 
 import logging
 

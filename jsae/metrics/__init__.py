@@ -1,0 +1,94 @@
+"""Every formula behind a number in a table or report: one definition each, as pure array functions.
+
+Two kinds of function. Those on one batch (`sae_sums`, `classifier_sums`, `moments`, `measures`, ...) are
+jax, may be jitted, and return sums over the real rows; padding rows carry mask 0 and may hold anything.
+Those on whole sets (`add_sums`, `sae_metrics`, `auroc`, ...) run on the host in float64. Sums are divided
+once, at the end, so no number depends on the batch size. The files are only its chapters: everything is
+reached as `metrics.NAME`.
+
+Variances come from sums about the batch's own rows, merged as Chan et al. do: float32 E[x^2] - E[x]^2 is
+wrong by 10% at mean/std = 1000. A quantity that is not defined (constant activations, one class only) is
+None where the function returns one number, and NaN where it returns an array; tables turn it into null.
+"""
+
+from jsae.metrics.class_selectivity import (
+    N_PURITY,
+    auroc,
+    label_entropy,
+    polysemanticity,
+    purity16,
+    selectivity,
+)
+from jsae.metrics.dictionaries import (
+    N_MATCHED,
+    matched_cosine,
+    max_cosine,
+    mean_max_cosine,
+    recovery,
+    stability,
+)
+from jsae.metrics.logits import (
+    ClassifierSums,
+    accuracy,
+    calibration,
+    classifier_metrics,
+    classifier_sums,
+    confusion,
+    cross_entropy,
+    kl,
+    mean_per_class_accuracy,
+    measures,
+)
+from jsae.metrics.reconstruction import (
+    Moments,
+    SaeSums,
+    covariance,
+    gamma,
+    moments,
+    pca_fvu,
+    recovered,
+    sae_metrics,
+    sae_sums,
+)
+from jsae.metrics.statistics import benjamini_hochberg, join_moments, spearman, standard_error, t_interval
+from jsae.metrics.sums import add_sums
+
+__all__ = [
+    "N_MATCHED",
+    "N_PURITY",
+    "ClassifierSums",
+    "Moments",
+    "SaeSums",
+    "accuracy",
+    "add_sums",
+    "auroc",
+    "benjamini_hochberg",
+    "calibration",
+    "classifier_metrics",
+    "classifier_sums",
+    "confusion",
+    "covariance",
+    "cross_entropy",
+    "gamma",
+    "join_moments",
+    "kl",
+    "label_entropy",
+    "matched_cosine",
+    "max_cosine",
+    "mean_max_cosine",
+    "mean_per_class_accuracy",
+    "measures",
+    "moments",
+    "pca_fvu",
+    "polysemanticity",
+    "purity16",
+    "recovered",
+    "recovery",
+    "sae_metrics",
+    "sae_sums",
+    "selectivity",
+    "spearman",
+    "stability",
+    "standard_error",
+    "t_interval",
+]
