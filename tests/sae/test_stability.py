@@ -43,7 +43,7 @@ def test_a_permuted_dictionary_is_stable_and_a_random_one_is_not():
 
 
 def test_dictionaries_too_large_to_match_say_none(monkeypatch):
-    monkeypatch.setattr(metrics, "N_MATCHED", 5)
+    monkeypatch.setattr(metrics.dictionaries, "N_MATCHED", 5)
     found = metrics.stability(np.eye(6), np.eye(6))
     assert found["matched_cosine"] is None
     assert found["mean_max_cosine"] == 1
