@@ -2,7 +2,9 @@
 
     classifier   images/s of ConvNeXt forward and training (forward and all gradients, no optimizer), float32,
                  100 classes; beside it the same network with the depthwise convolution by lax.conv ("plain")
-    data         images/s decoding photos each time, and from the decoded cache (needs --data_dir)
+    data         images/s decoding photos each time, and from the decoded cache (needs --data_dir); those of
+                 augmentation on the device (crop, flip, TrivialAugment), and of the same crop, flip and a
+                 rotation, inversion or smoothing of each image by OpenCV in one thread of the host
     sae          vectors/s of whole training steps (gradients, projection, Adam, AuxK where a variant has it)
                  at 768 channels, 6,144 features, k = 32, 4,096 vectors; and of the encoder's product alone
     atlas        closed-form ablations/s, one a (feature, image) pair, reduced to moments over images: 256
@@ -22,6 +24,7 @@ import subprocess
 import time
 from unittest import mock
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +34,7 @@ from absl import app, flags
 from jsae.ablation import atlas
 from jsae.ablation.feature_space import TARGETS
 from jsae.classifier import convnext, depthwise
-from jsae.data import cache, decode, pipeline
+from jsae.data import augment, cache, decode, pipeline
 from jsae.runtime import allocator, mesh
 from jsae.sae import model, train, variants
 
@@ -141,13 +144,44 @@ def data_rates(data_dir: str, rounds: int, image_size: int = 96, batch: int = 32
         return [next(batches)["image"][0, 0, 0, 0] for _ in range(len(paths) // batch)]
 
     rates = alternate({"decoded": decode_files, "cached": read_batches}, len(paths), rounds)
+    images = np.asarray(split.images[:batch])
+    index = np.arange(batch)
+    augmenting = {}
+    for name, strength in (("crop_flip", 0.0), ("crop_flip_trivial", 0.5)):
+        on_device = jax.jit(lambda k, x, i, s=strength: augment.augment(k, x, i, crop="resized", trivial=s))
+        augmenting[f"{name}_device"] = lambda f=on_device: f(jax.random.key(0), images, index)
+        augmenting[f"{name}_opencv"] = lambda s=strength: _augment_by_opencv(images, s > 0)
+    augmented = alternate(augmenting, batch, 4 * rounds)
     return {
+        "augmented_images_per_s": augmented,
         "decoded_images_per_s": rates["decoded"],
         "cached_images_per_s": rates["cached"],
         "image_size": image_size,
         "first_file_px": list(decode.decode_rgb(paths[0].read_bytes()).shape[:2]),
         "opening_the_cache_s": opening_s,
     }
+
+
+def _augment_by_opencv(images, change: bool):
+    """What a loader's thread would do, for its time only: the draws are not those of `augment`."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng(0)
+    size = images.shape[1]
+    out = np.empty(images.shape, np.float32)
+    for i, image in enumerate(images):
+        side = int(size * rng.uniform(0.6, 1))
+        y, x = rng.integers(0, size - side + 1, 2)
+        image = cv2.resize(image[y : y + side, x : x + side], (size, size))
+        image = np.ascontiguousarray(image[:, ::-1]) if rng.random() < 0.5 else image
+        if change and i % 3 == 0:
+            turn = cv2.getRotationMatrix2D((size / 2, size / 2), float(rng.uniform(-60, 60)), 1)
+            image = cv2.warpAffine(image, turn, (size, size))
+        elif change and i % 3 == 1:
+            image = cv2.LUT(image, np.arange(256, dtype=np.uint8)[::-1].copy())
+        elif change:
+            image = cv2.blur(image, (3, 3))
+        out[i] = (image / 255.0 - 0.45) / 0.22
+    return out
 
 
 def sae_rates(

@@ -1,10 +1,10 @@
 """TrivialAugment (arXiv 2103.10158) on the device: one random operation of 14 on each image.
 
-There is no branch on the operation. Each of them is one of four things with other numbers, and all four are
-applied to every image, most of them doing nothing: an affine map of the grid (shear, translate, rotate), a
-table of 256 tones a channel (brightness, contrast, posterize, solarize, autocontrast, equalize), a blend with
-the grey image (colour) and a blend with the smoothed image (sharpness). So a batch is one program, in one
-trace, and costs the same whatever was drawn.
+Each operation is one of five things with other numbers: nothing, an affine map of the grid (shear, translate,
+rotate), a table of 256 tones a channel (brightness, contrast, posterize, solarize, autocontrast, equalize), a
+blend with the grey image (colour) or with the smoothed image (sharpness). The five are the branches of one
+switch, so a batch is one program in one trace. Under vmap all five run and one is selected; mapped image by
+image only the drawn one runs (`augment` chooses by platform).
 """
 
 import jax
@@ -17,8 +17,7 @@ OPERATIONS = (
     *("brightness", "contrast", "posterize", "solarize", "autocontrast", "equalize"),
     *("colour", "sharpness"),
 )
-_GEOMETRIC = slice(1, 6)
-_TONAL = slice(6, 12)
+_BRANCH = np.repeat(np.arange(5, dtype=np.int32), (1, 5, 6, 1, 1))  # of each operation
 _FILL = 255 * np.array((0.485, 0.456, 0.406))  # outside the image: 0 once normalised
 _LUMA = np.array((0.299, 0.587, 0.114))
 
@@ -41,9 +40,6 @@ def apply_operation(image: jax.Array, op, level, signed) -> jax.Array:
     def only(name, value, otherwise=0.0):
         return jnp.where(op == OPERATIONS.index(name), value, otherwise)
 
-    def among(which: slice):
-        return (op >= which.start) & (op < which.stop)
-
     angle = only("rotate", np.deg2rad(135) * signed)
     shift = image.shape[0] / 7 * signed
     turn = jnp.stack([jnp.cos(angle), -jnp.sin(angle), jnp.sin(angle), jnp.cos(angle)]).reshape(2, 2)
@@ -51,17 +47,21 @@ def apply_operation(image: jax.Array, op, level, signed) -> jax.Array:
         2, 2
     )
     moved = jnp.stack([only("translate_y", shift), only("translate_x", shift)])
-    image = jnp.where(among(_GEOMETRIC), warp(image, turn @ shear, moved), image)
 
-    table = _tones(image, only, level, signed)
-    rows = jnp.clip(jnp.round(image), 0, 255).astype(jnp.int32)
-    toned = jnp.stack([table[:, c][rows[:, :, c]] for c in range(3)], -1)
-    image = jnp.where(among(_TONAL), toned, image)
+    def toned(image):
+        table = _tones(image, only, level, signed)
+        rows = jnp.clip(jnp.round(image), 0, 255).astype(jnp.int32)
+        return jnp.stack([table[:, c][rows[:, :, c]] for c in range(3)], -1)
 
     factor = 1 + 0.99 * signed
-    image = _blend(_grey(image), image, only("colour", factor, 1.0))
-    image = _blend(_smooth(image), image, only("sharpness", factor, 1.0))
-    return jnp.clip(image, 0, 255)
+    branches = (
+        lambda image: image,
+        lambda image: warp(image, turn @ shear, moved),
+        toned,
+        lambda image: _blend(_grey(image), image, factor),
+        lambda image: _blend(_smooth(image), image, factor),
+    )
+    return jnp.clip(jax.lax.switch(jnp.asarray(_BRANCH)[op], branches, image), 0, 255)
 
 
 def warp(image: jax.Array, matrix, shift) -> jax.Array:
