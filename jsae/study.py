@@ -148,17 +148,23 @@ class Study:
             )
         return artifacts.read_table(self._folder(_TABLES[name]) / f"{name}.parquet")
 
-    def preprocess(self, paths) -> np.ndarray:
-        """Image files as the classifier's input, uint8 [B, S, S, 3]: decoded, banner cut, fitted.
+    def preprocess(self, paths, boxes=None) -> np.ndarray:
+        """Image files as the classifier's input, uint8 [B, S, S, 3]: decoded, banner cut, cropped, fitted.
 
-        The whole photo is used, also where data.crop=box: no box is known here. Raises ValueError that names
-        a file which is no usable image.
+        boxes: 1-based inclusive (xmin, ymin, xmax, ymax) of each file in its pixels, [B, 4]. Give them where
+        the study was made with data.crop=box: without them the whole photo is used. Raises ValueError that
+        names a file which is no usable image, and if there are not as many boxes as files.
         """
         data = self.config["data"]
+        paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+        if boxes is not None and len(boxes) != len(paths):
+            raise ValueError(f"preprocess got {len(boxes)} boxes for {len(paths)} files")
         images = []
-        for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        for i, path in enumerate(paths):
             try:
                 rgb = decode.decode_rgb(epath.Path(path).read_bytes(), banner_px=data["banner_px"])
+                if boxes is not None:
+                    rgb = decode.crop_box(rgb, boxes[i])
             except decode.BadImage as error:
                 raise ValueError(f"{os.fspath(path)}: {error}") from error
             images.append(decode.fit_square(rgb, data["image_size"], data["fit"]))

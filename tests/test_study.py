@@ -147,6 +147,13 @@ def test_files_become_the_classifiers_input(study, tmp_path):
     image = study.data["test"].images[3]
     Image.fromarray(image).save(tmp_path / "plane.png")
     np.testing.assert_array_equal(study.preprocess([tmp_path / "plane.png"])[0], image)
+    size = len(image)
+    wide = np.concatenate([np.full_like(image, 7), image], 1)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    boxed = study.preprocess([tmp_path / "wide.png"], boxes=[(size + 1, 1, 2 * size, size)])
+    np.testing.assert_array_equal(boxed[0], image)
+    with pytest.raises(ValueError, match="2 boxes for 1 files"):
+        study.preprocess(tmp_path / "wide.png", boxes=[(1, 1, 2, 2)] * 2)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         study.preprocess([tmp_path / "broken.jpg"])
