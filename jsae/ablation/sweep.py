@@ -6,8 +6,7 @@
 Every SAE is a stage of its own, named by the digest of its config and of the extraction: a sweep that was
 stopped goes on with the first one that is not finished, and a wider grid adds to what is there. They are
 trained one after the other: four of them in one vmapped step took 0.8 to 1.1 times as long an SAE with
-relu_l1, and twice as long with topk, whose sparse step vmap turns into dense gathers (two CPU cores, 128 to 768
-channels, 512 to 6,144 features).
+relu_l1, and 2 to 2.6 times as long with topk (two CPU cores, 128 to 768 channels, 512 to 6,144 features).
 """
 
 import copy
