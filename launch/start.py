@@ -16,7 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, logs, mesh, stages
+from jsae.runtime import allocator, digests, logs, mesh, stages, workdirs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
@@ -34,7 +34,7 @@ def run_stages(names) -> None:
     """
 
     def work(config, workdir):
-        stages.write_config(config, workdir)
+        workdirs.write_config(config, workdir)
         for name in names:
             preemption.check()
             if name in stages.skipped(config):
@@ -106,9 +106,9 @@ def _main(argv, work) -> None:
     logs.to_terminal()
     try:
         mesh.check_accelerator()
-        held = stages.lock(workdir)  # noqa: F841 - held until the process ends
+        held = workdirs.lock(workdir)  # noqa: F841 - held until the process ends
         logs.to_file(workdir)
-        log.info("%s", stages.describe_start(config, workdir))
+        log.info("%s", workdirs.describe_start(config, workdir))
         if _RESTART.value:
             stages.restart(config, workdir, _RESTART.value)
         work(config, workdir)
@@ -117,5 +117,15 @@ def _main(argv, work) -> None:
         log.info("results: %s", workdir)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         log.debug("traceback", exc_info=True)
-        log.error("error: %s", error)
+        log.error("error: %s", _explained(error, workdir))
         sys.exit(1)
+
+
+def _explained(error: Exception, workdir) -> str:
+    """The message, and what to do about a full disk or a damaged file."""
+    if isinstance(error, OSError):
+        return workdirs.describe_full_disk(error, workdir) or str(error)
+    stage = stages.reopen(workdir, error.path) if isinstance(error, digests.Damaged) else None
+    if stage is None:
+        return str(error)
+    return f"{error}. Stage {stage!r} is open again: start launch.pipeline, and it makes anew what is damaged"

@@ -14,7 +14,7 @@ import numpy as np
 from jsae import classifier
 from jsae.activations import imported, store
 from jsae.data import augment, cache, pipeline
-from jsae.runtime import artifacts, logs, mesh, preemption, stages
+from jsae.runtime import artifacts, attempts, logs, mesh, preemption, stages
 
 SPLITS = ("train", "val", "test")
 
@@ -50,7 +50,7 @@ def run(config, workdir) -> None:
             "classifier_digest": stage.manifest["upstream"],
             **{key: normalisation[key] for key in ("mean", "scale")},
         }
-        artifacts.write_json(folder / "manifest.json", manifest)
+        artifacts.write_json(folder / "manifest.json", manifest, checked=True)
         results[f"n_vectors_{name}"] = sum(sizes) * shape[0] * shape[1]
     stage.finish(
         results
@@ -134,12 +134,13 @@ def _extract(forward, params, split, folder, c, device_mesh):
                     preemption.check()
                 artifacts.write_array(path, np.concatenate(acts)[:count])
                 artifacts.write_array(logits_path, np.concatenate(scores)[:count])
+                attempts.kept()
             progress.update(count)
     for i in range(len(sizes)):
         logits.append(artifacts.read_array(folder / f"logits-{i:05d}.npy"))
     artifacts.write_array(folder / "logits.npy", np.concatenate(logits))
     artifacts.write_array(folder / "labels.npy", np.asarray(split.labels, np.int32))
-    artifacts.write_json(folder / "image_ids.json", list(split.ids))
+    artifacts.write_json(folder / "image_ids.json", list(split.ids), checked=True)
     first = artifacts.read_array(folder / store.shard_name(0), mmap=True)
     return first.shape[1:], sizes
 

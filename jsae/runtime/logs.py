@@ -18,6 +18,8 @@ import jax
 import tqdm
 from etils import epath
 
+from jsae.runtime import artifacts, attempts, failpoints
+
 _LINE_EVERY_S = 30.0
 _notes: list[str] = []
 
@@ -88,9 +90,7 @@ class MetricsLog:
                 break  # torn by a kill; everything behind it is beyond the last save
             if row["step"] <= step:
                 kept.append(line)
-        temporary = self._path.parent / (self._path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self._path)
+        artifacts.write_bytes(self._path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, step: int, values: dict) -> None:
         """Append one row; values are plain or 0-d array numbers, None where unknown."""
@@ -135,6 +135,8 @@ class Progress:
     def update(self, n: int = 1, **shown) -> None:
         """`n` more units are done; `shown` are numbers to print beside the rate."""
         self._done += n
+        attempts.alive()
+        failpoints.visit(f"progress/{self._label}")
         if self._bar is not None:
             self._bar.update(n)
             if shown:
