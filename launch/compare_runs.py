@@ -1,11 +1,12 @@
 """Whether two runs of one study left the same: `python -m launch.compare_runs WORKDIR OTHER`.
 
-Files by name; arrays (.npy, .safetensors, every array of the newest checkpoints) bit by bit; tables row by row;
-JSON key by key but for times, versions and what a run cost; metrics row by row but for times; pages of the
-report as they are. Prints a line a difference, and exits with 1 if there is any.
+Files by name; arrays (.npy, .safetensors, every array of the newest checkpoints) bit by bit; tables row by
+row; JSON key by key but for times, versions and what a run cost; metrics row by row but for times; pages of
+the report as they are. Prints a line a difference, and exits with 1 if there is any.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
@@ -27,10 +28,10 @@ _TEXT_WITH_TIMES = {"index.html"}  # shows seconds of each stage
 def compare(one, other) -> list[str]:
     """One line a difference between two workdirs; empty if there is none."""
     one, other = pathlib.Path(one), pathlib.Path(other)
-    files = [_files(folder) for folder in (one, other)]
-    found = [f"{name}: only in {one}" for name in sorted(files[0] - files[1])]
-    found += [f"{name}: only in {other}" for name in sorted(files[1] - files[0])]
-    for name in sorted(files[0] & files[1]):
+    names = [files(folder) for folder in (one, other)]
+    found = [f"{name}: only in {one}" for name in sorted(names[0] - names[1])]
+    found += [f"{name}: only in {other}" for name in sorted(names[1] - names[0])]
+    for name in sorted(names[0] & names[1]):
         if not _same(one / name, other / name):
             found.append(f"{name}: differs")
     for name in ("classifier", "sae"):
@@ -39,7 +40,7 @@ def compare(one, other) -> list[str]:
     return found
 
 
-def _files(workdir: pathlib.Path) -> set[str]:
+def files(workdir: pathlib.Path) -> set[str]:
     """Names of all files, without those inside checkpoints, whose names are random."""
     names = (path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
     return {str(n) for n in names if "checkpoints" not in n.parts and n.name not in _OF_ONE_RUN}
@@ -65,11 +66,11 @@ def _timeless(tree):
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
-    """Rows of a metrics.jsonl without times. Steps of a kind must rise, else the file is said to differ."""
+    """Rows of a metrics.jsonl without times; where the steps do not rise, no other file has the same."""
     rows = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
-    kinds = [(row["step"], *sorted(row)) for row in rows]
-    rising = all(a["step"] <= b["step"] for a, b in zip(rows, rows[1:], strict=False))
-    return rows if rising and len(set(kinds)) == len(kinds) else [{"step": None}]
+    kinds = [(row["step"], *sorted(row)) for row in rows]  # rows of training and evaluation share steps
+    rising = all(before["step"] <= after["step"] for before, after in itertools.pairwise(rows))
+    return rows if rising and len(set(kinds)) == len(kinds) else [{"steps do not rise in": str(path)}]
 
 
 def _checkpoint_differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:

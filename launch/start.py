@@ -42,6 +42,7 @@ def run_stages(names) -> None:
             else:
                 importlib.import_module(f"jsae.{name}.run").run(config, workdir)
             importlib.import_module("jsae.report.summary").write_summary(config, workdir)
+        preemption.check()  # told to stop during the last stage
 
     run(work)
 

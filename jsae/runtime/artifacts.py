@@ -49,7 +49,7 @@ def write_bytes(path, data: bytes, *, checked: bool = False) -> None:
 
 
 def _replace(path, data: bytes, sync: bool) -> None:
-    failpoints.visit(f"write/{path.name}")
+    failpoints.visit(f"write/{path.parent.name}/{path.name}")
     temporary = path.parent / f"{_UNFINISHED}{path.name}"
     try:
         if _is_remote(path):
@@ -60,7 +60,7 @@ def _replace(path, data: bytes, sync: bool) -> None:
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
-        failpoints.visit(f"rename/{path.name}")
+        failpoints.visit(f"rename/{path.parent.name}/{path.name}")
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -121,28 +121,27 @@ class Checkpoints:
 
     def _restore(self, abstract_state, step: int):
         abstract = _flat(abstract_state)
-        saved = self._manager.item_metadata(step).tree
-        if _DIGESTS in saved:
-            sharding = jax.tree.leaves(abstract)[0].sharding
-            if isinstance(sharding, jax.sharding.NamedSharding):
-                sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-            digest = saved[_DIGESTS]
-            abstract[_DIGESTS] = jax.ShapeDtypeStruct(digest.shape, digest.dtype, sharding=sharding)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
-        flat = self._manager.restore(step, args=args)
+        flat = self._read(abstract, step)
         missing = [name for name, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
         if missing:
             raise KeyError(f"step {step} in {self._folder} holds no {', '.join(missing)}")
+        saved = self._manager.item_metadata(step).tree
         if _DIGESTS in saved:
-            recorded = flat.pop(_DIGESTS)
-            changed = digests.differing(flat, saved.keys() - {_DIGESTS}, recorded.addressable_data(0))
+            everywhere = _whole(next(iter(abstract.values())).sharding)
+            shape, dtype = saved[_DIGESTS].shape, saved[_DIGESTS].dtype
+            wanted = {_DIGESTS: jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)}
+            recorded = self._read(wanted, step)[_DIGESTS].addressable_data(0)
+            changed = digests.differing(flat, saved.keys() - {_DIGESTS}, recorded)
             if changed:
                 raise ValueError(
                     f"{len(changed)} of {len(flat)} arrays are not what was saved, {changed[0]} among them"
                 )
-        names = _flat(abstract_state)
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[name] for name in names])
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[name] for name in abstract])
+
+    def _read(self, abstract: dict, step: int) -> dict:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
+        return self._manager.restore(step, args=args)
 
     def save(self, step: int, state, metrics: dict | None = None) -> None:
         """Save in the background; does nothing if `step` is saved already.
@@ -181,6 +180,13 @@ class Checkpoints:
                 f"a checkpoint could not be written to {self._folder}: {_short(error)}. "
                 "The checkpoints before it are intact: mend what is said, and start again"
             ) from error
+
+
+def _whole(sharding):
+    """The sharding of an array that every device of `sharding` holds whole."""
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return sharding
 
 
 def _short(error: Exception) -> str:

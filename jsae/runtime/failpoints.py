@@ -1,14 +1,14 @@
 """Failpoints: named places at which a test makes a run fail (`launch.faults` drives them).
 
 JSAE_FAIL="ACTION@POINT#N" arms one: at the N-th visit of a point whose name matches POINT (a shell pattern,
-N = 1 where it is left out) the process says so on stderr and does ACTION to itself. Unset, a visit costs one
-comparison.
+N = 1 where it is left out) the process says so on stderr and does ACTION to itself; "trace@*" says every
+visit and does nothing. Unset, a visit costs one comparison.
 
     begin/STAGE finish/STAGE          a stage is opened, a stage is about to be marked complete
     poll                              a loop asks whether it should stop
     progress/LABEL                    some units of a progress bar are done
     save/STEP saved/STEP              a checkpoint is handed to the background, is on disk
-    write/NAME rename/NAME            a file is about to be written, lies beside its target under another name
+    write/FILE rename/FILE            a file (folder/name) is about to be written, lies beside its target
 """
 
 import fnmatch
@@ -38,7 +38,7 @@ ACTIONS = {
     "int": lambda: os.kill(os.getpid(), signal.SIGINT),
     "full": _refuse_writes,
     "stop": _stop,
-    "pass": lambda: None,
+    "trace": lambda: None,
 }
 
 
@@ -63,8 +63,9 @@ def visit(point: str) -> None:
     global _wanted
     if _wanted is None or not fnmatch.fnmatchcase(point, _wanted[1]):
         return
+    action = _wanted[0]
     _wanted[2] -= 1
-    if _wanted[2] == 0:
-        action, _wanted = _wanted[0], None
+    if _wanted[2] == 0 or action == "trace":
+        _wanted = _wanted if action == "trace" else None
         os.write(2, f"\nfailpoint {point}: {action}\n".encode())
         ACTIONS[action]()
