@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from jsae.runtime import checkpoints
 
 _COSTS = {
-    *("seconds", "compile_seconds", "lost_work_seconds", "lost_work_s", "attempts"),
+    *("seconds", "compile_seconds", "lost_work_seconds", "attempts"),
     *("peak_memory_mib", "peak_device_memory_mib", "versions", "git_revision"),
 }
 _OF_ONE_RUN = {"log.txt", ".lock", "attempts.json"}  # logs and book-keeping of the process
@@ -43,7 +43,8 @@ def compare(one, other) -> list[str]:
 def files(workdir: pathlib.Path) -> set[str]:
     """Names of all files, without those inside checkpoints, whose names are random."""
     names = (path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
-    return {str(n) for n in names if "checkpoints" not in n.parts and n.name not in _OF_ONE_RUN}
+    left_out = {"checkpoints", "tensorboard", "ranks"}
+    return {str(n) for n in names if not left_out & set(n.parts) and n.name not in _OF_ONE_RUN}
 
 
 def _same(one: pathlib.Path, other: pathlib.Path) -> bool:

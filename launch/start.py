@@ -16,7 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, digests, logs, mesh, stages, workdirs
+from jsae.runtime import allocator, digests, logs, mesh, stages, watchdog, workdirs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
@@ -109,6 +109,9 @@ def _main(argv, work) -> None:
         mesh.check_accelerator()
         held = workdirs.lock(workdir)  # noqa: F841 - held until the process ends
         logs.to_file(workdir)
+        watchdog.start(workdir, config.runtime.stuck_after_s)
+        if config.runtime.tensorboard:
+            logs.to_tensorboard()
         log.info("%s", workdirs.describe_start(config, workdir))
         if _RESTART.value:
             stages.restart(config, workdir, _RESTART.value)

@@ -57,13 +57,13 @@ class Attempts:
         self._write()
 
     def totals(self) -> dict:
-        """{"seconds", "attempts", "lost_work_s"} of all attempts; lost is what ended ones did not keep."""
+        """seconds, attempts and lost_work_seconds of all attempts; lost is what ended ones did not keep."""
         self._write()
         lost = sum(entry["alive_s"] - entry["kept_s"] for entry in self.entries[:-1])
         return {
             "seconds": round(sum(entry["alive_s"] for entry in self.entries), 3),
             "attempts": len(self.entries),
-            "lost_work_s": round(max(lost, 0.0), 3),
+            "lost_work_seconds": round(max(lost, 0.0), 3),
         }
 
     def _now(self) -> float:

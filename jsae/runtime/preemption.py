@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 
-from jsae.runtime import failpoints
+from jsae.runtime import failpoints, heartbeat
 
 EXIT_CODE = 75
 GRACE_S = 25.0  # less than the 30 s that machines on notice give
@@ -103,6 +103,7 @@ def requested() -> bool:
 
     With several processes this is a collective: all must call it the same number of times.
     """
+    heartbeat.beat()
     failpoints.visit("poll")
     flagged = _signal_number is not None
     if _is_alone():
