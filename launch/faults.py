@@ -98,7 +98,7 @@ class Survivor:
         self.failures.append(f"{self.workdir.name}: {text} ({' / '.join(said)})")
 
 
-def attack(folder: pathlib.Path, n_a_stage: int, seed: int, n_random: int, damage=fault_plan.DAMAGE) -> bool:
+def attack(folder: pathlib.Path, n_a_stage: int, seed: int, n_random: int, damage) -> bool:
     """The first form; True if everything survived."""
     trace = calm(folder / "calm")
     faults = fault_plan.draw(trace, n_a_stage, seed)
@@ -148,6 +148,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="where the workdirs go")
     parser.add_argument("--a_stage", type=int, default=8, help="faults a stage")
+    parser.add_argument("--damages", type=int, default=len(fault_plan.DAMAGE), help="damaged files")
     parser.add_argument("--moments", type=int, default=9, help="signals at random moments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--latency", type=int, default=0, help="SIGTERMs in each phase, instead of faults")
@@ -161,7 +162,7 @@ def main() -> None:
         settings = [f"--config={args.config}"] if args.config else fault_process.TINY
         good = fault_timing.report_useful(args.folder, settings, args.every)
     else:
-        good = attack(args.folder, args.a_stage, args.seed, args.moments)
+        good = attack(args.folder, args.a_stage, args.seed, args.moments, fault_plan.DAMAGE[: args.damages])
     sys.exit(0 if good else 1)
 
 

@@ -1,6 +1,6 @@
 """Damage is found: in any file of a checkpoint, in an artifact; and the stage it belongs to is open again."""
 
-import json
+import gc
 import shutil
 
 import jax
@@ -62,6 +62,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_state_is_right(in
             fell_back.append(name)
             assert not (copy / "2").exists(), "the damaged one is dropped"
     assert any("/d/" in name for name in fell_back), f"of {names} only {fell_back}"
+    gc.collect()  # the futures that tensorstore left behind complain here, where that is expected
 
 
 def test_a_step_that_was_asked_for_is_not_replaced_by_another(intact, tmp_path):
@@ -154,9 +155,7 @@ def test_a_stage_with_a_damaged_file_is_open_again_and_no_other(tmp_path):
     artifacts.write_array(shard, np.zeros(3))
     assert stages.reopen(tmp_path, shard) == "activations"
     assert not shard.exists(), "what is damaged is made anew"
-    status = {
-        s: json.loads((tmp_path / s / "manifest.json").read_text())["status"] for s in stages.STAGES[:3]
-    }
+    status = {name: stages.manifest_in(tmp_path / name)["status"] for name in stages.STAGES[:3]}
     assert status == {"classifier": "complete", "activations": "started", "sae": "complete"}
     stages.begin(config, tmp_path, "activations").finish({})
     assert stages.begin(config, tmp_path, "sae").up_to_date, "the same activations: nothing below changes"

@@ -1,4 +1,4 @@
-"""Signals are heard whatever the main thread does; attempts and lost work are counted; the stuck are named."""
+"""Signals are heard whatever the main thread does; lost work is counted; the stuck are named."""
 
 import json
 import signal
