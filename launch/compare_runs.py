@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 
-from jsae.runtime import checkpoints
+from jsae.runtime import checkpoints, digests
 
 _COSTS = {
     *("seconds", "compile_seconds", "lost_work_seconds", "attempts"),
@@ -75,7 +75,10 @@ def _rows(path: pathlib.Path) -> list[dict]:
 
 
 def _checkpoint_differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
-    (steps, newest, arrays), (their_steps, their_newest, theirs) = _checkpoint(one), _checkpoint(other)
+    try:
+        (steps, newest, arrays), (their_steps, their_newest, theirs) = _checkpoint(one), _checkpoint(other)
+    except digests.Damaged as error:
+        return [str(error)]
     if steps != their_steps:
         return [f"{other}: holds steps {their_steps} instead of {steps}"]
     if newest != their_newest or arrays.keys() != theirs.keys():

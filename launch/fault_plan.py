@@ -42,12 +42,13 @@ class Fault:
 
 
 _NEWEST = "checkpoints/*/default/ocdbt.process_0/d/*"
+_INDEX = "checkpoints/*/default/d/*"  # read whatever is wanted of the checkpoint; of the rest, what is wanted
 _SHARD = "train/shard-*.npy"
 _UNREADABLE, _DAMAGED = ("checkpoint", "cannot be read"), ("is damaged", "open again")
 DAMAGE = (
     Fault("flip", "classifier", "save/16", f"classifier/{_NEWEST}", _UNREADABLE),
     Fault("tear", "classifier", "save/20", "classifier/metrics.jsonl"),
-    Fault("truncate", "activations", "begin/activations", f"classifier/{_NEWEST}", _UNREADABLE),
+    Fault("truncate", "activations", "begin/activations", f"classifier/{_INDEX}", _UNREADABLE),
     Fault("flip", "activations", "rename/test/shard-00001.npy", "activations/train/shard-*.npy", _DAMAGED),
     Fault("truncate", "sae", "begin/sae", "activations/train/shard-*.npy", _DAMAGED),
     Fault("truncate", "sae", "save/64", f"sae/{_NEWEST}", _UNREADABLE),

@@ -66,7 +66,9 @@ class Outcome:
         raise ValueError(f"the run never said {text!r}; it ended with {self.code}: {self.lines[-3:]}")
 
 
-def run(workdir, settings=TINY, *, fail: str = "", strike=None, whole: bool = False) -> Outcome:
+def run(
+    workdir, settings=TINY, *, fail: str = "", strike=None, whole: bool = False, environment=None
+) -> Outcome:
     """Run launch.pipeline to its end.
 
     Args:
@@ -76,10 +78,12 @@ def run(workdir, settings=TINY, *, fail: str = "", strike=None, whole: bool = Fa
       strike: (text, seconds, signal): so long after the first line with this text (after the start, for "") a
         signal is sent to the run.
       whole: start Python anew instead of a fork of one that has imported the libraries.
+      environment: instead of this process's own.
     """
-    environment = {k: v for k, v in os.environ.items() if k != failpoints.VARIABLE}
+    environment = dict(os.environ if environment is None else environment)
+    environment.pop(failpoints.VARIABLE, None)
     environment |= {failpoints.VARIABLE: fail} if fail else {}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":")
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(":")
     start = _start_whole if whole else _start_forked
     began_s = time.monotonic()
     pid, stderr, wait = start([f"--workdir={workdir}", *settings], environment)

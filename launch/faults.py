@@ -96,6 +96,7 @@ class Survivor:
     def _fail(self, text: str, outcome) -> None:
         said = [line for line in outcome.lines if line and not line.startswith("failpoint")][-2:]
         self.failures.append(f"{self.workdir.name}: {text} ({' / '.join(said)})")
+        print(self.failures[-1], file=sys.stderr)
 
 
 def attack(folder: pathlib.Path, n_a_stage: int, seed: int, n_random: int, damage) -> bool:

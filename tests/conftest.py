@@ -20,6 +20,29 @@ ROOT = pathlib.Path(__file__).parents[1]
 _SHARED = ROOT.parent / "shared"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cases-table", metavar="FILE", help="write what the tests of bad input have seen, as markdown"
+    )
+
+
+@pytest.fixture(scope="session")
+def note_case(request):
+    """note_case(section, input, what happened): a row of the table that --cases-table asks for."""
+    rows: dict[str, list[str]] = {}
+
+    def note(section: str, given: str, happened: str) -> None:
+        text = happened.replace("|", "\\|").replace("\n", " ")
+        rows.setdefault(section, []).append(f"| {given} | {text} |")
+
+    yield note
+    path = request.config.getoption("--cases-table")
+    if path and rows:
+        head = ["", "| input | what happens |", "|---|---|"]
+        lines = [line for section, body in rows.items() for line in (f"\n## {section}", *head, *body)]
+        pathlib.Path(path).write_text("\n".join(lines) + "\n")
+
+
 def _shared(relative: str) -> pathlib.Path:
     path = _SHARED / relative
     if not path.exists():

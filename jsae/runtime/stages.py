@@ -28,7 +28,7 @@ import subprocess
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, failpoints, logs, memory
+from jsae.runtime import artifacts, attempts, failpoints, logs, memory, parts
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
@@ -106,6 +106,7 @@ class Stage:
             "peak_device_memory_mib": memory.peak_device_mib(),
             **self._attempts.totals(),
         }
+        parts.drop(self.folder)
         artifacts.write_json(self.folder / "manifest.json", self.manifest)
         attempts.end()
         logs.get_logger().info("%s: done in %.1f s", self.name, self.manifest["seconds"])
