@@ -34,13 +34,17 @@ def run_stages(names) -> None:
     """
 
     def work(config, workdir):
+        modules = {name: importlib.import_module(f"jsae.{name}.run") for name in names}
+        for name, module in modules.items():  # a mistake in the last stage shall not wait for the first
+            if hasattr(module, "check_config") and name not in stages.skipped(config):
+                module.check_config(config)
         workdirs.write_config(config, workdir)
-        for name in names:
+        for name, module in modules.items():
             preemption.check()
             if name in stages.skipped(config):
                 logs.get_logger().info("%s: skipped, %s", name, stages.WHY_SKIPPED)
             else:
-                importlib.import_module(f"jsae.{name}.run").run(config, workdir)
+                module.run(config, workdir)
             importlib.import_module("jsae.report.summary").write_summary(config, workdir)
         preemption.check()  # told to stop during the last stage
 

@@ -29,9 +29,8 @@ def run(config, workdir) -> None:
     stage = stages.begin(config, workdir, "activations")
     if stage.up_to_date:
         return
+    check_config(config)
     c = config.activations
-    if c.dtype not in store.DTYPES:
-        raise ValueError(f"config.activations.dtype={c.dtype!r}; valid are {', '.join(store.DTYPES)}")
     extract = _from_arrays(config) if c.site == stages.IMPORTED else _from_classifier(config, workdir)
     normalisation, results, skipped = None, {}, {}
     for name in SPLITS:
@@ -63,6 +62,16 @@ def run(config, workdir) -> None:
             "skipped_images": skipped,
         }
     )
+
+
+def check_config(config) -> None:
+    """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
+    c, k = config.activations, config.classifier
+    if c.dtype not in store.DTYPES:
+        raise ValueError(f"config.activations.dtype={c.dtype!r}; valid are {', '.join(store.DTYPES)}")
+    if c.site != stages.IMPORTED and not (k.pretrained or k.workdir):  # else the network is not known yet
+        arch = classifier.make_arch(k.arch, 1, stem_stride=k.stem_stride, depths=k.depths, dims=k.dims)
+        arch.check_site(c.site)
 
 
 def _from_classifier(config, workdir):

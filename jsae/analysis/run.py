@@ -48,6 +48,11 @@ def run(config, workdir) -> None:
     stage.finish(results)
 
 
+def check_config(config) -> None:
+    """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
+    check(config.analysis.n_top, config.analysis.n_permutations)
+
+
 def check(n_top: int, n_permutations: int) -> None:
     """Raise ValueError if there are too few top patches or permutations."""
     if n_top < MIN_TOP:

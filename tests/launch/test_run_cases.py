@@ -91,7 +91,7 @@ TYPED = [
     ("more top patches than images", "--config.analysis.n_top=999", "extracted", ""),
     ("a data kind that is none", "--config.data.kind=array", "new", "'array'", "arrays"),
     ("a file of arrays that is not there", "--config.data.dir=/nowhere/x.npz", "new", "/nowhere/x.npz"),
-    ("a site that is none", "--config.activations.site=stage5", "new", "stage5"),
+    ("a site that is none", "--config.activations.site=stage5", "new", "no site 'stage5'", "stem, stage1"),
     ("a type of activations that is none", "--config.activations.dtype=int8", "new", "float32, bfloat16"),
 ]
 
