@@ -113,7 +113,13 @@ def get_config(form: str = "full") -> ConfigDict:
         n_joint=32,  # features removed together, at most
     )
     config.report = dict(n_features=48)
-    config.runtime = dict(deterministic=False, data_axis=-1, model_axis=1)
+    config.runtime = dict(
+        deterministic=False,
+        data_axis=-1,
+        model_axis=1,
+        tensorboard=False,  # write the rows of metrics.jsonl for TensorBoard as well
+        stuck_after_s=600.0,  # without a step: say which process is behind; 0 never
+    )
     if form == "small":
         config.data.n_train, config.data.n_val, config.data.n_test = 1024, 128, 512
         config.classifier.n_epochs = 12.0

@@ -16,7 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, logs, mesh, stages
+from jsae.runtime import allocator, digests, logs, mesh, stages, watchdog, workdirs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
@@ -34,14 +34,19 @@ def run_stages(names) -> None:
     """
 
     def work(config, workdir):
-        stages.write_config(config, workdir)
-        for name in names:
+        modules = {name: importlib.import_module(f"jsae.{name}.run") for name in names}
+        for name, module in modules.items():  # a mistake in the last stage shall not wait for the first
+            if hasattr(module, "check_config") and name not in stages.skipped(config):
+                module.check_config(config)
+        workdirs.write_config(config, workdir)
+        for name, module in modules.items():
             preemption.check()
             if name in stages.skipped(config):
                 logs.get_logger().info("%s: skipped, %s", name, stages.WHY_SKIPPED)
             else:
-                importlib.import_module(f"jsae.{name}.run").run(config, workdir)
+                module.run(config, workdir)
             importlib.import_module("jsae.report.summary").write_summary(config, workdir)
+        preemption.check()  # told to stop during the last stage
 
     run(work)
 
@@ -106,9 +111,12 @@ def _main(argv, work) -> None:
     logs.to_terminal()
     try:
         mesh.check_accelerator()
-        held = stages.lock(workdir)  # noqa: F841 - held until the process ends
+        held = workdirs.lock(workdir)  # noqa: F841 - held until the process ends
         logs.to_file(workdir)
-        log.info("%s", stages.describe_start(config, workdir))
+        watchdog.start(workdir, config.runtime.stuck_after_s)
+        if config.runtime.tensorboard:
+            logs.to_tensorboard()
+        log.info("%s", workdirs.describe_start(config, workdir))
         if _RESTART.value:
             stages.restart(config, workdir, _RESTART.value)
         work(config, workdir)
@@ -117,5 +125,15 @@ def _main(argv, work) -> None:
         log.info("results: %s", workdir)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         log.debug("traceback", exc_info=True)
-        log.error("error: %s", error)
+        log.error("error: %s", _explained(error, workdir))
         sys.exit(1)
+
+
+def _explained(error: Exception, workdir) -> str:
+    """The message, and what to do about a full disk or a damaged file."""
+    if isinstance(error, OSError):
+        return workdirs.describe_full_disk(error, workdir) or str(error)
+    stage = stages.reopen(workdir, error.path) if isinstance(error, digests.Damaged) else None
+    if stage is None:
+        return str(error)
+    return f"{error}. Stage {stage!r} is open again: start launch.pipeline, and it makes anew what is damaged"

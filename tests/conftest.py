@@ -26,6 +26,29 @@ ROOT = pathlib.Path(__file__).parents[1]
 _SHARED = ROOT.parent / "shared"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cases-table", metavar="FILE", help="write what the tests of bad input have seen, as markdown"
+    )
+
+
+@pytest.fixture(scope="session")
+def note_case(request):
+    """note_case(section, input, what happened): a row of the table that --cases-table asks for."""
+    rows: dict[str, list[str]] = {}
+    path = request.config.getoption("--cases-table")
+
+    def note(section: str, given: str, happened: str) -> None:
+        text = happened.replace("|", "\\|").replace("\n", " ")
+        rows.setdefault(section, []).append(f"| {given} | {text} |")
+        if path:
+            head = ["", "| input | what happens |", "|---|---|"]
+            lines = [line for name in sorted(rows) for line in (f"\n## {name}", *head, *rows[name])]
+            pathlib.Path(path).write_text("\n".join(lines) + "\n")
+
+    return note
+
+
 def _shared(relative: str) -> pathlib.Path:
     path = _SHARED / relative
     if not path.exists():

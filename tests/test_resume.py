@@ -145,9 +145,10 @@ def test_results_are_identical(both):
         assert without_times[0] == without_times[1]
 
 
-def test_finished_stages_are_up_to_date_and_another_config_is_refused_by_name(both, clean_environment):
+def test_another_config_is_refused_by_name_before_anything_is_done(both, clean_environment):
     process = start(both[0], clean_environment, "--config.sae.k=9")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "classifier: up to date" in err and "activations: up to date" in err
+    assert "up to date" not in err
+    assert json.loads((both[0] / "config.json").read_text())["sae"]["k"] == 16
     assert "config.sae.k: 16 there, 9 now" in err and "--restart=sae" in err

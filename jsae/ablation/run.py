@@ -3,8 +3,8 @@
 Reads features.parquet, the stores of train (for the covariance) and test, the test images, the classifier
 and the SAE. Writes feature_space.parquet, input_space.parquet and agreement.parquet for the chosen features;
 at the final site also atlas.parquet and atlas_classes.parquet for all features and cumulative.parquet for
-many at once. Hands the headline numbers to the manifest. An interrupted run starts the stage anew; it is
-made of short passes.
+many at once. Hands the headline numbers to the manifest. An interrupted stage
+goes on behind the last whole pass.
 
 Every process of a multi-process run computes the same on its first local device, and one writes.
 """
@@ -33,7 +33,9 @@ from jsae.activations import ActivationStore
 from jsae.analysis.tables import make
 from jsae.classifier import convnext
 from jsae.data import augment, cache
-from jsae.runtime import artifacts, logs, preemption, stages
+from jsae.runtime import artifacts, logs, parts, preemption, stages
+
+KEPT = (feature_space.FeatureEffects, input_space.InputEffects)  # what the passes return
 
 
 def run(config, workdir) -> None:
@@ -47,14 +49,14 @@ def run(config, workdir) -> None:
     if stage.up_to_date:
         return
     with jax.default_matmul_precision("float32"):
-        results, written = _measure(config, workdir)
+        results, written = _measure(config, workdir, parts.Parts(stage.folder, KEPT))
     for name, table in written.items():
         artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
     stage.finish(results)
 
 
-def _measure(config, workdir) -> tuple[dict, dict]:
-    """(results, table name -> pa.Table)."""
+def _measure(config, workdir, keep: parts.Parts) -> tuple[dict, dict]:
+    """(results, table name -> pa.Table); `keep` keeps what each pass has found."""
     c = config.ablation
     where = {name: stages.folder(config, workdir, name) for name in stages.STAGES}
     table = artifacts.read_table(where["analysis"] / "features.parquet").to_pydict()
@@ -71,7 +73,7 @@ def _measure(config, workdir) -> tuple[dict, dict]:
     tops = {f: -1 if table["top_class"][f] is None else int(table["top_class"][f]) for f in features}
 
     with logs.progress(test.n_images, label="ablation: splice", unit="image") as bar:
-        spliced = splice.measure(
+        spliced = keep("splice", splice.measure)(
             from_acts,
             model,
             test.batches(c.batch_size),
@@ -81,7 +83,7 @@ def _measure(config, workdir) -> tuple[dict, dict]:
         )
     root = controls.covariance_root(_unpadded(train, c.batch_size), train.mean)
     with logs.progress(test.n_images, label="ablation: feature space", unit="image") as bar:
-        inside = feature_space.measure(
+        inside = keep("feature_space", feature_space.measure)(
             from_acts,
             model,
             test.batches(c.batch_size),
@@ -97,7 +99,7 @@ def _measure(config, workdir) -> tuple[dict, dict]:
     stride_px = params.arch.stride(test.site)
     n_passes = len(np.unique(inside.images[pairs])) + 2 * len(pairs)
     with logs.progress(n_passes, label="ablation: input space", unit="image") as bar:
-        outside = input_space.measure(
+        outside = keep("input_space", input_space.measure)(
             LogitsAndActs(params, test.site),
             model,
             _normalised(split, c.batch_size),

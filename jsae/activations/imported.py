@@ -9,7 +9,7 @@ import numpy as np
 
 from jsae.activations import store
 from jsae.data import arrays
-from jsae.runtime import artifacts, logs, mesh, preemption
+from jsae.runtime import artifacts, attempts, logs, mesh, preemption
 
 
 def read(data) -> arrays.Arrays:
@@ -53,9 +53,10 @@ def write(found: arrays.Arrays, rows: np.ndarray, label: str, folder, c) -> tupl
                     acts = np.asarray(found.activations[part]).astype(np.float32)
                 _check_finite(found, part, acts)
                 artifacts.write_array(folder / store.shard_name(i), store.to_stored(acts, c.dtype))
+                attempts.kept()
             progress.update(len(part))
     artifacts.write_array(folder / "labels.npy", found.labels[rows])
-    artifacts.write_json(folder / "image_ids.json", [found.ids[row] for row in rows.tolist()])
+    artifacts.write_json(folder / "image_ids.json", [found.ids[row] for row in rows.tolist()], checked=True)
     mesh.wait_for_all(f"activations of {label}: written")
     return found.activations.shape[1:], [len(part) for part in parts]
 

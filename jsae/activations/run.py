@@ -14,7 +14,7 @@ import numpy as np
 from jsae import classifier
 from jsae.activations import imported, store
 from jsae.data import augment, cache, pipeline
-from jsae.runtime import artifacts, logs, mesh, preemption, stages
+from jsae.runtime import artifacts, attempts, logs, mesh, preemption, stages
 
 SPLITS = ("train", "val", "test")
 
@@ -29,9 +29,8 @@ def run(config, workdir) -> None:
     stage = stages.begin(config, workdir, "activations")
     if stage.up_to_date:
         return
+    check_config(config)
     c = config.activations
-    if c.dtype not in store.DTYPES:
-        raise ValueError(f"config.activations.dtype={c.dtype!r}; valid are {', '.join(store.DTYPES)}")
     extract = _from_arrays(config) if c.site == stages.IMPORTED else _from_classifier(config, workdir)
     normalisation, results, skipped = None, {}, {}
     for name in SPLITS:
@@ -50,7 +49,7 @@ def run(config, workdir) -> None:
             "classifier_digest": stage.manifest["upstream"],
             **{key: normalisation[key] for key in ("mean", "scale")},
         }
-        artifacts.write_json(folder / "manifest.json", manifest)
+        artifacts.write_json(folder / "manifest.json", manifest, checked=True)
         results[f"n_vectors_{name}"] = sum(sizes) * shape[0] * shape[1]
     stage.finish(
         results
@@ -63,6 +62,16 @@ def run(config, workdir) -> None:
             "skipped_images": skipped,
         }
     )
+
+
+def check_config(config) -> None:
+    """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
+    c, k = config.activations, config.classifier
+    if c.dtype not in store.DTYPES:
+        raise ValueError(f"config.activations.dtype={c.dtype!r}; valid are {', '.join(store.DTYPES)}")
+    if c.site != stages.IMPORTED and not (k.pretrained or k.workdir):  # else the network is not known yet
+        arch = classifier.make_arch(k.arch, 1, stem_stride=k.stem_stride, depths=k.depths, dims=k.dims)
+        arch.check_site(c.site)
 
 
 def _from_classifier(config, workdir):
@@ -134,12 +143,13 @@ def _extract(forward, params, split, folder, c, device_mesh):
                     preemption.check()
                 artifacts.write_array(path, np.concatenate(acts)[:count])
                 artifacts.write_array(logits_path, np.concatenate(scores)[:count])
+                attempts.kept()
             progress.update(count)
     for i in range(len(sizes)):
         logits.append(artifacts.read_array(folder / f"logits-{i:05d}.npy"))
     artifacts.write_array(folder / "logits.npy", np.concatenate(logits))
     artifacts.write_array(folder / "labels.npy", np.asarray(split.labels, np.int32))
-    artifacts.write_json(folder / "image_ids.json", list(split.ids))
+    artifacts.write_json(folder / "image_ids.json", list(split.ids), checked=True)
     first = artifacts.read_array(folder / store.shard_name(0), mmap=True)
     return first.shape[1:], sizes
 

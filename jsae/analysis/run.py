@@ -2,14 +2,14 @@
 
 Reads the activations of train and test and the trained SAE; writes features.parquet and
 top_patches.parquet. Train chooses (alive, top class), test reports. The work takes one pass over each
-split and is done again from the start if it was interrupted.
+split; an interrupted stage goes on behind the last whole pass.
 """
 
 from jsae import sae as saes
 from jsae.activations import ActivationStore
 from jsae.analysis import features, top_patches
-from jsae.analysis.survey import survey
-from jsae.runtime import artifacts, logs, stages
+from jsae.analysis.survey import Survey, survey
+from jsae.runtime import artifacts, logs, parts, stages
 from jsae.runtime import mesh as meshes
 
 MIN_TOP = 16
@@ -41,10 +41,16 @@ def run(config, workdir) -> None:
         n_permutations=c.n_permutations,
         seed=config.seed,
         mesh=mesh,
+        keep=parts.Parts(stage.folder, (Survey, top_patches.TopPatches)),
     )
     artifacts.write_table(stage.folder / top_patches.FILE, patches, stage.manifest)
     artifacts.write_table(stage.folder / features.FILE, rows, stage.manifest)
     stage.finish(results)
+
+
+def check_config(config) -> None:
+    """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
+    check(config.analysis.n_top, config.analysis.n_permutations)
 
 
 def check(n_top: int, n_permutations: int) -> None:
@@ -59,7 +65,7 @@ def check(n_top: int, n_permutations: int) -> None:
         )
 
 
-def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, seed, mesh=None):
+def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, seed, mesh=None, keep=None):
     """Both tables and the headline numbers of one SAE.
 
     The test split's pooled activations [n_test, F] are kept in host memory, 4 bytes each, for ranks and
@@ -70,6 +76,7 @@ def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, 
       sae: a pytree with encode and n_features, see `survey`.
       n_top, batch_size, n_permutations, seed: the stage's settings.
       mesh: as for `survey`.
+      keep: keeps what each pass has found (`parts.Parts`), so that an interrupted stage need not pass again.
 
     Returns:
       (top_patches table, features table, results dict).
@@ -83,10 +90,15 @@ def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, 
         *(n_test, n_features, n_test * n_features * 4 / 2**20),
     )
     settings = {"batch_size": batch_size, "mesh": mesh}
+    keep = keep or (lambda name, make: make)
     with logs.progress(train_store.n_images, label="analysis of train", unit="image") as progress:
-        train = survey(train_store, sae, n_top=0, keep_pooled=False, on_batch=progress.update, **settings)
+        train = keep("survey-train", survey)(
+            train_store, sae, n_top=0, keep_pooled=False, on_batch=progress.update, **settings
+        )
     with logs.progress(n_test, label="analysis of test", unit="image") as progress:
-        test = survey(test_store, sae, n_top=n_top, keep_pooled=True, on_batch=progress.update, **settings)
+        test = keep("survey-test", survey)(
+            test_store, sae, n_top=n_top, keep_pooled=True, on_batch=progress.update, **settings
+        )
     with logs.progress(n_features, label="analysis: nulls", unit="feature") as progress:
         columns = features.describe(
             train,

@@ -14,11 +14,12 @@ def load(folder) -> convnext.Params:
 
     Raises:
       FileNotFoundError: the stage was never finished there.
+      digests.Damaged: its last checkpoint cannot be read; an older one is not taken.
     """
-    arch, abstract = _describe(folder)
+    arch, abstract, step = _describe(folder)
     with_sharding = checkpoints.abstract(abstract, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     store = checkpoints.Checkpoints(folder / "checkpoints")
-    restored = store.restore({"ema": with_sharding})
+    restored = store.restore({"ema": with_sharding}, step=step)
     if restored is None:
         raise FileNotFoundError(f"{folder / 'checkpoints'} holds no checkpoint")
     store.close()
@@ -33,4 +34,4 @@ def _describe(folder):
     fields = manifest["results"]["arch"]
     arch = convnext.Arch(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     abstract = jax.eval_shape(lambda key: convnext.init(key, arch), jax.random.key(0)).variables
-    return arch, abstract
+    return arch, abstract, manifest["results"].get("n_steps")

@@ -19,6 +19,15 @@ _EFFECT_MEANS = (
     "control_feature_mean_delta_margin",
     "mean_effect_minus_control_margin",
 )
+# Of each stage: seconds of all attempts, those of them that were lost when an attempt was cut short, MiB.
+_COSTS = (
+    "seconds",
+    "compile_seconds",
+    "attempts",
+    "lost_work_seconds",
+    "peak_memory_mib",
+    "peak_device_memory_mib",
+)
 # The device named is the first of these stages' that is complete: training is what costs.
 _DEVICE_FROM = ("sae", "classifier", "ablation", "analysis", "activations", "report")
 
@@ -61,10 +70,9 @@ def summarise(config, workdir) -> dict:
             },
         },
         "device": {key: (made_by.get("device") or {}).get(key) for key in ("kind", "count")},
-        "seconds": {name: (manifest or {}).get("seconds") for name, manifest in manifests.items()},
-        "compile_seconds": {
-            name: (manifest or {}).get("compile_seconds") for name, manifest in manifests.items()
-        },
+    }
+    summary |= {
+        key: {name: (manifest or {}).get(key) for name, manifest in manifests.items()} for key in _COSTS
     }
     return _known(summary)
 

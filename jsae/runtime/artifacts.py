@@ -2,8 +2,13 @@
 
 Paths are etils epaths, so a workdir may lie on gs:// as well as on local disk. Only one process writes.
 Parquet tables carry their manifest (config, upstream digest, versions, git revision) as schema metadata.
+
+Files that a later stage reads are *checked*: `checksums.json` beside them holds the CRC-32 of each, and
+reading one that has changed raises `digests.Damaged`. The checksum is recorded before the file is renamed
+and the one before it stays valid, so a kill between the two leaves a folder that can be read.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -14,23 +19,102 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from jsae.runtime import digests, failpoints
+
 MANIFEST_KEY = b"jsae.manifest"
+CHECKSUMS = "checksums.json"
+_UNFINISHED = ".unfinished-"  # what the temporary files' names begin with
+
+_checked: set[tuple] = set()  # (path, bytes, time) of the files that this process has found unchanged
 
 
-def write_bytes(path, data: bytes) -> None:
-    """Write `data` to `path` atomically, in the writer process only."""
+def write_bytes(path, data: bytes, *, checked: bool = False) -> None:
+    """Write `data` to `path` atomically, in the writer process only.
+
+    Args:
+      checked: record a checksum, and return when the file will survive a loss of power.
+
+    Raises OSError that names the file, for example if the disk is full; the file is then as it was.
+    """
     if jax.process_index() != 0:
         return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{path.name}.tmp{os.getpid()}"
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    if checked:
+        known = _checksums(path.parent)
+        crc = digests.of_bytes(data)
+        known[path.name] = [crc, *(other for other in known.get(path.name, ()) if other != crc)][:4]
+        _replace(path.parent / CHECKSUMS, json.dumps(known, indent=1).encode(), sync=True)
+    _replace(path, data, sync=checked)
 
 
-def write_json(path, obj) -> None:
+def _replace(path, data: bytes, sync: bool) -> None:
+    failpoints.visit(f"write/{path.parent.name}/{path.name}")
+    temporary = path.parent / f"{_UNFINISHED}{path.name}"
+    try:
+        if _is_remote(path):
+            temporary.write_bytes(data)
+        else:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+        failpoints.visit(f"rename/{path.parent.name}/{path.name}")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+
+
+def drop_unfinished(folder) -> None:
+    """Remove the temporary files that a killed run left in a local folder and the folders in it."""
+    if jax.process_index() == 0 and not _is_remote(folder):
+        for pattern in (f"{_UNFINISHED}*", f"*/{_UNFINISHED}*"):
+            for path in epath.Path(folder).glob(pattern):
+                path.unlink(missing_ok=True)
+
+
+def _is_remote(path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def _checksums(folder) -> dict[str, list[str]]:
+    path = folder / CHECKSUMS
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise digests.Damaged(path, f"{path}, the folder's checksums, is damaged ({error})") from error
+
+
+def check(path) -> None:
+    """Raise `digests.Damaged` if the file is not what was written; files without a checksum pass."""
+    path = epath.Path(path)
+    valid = _checksums(path.parent).get(path.name)
+    if valid is None:
+        return
+    stat = None if _is_remote(path) else os.stat(path)
+    key = stat and (os.fspath(path), stat.st_size, stat.st_mtime_ns)
+    if key is None or key not in _checked:
+        found = digests.of_file(path)
+        if found not in valid:
+            raise digests.Damaged(
+                path, f"{path} is damaged: its checksum is {found}, what was written had {valid[0]}"
+            )
+        _checked.add(key)
+
+
+def read_bytes(path) -> bytes:
+    """The bytes of a file. Raises `digests.Damaged` if they are not what was written."""
+    check(path)
+    return epath.Path(path).read_bytes()
+
+
+def write_json(path, obj, *, checked: bool = False) -> None:
     """Write `obj` as JSON. Raises ValueError on NaN or infinity: an unknown number is None."""
-    write_bytes(path, (json.dumps(obj, indent=2, allow_nan=False, default=_jsonable) + "\n").encode())
+    text = json.dumps(obj, indent=2, allow_nan=False, default=_jsonable) + "\n"
+    write_bytes(path, text.encode(), checked=checked)
 
 
 def _jsonable(value):
@@ -47,8 +131,8 @@ def read_json(path):
     """Read a JSON file. Raises ValueError that names the file if it is damaged."""
     path = epath.Path(path)
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(read_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or was cut short") from error
 
 
@@ -56,16 +140,15 @@ def write_array(path, array: np.ndarray) -> None:
     """Write one .npy file (no pickled objects)."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), checked=True)
 
 
 def read_array(path, *, mmap: bool = False) -> np.ndarray:
-    """Read one .npy file; mmap=True maps it where the path is local."""
-    path = os.fspath(path)
-    if mmap and "://" not in path:
+    """Read one .npy file, checked as a whole; mmap=True maps it where the path is local."""
+    if mmap and not _is_remote(path):
+        check(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    with epath.Path(path).open("rb") as file:
-        return np.load(io.BytesIO(file.read()), allow_pickle=False)
+    return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
 
 
 def write_table(path, table: pa.Table, manifest: dict) -> None:
@@ -75,7 +158,7 @@ def write_table(path, table: pa.Table, manifest: dict) -> None:
     }
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), sink)
-    write_bytes(path, sink.getvalue())
+    write_bytes(path, sink.getvalue(), checked=True)
 
 
 def read_table(path) -> pa.Table:
@@ -83,4 +166,4 @@ def read_table(path) -> pa.Table:
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run the stage that writes it first")
-    return pq.read_table(io.BytesIO(path.read_bytes()))
+    return pq.read_table(io.BytesIO(read_bytes(path)))

@@ -6,16 +6,23 @@ shardings are the *target's* (save on 8 devices, restore on 2). Random keys are 
 step numbers, and keys are derived from (seed, step).
 
 The latest checkpoints are kept, and beside them the best one by a metric. Saving runs in the background;
-a failed background write raises at the next call. Where the newest checkpoint is damaged and an older one
-is not, the damaged one is dropped with a warning; where none can be read nothing is touched.
+a failed background write raises at the next call. With each state goes the digest of each of its arrays
+(jsae.runtime.digests), for the file format underneath does not notice a changed byte. Where the newest
+checkpoint is damaged and an older one is not, the damaged one is dropped with a warning; where none can be
+read nothing is touched.
 """
+
+import contextlib
+import json
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jsae.runtime import logs
+from jsae.runtime import attempts, digests, failpoints, logs
+
+_DIGESTS = "digests"  # the name under which they are saved, beside the state's own
 
 
 def _flat(tree) -> dict:
@@ -46,6 +53,9 @@ class Checkpoints:
             )
         self._folder = epath.Path(folder)
         self._best = best
+        self._sent = None  # the last step handed to the background
+        if jax.process_index() == 0:
+            _drop_damaged_metrics(self._folder)
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=ocp.PyTreeCheckpointHandler(),
@@ -68,7 +78,7 @@ class Checkpoints:
     def names(self, step: int) -> dict[str, tuple]:
         """Name -> (shape, dtype) of every array saved at `step`."""
         metadata = self._manager.item_metadata(step).tree
-        return {name: (leaf.shape, leaf.dtype) for name, leaf in metadata.items()}
+        return {name: (leaf.shape, leaf.dtype) for name, leaf in metadata.items() if name != _DIGESTS}
 
     def restore(self, abstract_state, step: int | None = None):
         """(step, state) of the newest readable checkpoint, or None if there is none.
@@ -76,38 +86,62 @@ class Checkpoints:
         Args:
           abstract_state: the state's tree with `jax.ShapeDtypeStruct` leaves that carry shardings; a part
             of the tree that was saved is enough to read that part.
-          step: a certain step instead of the newest; then an unreadable one raises.
+          step: a certain step instead of the newest.
+
+        Raises:
+          digests.Damaged: that step cannot be read.
+          RuntimeError: no checkpoint can be read.
         """
+        self.wait()
         if step is not None:
-            return step, self._restore(abstract_state, step)
+            try:
+                return step, self._restore(abstract_state, step)
+            except Exception as error:
+                path = self._folder / str(step)
+                raise digests.Damaged(path, f"checkpoint {path} cannot be read: {_short(error)}") from error
         broken = {}
         for newest in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self._restore(abstract_state, newest)
-            except (ValueError, OSError, KeyError) as error:
+            except Exception as error:  # what tensorstore raises has no type of its own
                 broken[newest] = error
                 continue
             for damaged, error in broken.items():
                 logs.get_logger().warning(
                     "checkpoint %s cannot be read (%s); dropped, going on from step %d",
-                    *(self._folder / str(damaged), error, newest),
+                    *(self._folder / str(damaged), _short(error), newest),
                 )
                 self._manager.delete(damaged)
+            attempts.restored(newest)
             return newest, state
         if broken:
-            reasons = "; ".join(f"{self._folder / str(s)}: {error}" for s, error in broken.items())
+            reasons = "; ".join(f"{self._folder / str(s)}: {_short(error)}" for s, error in broken.items())
             raise RuntimeError(f"no checkpoint can be read: {reasons}")
         return None
 
     def _restore(self, abstract_state, step: int):
         abstract = _flat(abstract_state)
-        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
-        flat = self._manager.restore(step, args=args)
+        flat = self._read(abstract, step)
         missing = [name for name, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
         if missing:
             raise KeyError(f"step {step} in {self._folder} holds no {', '.join(missing)}")
+        saved = self._manager.item_metadata(step).tree
+        if _DIGESTS in saved:
+            everywhere = _whole(next(iter(abstract.values())).sharding)
+            shape, dtype = saved[_DIGESTS].shape, saved[_DIGESTS].dtype
+            wanted = {_DIGESTS: jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)}
+            recorded = self._read(wanted, step)[_DIGESTS].addressable_data(0)
+            changed = digests.differing(flat, saved.keys() - {_DIGESTS}, recorded)
+            if changed:
+                raise ValueError(
+                    f"{len(changed)} of {len(flat)} arrays are not what was saved, {changed[0]} among them"
+                )
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[name] for name in abstract])
+
+    def _read(self, abstract: dict, step: int) -> dict:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
+        return self._manager.restore(step, args=args)
 
     def save(self, step: int, state, metrics: dict | None = None) -> None:
         """Save in the background; does nothing if `step` is saved already.
@@ -117,16 +151,64 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         copy = jax.tree.map(jnp.copy, _flat(state))
-        self._manager.save(step, args=ocp.args.PyTreeSave(copy), metrics=metrics, force=True)
+        copy[_DIGESTS] = digests.of_tree(copy)
+        with self._writing():
+            self._manager.save(step, args=ocp.args.PyTreeSave(copy), metrics=metrics, force=True)
+        self._sent = step
+        attempts.saved(step)
+        failpoints.visit(f"save/{step}")
 
     def wait(self) -> None:
-        """Return when all saves are on disk; raises what a background save raised."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Return when all saves are on disk. Raises OSError if one failed."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        if self._sent is not None:
+            failpoints.visit(f"saved/{self._sent}")
+            self._sent = None
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore have many types for a disk that refuses
+            raise OSError(
+                f"a checkpoint could not be written to {self._folder}: {_short(error)}. "
+                "The checkpoints before it are intact: mend what is said, and start again"
+            ) from error
+
+
+def _whole(sharding):
+    """The sharding of an array that every device of `sharding` holds whole."""
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return sharding
+
+
+def _short(error: Exception) -> str:
+    """The first line of a message, without the long descriptions that tensorstore appends."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _drop_damaged_metrics(folder) -> None:
+    """Drop what would keep orbax from opening the folder: metrics that are no JSON.
+
+    The newest checkpoint is dropped whole if there is an older one, for its metrics are part of it.
+    """
+    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+    for path in steps:
+        try:
+            if (path / "metrics" / "metrics").exists():
+                json.loads((path / "metrics" / "metrics").read_text())
+        except ValueError:
+            newest = len(steps) > 1 and int(path.name) == max(int(step.name) for step in steps)
+            what = "the checkpoint is dropped" if newest else "they are dropped"
+            logs.get_logger().warning("the metrics of checkpoint %s cannot be read; %s", path, what)
+            (path if newest else path / "metrics").rmtree()
 
 
 def abstract(tree, sharding):

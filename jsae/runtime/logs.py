@@ -1,6 +1,7 @@
 """Logs, metrics and progress.
 
-`get_logger()` is the one logger; `to_file(workdir)` adds workdir/log.txt. `note` is a warning that the end
+`get_logger()` is the one logger; `to_file(workdir)` adds workdir/log.txt, `to_tensorboard()` sends the
+numbers of every metrics.jsonl to TensorBoard as well. `note` is a warning that the end
 of a run says again. `MetricsLog` appends rows to a metrics.jsonl and can be rewound to a restored step, so
 that a resumed run leaves the same file as an uninterrupted one. Keys of times end in `_s` or `_per_s`; all
 other values are reproducible. `progress` shows a bar on a terminal and a plain line every half minute
@@ -18,8 +19,11 @@ import jax
 import tqdm
 from etils import epath
 
+from jsae.runtime import artifacts, attempts, failpoints, heartbeat
+
 _LINE_EVERY_S = 30.0
 _notes: list[str] = []
+_tensorboard = None  # tensorboardX's SummaryWriter class, where it was asked for
 
 
 def get_logger() -> logging.Logger:
@@ -60,6 +64,21 @@ def to_file(workdir) -> None:
     get_logger().addHandler(handler)
 
 
+def to_tensorboard() -> None:
+    """From now on write the rows of every metrics.jsonl to a folder tensorboard/ beside it, too.
+
+    Raises RuntimeError that says what to install.
+    """
+    global _tensorboard
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise RuntimeError(
+            "config.runtime.tensorboard=True needs tensorboardX: pip install 'jsae[tensorboard]'"
+        ) from error
+    _tensorboard = SummaryWriter
+
+
 class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
@@ -72,12 +91,13 @@ class MetricsLog:
 
     def __init__(self, path):
         self._path = epath.Path(path)
-        self._rows = None
+        self._rows, self._board, self._from_step = None, None, 0
         if jax.process_index() == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def rewind(self, step: int) -> None:
         """Drop rows beyond `step` and a torn last line, as a restored run at `step` had them."""
+        self._from_step = step
         if jax.process_index() != 0 or not self._path.exists():
             return
         kept = []
@@ -88,14 +108,14 @@ class MetricsLog:
                 break  # torn by a kill; everything behind it is beyond the last save
             if row["step"] <= step:
                 kept.append(line)
-        temporary = self._path.parent / (self._path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self._path)
+        artifacts.write_bytes(self._path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, step: int, values: dict) -> None:
         """Append one row; values are plain or 0-d array numbers, None where unknown."""
         if jax.process_index() != 0:
             return
+        if _tensorboard is not None:
+            self._to_board(int(step), values)
         row = {"step": int(step)} | {k: None if v is None else _number(v) for k, v in values.items()}
         line = json.dumps(row, allow_nan=False) + "\n"
         if "://" in os.fspath(self._path):  # object stores cannot append
@@ -107,6 +127,14 @@ class MetricsLog:
             return
         with open(self._path, "a") as file:
             file.write(line)
+
+    def _to_board(self, step: int, values: dict) -> None:
+        if self._board is None:  # what a killed run wrote beyond the restored step is purged
+            folder = os.fspath(self._path.parent / "tensorboard")
+            self._board = _tensorboard(folder, purge_step=self._from_step + 1, flush_secs=30)
+        for name, value in values.items():
+            if value is not None:
+                self._board.add_scalar(name, float(value), step)
 
 
 def _number(value):
@@ -135,6 +163,9 @@ class Progress:
     def update(self, n: int = 1, **shown) -> None:
         """`n` more units are done; `shown` are numbers to print beside the rate."""
         self._done += n
+        heartbeat.beat()
+        attempts.alive()
+        failpoints.visit(f"progress/{self._label}")
         if self._bar is not None:
             self._bar.update(n)
             if shown:

@@ -13,23 +13,22 @@ that lies in the stage's folder:
 With config.activations.site = "arrays" the activations come from a file of the user's and there is no
 classifier: the stages that need one are skipped, and the stage above one of them counts as the one above.
 
-`finish` writes the manifest anew with the stage's headline results, seconds and compile seconds.
+`finish` writes the manifest anew with the stage's headline results, and what they cost: seconds over all
+attempts, compile seconds of the last one, lost work (jsae.runtime.attempts), memory.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import subprocess
-import time
 
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, logs
+from jsae.runtime import artifacts, attempts, failpoints, logs, memory, parts
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
@@ -89,7 +88,7 @@ class Stage:
     folder: epath.Path
     manifest: dict
     up_to_date: bool
-    _start_s: float = dataclasses.field(default_factory=time.monotonic)
+    _attempts: attempts.Attempts | None = None
     _start_compile_s: float = dataclasses.field(default_factory=lambda: _compile_seconds)
 
     @property
@@ -98,24 +97,29 @@ class Stage:
 
     def finish(self, results: dict) -> None:
         """Mark the stage complete and keep its headline results (JSON-able, unknown numbers None)."""
-        seconds = time.monotonic() - self._start_s
+        failpoints.visit(f"finish/{self.name}")
         self.manifest |= {
             "status": "complete",
             "results": results,
-            "seconds": round(seconds, 3),
             "compile_seconds": round(_compile_seconds - self._start_compile_s, 3),
+            "peak_memory_mib": memory.peak_mib(),
+            "peak_device_memory_mib": memory.peak_device_mib(),
+            **self._attempts.totals(),
         }
+        parts.drop(self.folder)
         artifacts.write_json(self.folder / "manifest.json", self.manifest)
-        logs.get_logger().info("%s: done in %.1f s", self.name, seconds)
+        attempts.end()
+        logs.get_logger().info("%s: done in %.1f s", self.name, self.manifest["seconds"])
 
 
-def _plain(config) -> dict:
+def plain(config) -> dict:
+    """The config as a nested dict."""
     return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
 def section(config, name: str) -> dict:
     """The part of the config that the stage's result depends on, as a plain nested dict."""
-    config = _plain(config)
+    config = plain(config)
     picked = {}
     for key in _SECTIONS[name]:
         value = config.get(key)
@@ -135,13 +139,13 @@ def folder(config, workdir, name: str) -> epath.Path:
     """Where a stage's artifacts lie; the classifier's may belong to another workdir."""
     check_name(name)
     if name == "classifier":
-        workdir = _plain(config).get("classifier", {}).get("workdir") or workdir
+        workdir = plain(config).get("classifier", {}).get("workdir") or workdir
     return epath.Path(workdir) / name
 
 
 def skipped(config) -> tuple[str, ...]:
     """The stages that a study of this config does not have: those that need a classifier, where none is."""
-    site = (_plain(config).get("activations") or {}).get("site")
+    site = (plain(config).get("activations") or {}).get("site")
     return ("classifier", "ablation") if site == IMPORTED else ()
 
 
@@ -242,7 +246,7 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
             log.info("%s: up to date", name)
             return Stage(name, where, found, up_to_date=True)
         log.info("%s: resuming", name)
-        return Stage(name, where, found, up_to_date=False)
+        return _opened(name, where, found)
     log.info("%s: starting", name)
     manifest = {
         "stage": name,
@@ -257,7 +261,42 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
     }
     artifacts.write_json(where / "manifest.json", manifest)
-    return Stage(name, where, manifest, up_to_date=False)
+    return _opened(name, where, manifest)
+
+
+def _opened(name: str, where, manifest: dict) -> Stage:
+    artifacts.drop_unfinished(where)
+    memory.reset_peak()
+    stage = Stage(name, where, manifest, up_to_date=False, _attempts=attempts.begin(where))
+    failpoints.visit(f"begin/{name}")
+    return stage
+
+
+def reopen(workdir, path) -> str | None:
+    """Mark the stage to which a damaged file or checkpoint belongs unfinished, and drop the file.
+
+    Started again, the stage makes what is missing, or trains on from the checkpoint before. Returns the
+    stage's name, None if the path belongs to no stage of this workdir.
+    """
+    path, workdir = epath.Path(path), epath.Path(workdir)
+    inside = os.fspath(path).removeprefix(os.fspath(workdir) + "/").split("/")
+    manifest = manifest_in(workdir / inside[0]) if inside[0] in STAGES else None
+    if manifest is None:
+        return None
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+    artifacts.write_json(workdir / inside[0] / "manifest.json", manifest | {"status": "started"})
+    return inside[0]
+
+
+def check(config, workdir) -> None:
+    """Raise ConfigMismatch if a stage in the workdir was made with another config than this one."""
+    for name in STAGES:
+        if name in skipped(config) or is_external(config, workdir, name) or name == "report":
+            continue
+        found = read_manifest(config, workdir, name)
+        if found is not None and not _is_empty(folder(config, workdir, name), found):
+            _compare(found, section(config, name), found["upstream"], name, None)
 
 
 def _is_empty(where, manifest: dict) -> bool:
@@ -265,11 +304,13 @@ def _is_empty(where, manifest: dict) -> bool:
 
     It may then be started with another config: that loses nothing.
     """
-    return manifest["status"] == "started" and all(path.name == "manifest.json" for path in where.iterdir())
+    return manifest["status"] == "started" and all(
+        path.name in ("manifest.json", attempts.FILE) for path in where.iterdir()
+    )
 
 
 def _resume_promise(config) -> str:
-    deterministic = _plain(config).get("runtime", {}).get("deterministic", False)
+    deterministic = plain(config).get("runtime", {}).get("deterministic", False)
     if jax.default_backend() == "cpu" or deterministic:
         return "bit-identical for the same topology, jax version and device kind"
     return "fvu and accuracy within 0.5% (runtime.deterministic is off)"
@@ -316,48 +357,6 @@ def restart(config, workdir, name: str) -> None:
         if where.exists() and jax.process_index() == 0:
             where.rmtree()
             logs.get_logger().info("%s: dropped", stage)
-
-
-def write_config(config, workdir) -> None:
-    """Write the resolved config to workdir/config.json."""
-    artifacts.write_json(epath.Path(workdir) / "config.json", _plain(config))
-
-
-def lock(workdir):
-    """Hold the workdir for this run; the kernel frees it when the process ends, however it ends.
-
-    Returns the open lock file, to be kept. Raises RuntimeError naming the process that holds it.
-    Workdirs on remote file systems are not locked.
-    """
-    if "://" in os.fspath(workdir) or jax.process_index() != 0:
-        return None
-    path = pathlib.Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = open(path / ".lock", "a+")  # noqa: SIM115 - held until the process ends
-    except OSError as error:
-        raise OSError(f"workdir {path} is not writable: {error}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        with file:
-            file.seek(0)
-            holder = file.read().strip() or "unknown process"
-        raise RuntimeError(f"another run works in {path}: {holder}") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}")
-    file.flush()
-    return file
-
-
-def describe_start(config, workdir) -> str:
-    """One line for the log: devices, processes, versions, config digest, workdir."""
-    digest = digest_of({k: v for k, v in _plain(config).items() if k != "runtime"}, None)
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jsae", "jax", "flax", "optax"))
-    return (
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
-        f"{jax.process_count()} process(es), {versions}, config {digest}, workdir {os.fspath(workdir)}"
-    )
 
 
 def _git_revision() -> str | None:

@@ -71,8 +71,8 @@ def save(folder, sae: model.SAE, *, metadata: dict | None = None) -> None:
         value = np.broadcast_to(np.asarray(sae.own[name], np.float64), (sae.n_features,))
         weights[name] = scale * value if name in _SCALED else value
     weights = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
-    artifacts.write_bytes(folder / "sae_weights.safetensors", safetensors.numpy.save(weights))
-    artifacts.write_json(folder / "cfg.json", config)
+    artifacts.write_bytes(folder / "sae_weights.safetensors", safetensors.numpy.save(weights), checked=True)
+    artifacts.write_json(folder / "cfg.json", config, checked=True)
 
 
 def load(folder) -> model.SAE:
@@ -91,7 +91,7 @@ def load(folder) -> model.SAE:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; an exported SAE has it")
-    config, weights = artifacts.read_json(paths[0]), safetensors.numpy.load(paths[1].read_bytes())
+    config, weights = artifacts.read_json(paths[0]), safetensors.numpy.load(artifacts.read_bytes(paths[1]))
     architecture = config.get("architecture")
     if architecture not in _READ_AS:
         raise ValueError(

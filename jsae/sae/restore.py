@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from jsae.runtime import artifacts, checkpoints
+from jsae.runtime import artifacts, checkpoints, stages
 from jsae.sae import model, train
 
 
 def describe(folder, sae: model.SAE, has_ema: bool) -> None:
     """Write folder/model.json: variant, n_channels, n_features, k, and whether a mean of weights is kept."""
     static = {name: getattr(sae, name) for name in ("variant", "n_channels", "n_features", "k")}
-    artifacts.write_json(epath.Path(folder) / "model.json", static | {"has_ema": has_ema})
+    artifacts.write_json(epath.Path(folder) / "model.json", static | {"has_ema": has_ema}, checked=True)
 
 
 def load(folder) -> model.SAE:
@@ -22,6 +22,7 @@ def load(folder) -> model.SAE:
 
     Raises:
       FileNotFoundError: no SAE was trained there.
+      digests.Damaged: the last checkpoint of a finished stage cannot be read; an older one is not taken.
     """
     folder = epath.Path(folder)
     if not (folder / "model.json").exists() or not (folder / "checkpoints").exists():
@@ -37,7 +38,8 @@ def load(folder) -> model.SAE:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved = checkpoints.Checkpoints(folder / "checkpoints")
     try:
-        found = saved.restore(checkpoints.abstract(jax.eval_shape(fresh), here))
+        done = (stages.manifest_in(folder) or {}).get("results", {})
+        found = saved.restore(checkpoints.abstract(jax.eval_shape(fresh), here), step=done.get("steps"))
     finally:
         saved.close()
     if found is None:

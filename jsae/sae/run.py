@@ -123,6 +123,15 @@ def run(config, workdir, where=None) -> None:
     )
 
 
+def check_config(config) -> None:
+    """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
+    c = config.sae
+    variants.check_name(c.variant)
+    blocks.shape_of(1, 1, c.batch_size)
+    k = c.k if variants.VARIANTS[c.variant].has_k else None
+    variants.check(c.variant, n_channels=1, n_features=c.n_features, k=k)
+
+
 def recipe_of(c, *, n_steps: int, dead_after_steps: int) -> train.Recipe:
     """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out."""
     kind, matryoshka = variants.VARIANTS[c.variant], c.variant == "matryoshka"

@@ -13,7 +13,7 @@ from jsae.activations import ActivationStore
 from jsae.activations import run as extraction
 from jsae.analysis import run as analysis
 from jsae.report import run as report
-from jsae.runtime import artifacts, preemption, stages
+from jsae.runtime import artifacts, preemption, stages, workdirs
 from jsae.sae import run as sae
 
 N = 60
@@ -41,7 +41,7 @@ def resnet_like(seed=0, channels=2048):
 
 
 def run_all(config, workdir):
-    stages.write_config(config, workdir)
+    workdirs.write_config(config, workdir)
     for stage in (extraction, sae, analysis, report):
         stage.run(config, workdir)
 

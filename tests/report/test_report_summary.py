@@ -18,12 +18,17 @@ MEANS = (
 )
 EFFECTS = {"n_features", "n_images", *MEANS, *(f"{mean}_ci95" for mean in MEANS)}
 SAE_KEYS = {"variant", "n_channels", "n_features", "l0", "fvu", "pca_fvu", "dead_fraction"}
+COSTS = (
+    *("seconds", "compile_seconds", "attempts", "lost_work_seconds"),
+    *("peak_memory_mib", "peak_device_memory_mib"),
+)
 STAGES = {"classifier", "activations", "sae", "analysis", "ablation", "report"}
 
 
 def check_keys(summary):
     assert set(summary) == {
-        *("classifier", "sae", "analysis", "ablation", "device", "seconds", "compile_seconds")
+        *("classifier", "sae", "analysis", "ablation", "device"),
+        *COSTS,
     }
     assert set(summary["classifier"]) == {"arch", "site", "test_accuracy", "test_mean_per_class_accuracy"}
     assert set(summary["sae"]) == SAE_KEYS | {"accuracy_recovered", "ce_recovered"}
@@ -33,7 +38,7 @@ def check_keys(summary):
     assert set(summary["ablation"]["input_space"]) == EFFECTS
     assert set(summary["ablation"]["agreement"]) == {"spearman", "spearman_ci95"}
     assert set(summary["device"]) == {"kind", "count"}
-    assert set(summary["seconds"]) == set(summary["compile_seconds"]) == STAGES
+    assert all(set(summary[cost]) == STAGES for cost in COSTS)
 
 
 def leaves(tree):

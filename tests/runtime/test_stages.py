@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from configs import demo
-from jsae.runtime import stages
+from jsae.runtime import stages, workdirs
 
 
 @pytest.fixture
@@ -153,8 +153,8 @@ def test_a_damaged_manifest_is_named(config, tmp_path):
         stages.begin(config, tmp_path, "classifier")
 
 
-def _hold(workdir, ready, leave):
-    held = stages.lock(workdir)
+def _hold(folder, ready, leave):
+    held = workdirs.lock(folder)
     ready.set()
     leave.wait(60)
     del held
@@ -168,11 +168,11 @@ def test_a_second_run_on_a_workdir_is_refused_by_name(tmp_path):
     try:
         assert ready.wait(60)
         with pytest.raises(RuntimeError, match=rf"another run works in .*: process {other.pid} "):
-            stages.lock(tmp_path)
+            workdirs.lock(tmp_path)
     finally:
         leave.set()
         other.join(60)
-    stages.lock(tmp_path).close()
+    workdirs.lock(tmp_path).close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jsae import metrics
-from jsae.runtime import stages
+from jsae.runtime import stages, workdirs
 from jsae.sae import stability
 from jsae.sae.run import run
 
@@ -54,7 +54,7 @@ def test_two_workdirs_are_compared_over_their_alive_features(examples, tmp_path)
         config = examples.small_config()
         config.seed, config.sae.eval_every_steps = seed, 0
         examples.make_activations(config, tmp_path / str(seed))
-        stages.write_config(config, tmp_path / str(seed))
+        workdirs.write_config(config, tmp_path / str(seed))
         run(config, tmp_path / str(seed))
     found = stability.compare(tmp_path / "0", tmp_path / "1")
     assert found["mean_max_cosine"] > found["random_mean_max_cosine"]

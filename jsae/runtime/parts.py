@@ -1,0 +1,102 @@
+"""Results of a stage's passes, kept until the stage is finished: interrupted, it goes on behind the last one.
+
+    keep = Parts(stage.folder, (FeatureEffects, Moments))
+    effects = keep("feature_space", measure)(acts, sae, features=features)
+
+Called for the first time `measure` runs and what it returned is written to parts/feature_space.npz, whole or
+not at all; called again after an interruption it is read. What comes back has passed through the file's form
+in both cases, so a resumed run sees the same values bit for bit. Arrays, numbers, text, None, lists, tuples
+and dicts can be kept, and the classes named (dataclasses and named tuples); nothing else is ever made from a
+file.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+
+import jax
+import numpy as np
+from etils import epath
+
+from jsae.runtime import artifacts, attempts, logs, mesh
+
+FOLDER = "parts"
+
+
+class Parts:
+    """The kept results in `folder`/parts; `kinds` are the classes they may consist of."""
+
+    def __init__(self, folder, kinds=()):
+        self._folder = epath.Path(folder) / FOLDER
+        self._kinds = {kind.__name__: kind for kind in kinds}
+
+    def __call__(self, name: str, make):
+        """`make`, whose result is kept under `name`; arguments are passed on and not looked at."""
+
+        @functools.wraps(make)
+        def kept(*args, **kwargs):
+            path = self._folder / f"{name}.npz"
+            found = path.exists()
+            mesh.wait_for_all(f"parts: {name}")  # all have looked before one writes
+            if found:
+                logs.get_logger().info("%s: there from before", name)
+                return self._unpack(artifacts.read_bytes(path))
+            data = self._pack(make(*args, **kwargs))
+            artifacts.write_bytes(path, data, checked=True)
+            attempts.kept()
+            return self._unpack(data)
+
+        return kept
+
+    def _pack(self, value) -> bytes:
+        arrays: dict[str, np.ndarray] = {}
+        tree = self._describe(value, arrays)
+        stream = io.BytesIO()
+        text = np.frombuffer(json.dumps(tree).encode(), np.uint8)
+        np.savez(stream, tree=text, **arrays)
+        return stream.getvalue()
+
+    def _describe(self, value, arrays: dict):
+        """The JSON form of a value; arrays go to `arrays`."""
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, jax.Array | np.ndarray | np.generic):
+            arrays[f"a{len(arrays)}"] = np.asarray(value)
+            return {"array": len(arrays) - 1, "scalar": isinstance(value, np.generic)}
+        if isinstance(value, dict):
+            return {"dict": [[self._describe(part, arrays) for part in item] for item in value.items()]}
+        kind = type(value).__name__
+        if dataclasses.is_dataclass(value) and kind in self._kinds:
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return {"kind": kind, "fields": {k: self._describe(v, arrays) for k, v in fields.items()}}
+        if hasattr(value, "_fields") and kind in self._kinds:
+            fields = value._asdict()
+            return {"kind": kind, "fields": {k: self._describe(v, arrays) for k, v in fields.items()}}
+        if type(value) in (list, tuple):
+            return {kind: [self._describe(item, arrays) for item in value]}
+        raise TypeError(f"{kind} cannot be kept; kinds named are {', '.join(self._kinds) or 'none'}")
+
+    def _unpack(self, data: bytes):
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return self._build(json.loads(arrays["tree"].tobytes()), arrays)
+
+    def _build(self, tree, arrays):
+        if not isinstance(tree, dict):
+            return tree
+        if "array" in tree:
+            array = arrays[f"a{tree['array']}"]
+            return array[()] if tree["scalar"] else array
+        if "dict" in tree:
+            return {self._build(k, arrays): self._build(v, arrays) for k, v in tree["dict"]}
+        if "kind" in tree:
+            fields = {name: self._build(value, arrays) for name, value in tree["fields"].items()}
+            return self._kinds[tree["kind"]](**fields)
+        items = [self._build(item, arrays) for item in next(iter(tree.values()))]
+        return tuple(items) if "tuple" in tree else items
+
+
+def drop(folder) -> None:
+    """Remove what was kept, in the writer process; the stage is finished."""
+    if jax.process_index() == 0 and (epath.Path(folder) / FOLDER).exists():
+        (epath.Path(folder) / FOLDER).rmtree()

@@ -1,0 +1,116 @@
+"""Which faults befall a run, where, and what must come of each.
+
+A calm run says every failpoint it visits (JSAE_FAIL=trace@*); a plan draws from these, so that a fault is
+never aimed at a place that does not exist. In one workdir the faults follow each other in the order of their
+places: each is visited by the run that goes on after the fault before.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import random
+
+from jsae.runtime import stages
+
+_NOISE = ("attempts.json",)  # book-keeping, written at times that depend on the clock
+_OF_THE_WORKDIR = ("config.json", "summary.json")  # their points carry the workdir's name
+BEFALL = ("kill", "term", "int", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+      kind: kill, term, int, full: befalls the run at `point`. truncate, flip, tear: the run is killed at
+        `point`, then the newest file that `target` names is damaged.
+      stage: the stage in which the point lies.
+      point: POINT#N of a JSAE_FAIL.
+      target: a shell pattern of files in the workdir.
+      heard: words that one line of the next run must hold; none for damage that is mended in silence.
+    """
+
+    kind: str
+    stage: str
+    point: str
+    target: str = ""
+    heard: tuple[str, ...] = ()
+
+    @property
+    def action(self) -> str:
+        return self.kind if self.kind in BEFALL else "kill"
+
+
+_NEWEST = "checkpoints/*/default/ocdbt.process_0/d/*"
+_INDEX = "checkpoints/*/default/d/*"  # read whatever is wanted of the checkpoint; of the rest, what is wanted
+_SHARD = "train/shard-*.npy"
+_UNREADABLE, _DAMAGED = ("checkpoint", "cannot be read"), ("is damaged", "open again")
+DAMAGE = (
+    Fault("flip", "classifier", "save/16", f"classifier/{_NEWEST}", _UNREADABLE),
+    Fault("tear", "classifier", "save/20", "classifier/metrics.jsonl"),
+    Fault("truncate", "activations", "begin/activations", f"classifier/{_INDEX}", _UNREADABLE),
+    Fault("flip", "activations", "rename/test/shard-00001.npy", "activations/train/shard-*.npy", _DAMAGED),
+    Fault("truncate", "sae", "begin/sae", "activations/train/shard-*.npy", _DAMAGED),
+    Fault("truncate", "sae", "save/64", f"sae/{_NEWEST}", _UNREADABLE),
+    Fault("flip", "analysis", "begin/analysis", f"sae/{_NEWEST}", _UNREADABLE),
+    Fault("flip", "ablation", "begin/ablation", "analysis/features.parquet", _DAMAGED),
+    Fault("truncate", "report", "begin/report", "ablation/feature_space.parquet", _DAMAGED),
+)
+
+
+def draw(trace: list[str], n_a_stage: int, seed: int, kinds=BEFALL) -> list[Fault]:
+    """`n_a_stage` faults of each stage at places of a calm run's trace, in the order of the trace."""
+    rng, faults = random.Random(seed), []
+    for stage, visits in _by_stage(trace).items():
+        places = _places(visits)
+        chosen = sorted(rng.sample(range(len(places)), min(n_a_stage, len(places))))
+        shuffled = rng.sample([kinds[i % len(kinds)] for i in range(len(chosen))], len(chosen))
+        faults += [Fault(kind, stage, places[i]) for kind, i in zip(shuffled, chosen, strict=True)]
+    return faults
+
+
+def _by_stage(trace: list[str]) -> dict[str, list[str]]:
+    found, stage = {name: [] for name in stages.STAGES}, None
+    for point in trace:
+        if point.startswith("begin/"):
+            stage = point.removeprefix("begin/")
+        if stage is not None:
+            found[stage].append(point)
+    return {name: visits for name, visits in found.items() if visits}
+
+
+def _places(visits: list[str]) -> list[str]:
+    """POINT#N in the order of the visits, of those that a run which goes on later will come to as well.
+
+    Names that occur once; and of a loop the first visits, for a resumed run has fewer of them.
+    """
+    count, seen, places = collections.Counter(visits), collections.Counter(), []
+    for point in visits:
+        seen[point] += 1
+        looping = point == "poll" or point.startswith("progress/")
+        if point.endswith(_OF_THE_WORKDIR + _NOISE) or (not looping and count[point] > 1):
+            continue
+        if seen[point] <= (min(3, count[point] // 4) if looping else 1):
+            places.append(f"{point}#{seen[point]}")
+    return places
+
+
+def damage(workdir: pathlib.Path, fault: Fault) -> pathlib.Path:
+    """Truncate, tear or flip a bit of the file that the fault names; returns its path.
+
+    Of several files the largest in the newest checkpoint is taken, or the last by name.
+    """
+    files = sorted(path for path in workdir.glob(fault.target) if path.is_file())
+    if not files:
+        raise FileNotFoundError(f"{workdir} holds no {fault.target} to damage")
+    if "checkpoints" in fault.target:
+        steps = [int(path.relative_to(workdir).parts[2]) for path in files]
+        files = [path for path, step in zip(files, steps, strict=True) if step == max(steps)]
+        files.sort(key=lambda path: path.stat().st_size)
+    path, data = files[-1], files[-1].read_bytes()
+    middle = len(data) // 2
+    if fault.kind == "flip":
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :])
+    else:
+        path.write_bytes(data[: middle if fault.kind == "truncate" else len(data) - 3])
+    return path

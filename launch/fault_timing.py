@@ -1,0 +1,118 @@
+"""What stopping costs: seconds from a SIGTERM to the end of the run in every phase, and useful time.
+
+Nothing is written after the process has ended, so its end is when its state is durable.
+"""
+
+import pathlib
+import random
+import shutil
+import signal
+
+from jsae.runtime import stages
+from launch import compare_runs, fault_process
+
+# phase -> (the stage made anew, the line after which it begins, the line at which it is over)
+PHASES = {
+    "start-up": ("classifier", "", "classifier: starting"),
+    "compile": ("classifier", "classifier: demo", "progress/classifier"),
+    "train": ("classifier", "progress/classifier", "save/20"),
+    "evaluate": ("classifier", "saved/20", "finish/classifier"),
+    "extract": ("activations", "begin/activations", "finish/activations"),
+    "sae": ("sae", "begin/sae", "finish/sae"),
+    "analysis": ("analysis", "begin/analysis", "finish/analysis"),
+    "ablation": ("ablation", "begin/ablation", "finish/ablation"),
+    "report": ("report", "begin/report", "finish/report"),
+}
+
+
+def latencies(calm: pathlib.Path, folder: pathlib.Path, n: int, seed: int) -> dict[str, list[float | None]]:
+    """Phase -> n times, seconds from a SIGTERM at a random moment of it to the exit; None: not with 75.
+
+    Each run starts from a copy of the finished study without the phase's stage and those below. A signal that
+    comes when the phase is over is sent again in another run.
+    """
+    rng, found = random.Random(seed), {}
+    for phase, (stage, begins, ends) in PHASES.items():
+        base = folder / f"before {stage}"
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(calm, base)
+        for name in stages.STAGES[stages.STAGES.index(stage) :]:
+            shutil.rmtree(base / name, ignore_errors=True)
+        length_s = _seconds_between(base, folder / "work", begins, ends)
+        found[phase] = []
+        for _ in range(n * 3):
+            if len(found[phase]) == n:
+                break
+            _copy(base, folder / "work")
+            strike = (begins, rng.uniform(0, 0.9 * length_s), signal.SIGTERM)
+            whole = phase == "start-up"
+            done = fault_process.run(folder / "work", fail="trace@*", strike=strike, whole=whole)
+            over = done.struck_s is None or any(
+                ends in line and time_s < done.struck_s
+                for line, time_s in zip(done.lines, done.times_s, strict=True)
+            )
+            if not over:
+                found[phase].append(done.seconds - done.struck_s if done.code == 75 else None)
+    return found
+
+
+def _seconds_between(base, work, begins: str, ends: str) -> float:
+    """How long the phase takes in a run that is left alone."""
+    _copy(base, work)
+    done = fault_process.run(work, fail="trace@*", whole=not begins)
+    start_s = 0.0 if not begins else done.time_of(begins)
+    return done.time_of(ends) - start_s
+
+
+def _copy(base: pathlib.Path, work: pathlib.Path) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(base, work)
+
+
+def table(found: dict[str, list[float | None]]) -> str:
+    """Markdown: phase, how many, median, maximum, how many did not end with 75."""
+    lines = ["| phase | signals | ended with 75 | median s | maximum s |", "|---|---|---|---|---|"]
+    for phase, times in found.items():
+        good = sorted(time for time in times if time is not None)
+        numbers = f"{good[len(good) // 2]:.2f} | {good[-1]:.2f}" if good else "- | -"
+        lines.append(f"| {phase} | {len(times)} | {len(good)} | {numbers} |")
+    return "\n".join(lines)
+
+
+def kill_every(workdir: pathlib.Path, settings, every_s: float) -> tuple[list[float], bool]:
+    """SIGKILL a run `every_s` seconds after each start: seconds of each run, whether the last one ended."""
+    shutil.rmtree(workdir, ignore_errors=True)
+    seconds = []
+    while len(seconds) < 200:
+        done = fault_process.run(workdir, settings, whole=True, strike=("", every_s, signal.SIGKILL))
+        seconds.append(done.seconds)
+        if done.code != -signal.SIGKILL:
+            return seconds, done.code == 0
+    return seconds, False
+
+
+def report_latencies(folder: pathlib.Path, n: int, seed: int) -> bool:
+    """Measure n SIGTERMs a phase and print the table; True if every run ended with 75 within 30 s."""
+    calm = folder / "calm"
+    if not (calm / "report" / "index.html").exists():
+        shutil.rmtree(calm, ignore_errors=True)
+        fault_process.run(calm)
+    found = latencies(calm, folder, n, seed)
+    print(table(found))
+    times = [time for of_phase in found.values() for time in of_phase]
+    return len(times) == n * len(PHASES) and all(time is not None and time <= 30 for time in times)
+
+
+def report_useful(folder: pathlib.Path, settings, every_s: float) -> bool:
+    """Run once alone and once killed every `every_s` seconds, and print the share of useful time."""
+    shutil.rmtree(folder / "alone", ignore_errors=True)
+    alone = fault_process.run(folder / "alone", settings, whole=True)
+    seconds, ended = kill_every(folder / "killed", settings, every_s)
+    differences = compare_runs.compare(folder / "alone", folder / "killed") if ended else ["it did not end"]
+    print(
+        f"alone {alone.seconds:.0f} s; killed every {every_s:.0f} s: {len(seconds) - 1} kills, "
+        f"{sum(seconds):.0f} s in all; useful {alone.seconds / sum(seconds):.2f} of the time; "
+        f"differences {len(differences)}"
+    )
+    print(*(f"- {line}" for line in differences), sep="\n")
+    return alone.code == 0 and not differences

@@ -1,0 +1,100 @@
+"""The short form of the fault runner, and that it would see what it looks for."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from jsae.runtime import stages
+from launch import compare_runs, fault_plan, faults
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def attacked(clean_environment, tmp_path_factory):
+    """(folder, what was said) of one fault in each stage, two damaged files and one signal at any moment."""
+    folder = tmp_path_factory.mktemp("faults")
+    command = [sys.executable, "-m", "launch.faults", f"--folder={folder}"]
+    command += ["--a_stage=1", "--damages=2", "--moments=1"]
+    done = subprocess.run(
+        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_a_study_survives_and_is_the_same(attacked):
+    folder, said = attacked
+    assert "failures 0, differences 0" in said
+    for stage in stages.STAGES:
+        assert f"| {stage} |" in said
+    summary = json.loads((folder / "faults" / "summary.json").read_text())
+    assert sum(summary["attempts"].values()) > len(stages.STAGES), "stages were begun again"
+    assert all(summary["lost_work_seconds"][stage] is not None for stage in stages.STAGES)
+
+
+def other(path, change):
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("activations/test/labels.npy", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        ("analysis/features.parquet", lambda data: data[: len(data) // 2]),
+        ("sae/metrics.jsonl", lambda data: data + data.splitlines()[-1] + b"\n"),
+        ("classifier/manifest.json", lambda data: data.replace(b'"n_steps": 20', b'"n_steps": 21')),
+        ("sae/export/sae_weights.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    ],
+)
+def test_a_difference_is_seen(attacked, tmp_path, name, change):
+    calm = attacked[0] / "calm"
+    same, differs = tmp_path / "one", tmp_path / "other"
+    for stage in {name.split("/")[0]}:
+        for to in (same, differs):
+            shutil.copytree(calm / stage, to / stage, ignore=shutil.ignore_patterns("checkpoints"))
+    assert compare_runs.compare(same, differs) == []
+    other(differs / name, change)
+    try:
+        found = compare_runs.compare(same, differs)
+    except OSError:  # a table that cannot be read at all
+        found = [name]
+    assert found and name in found[0]
+
+
+def test_a_changed_array_of_a_checkpoint_is_seen(attacked, tmp_path):
+    calm, disturbed = attacked[0] / "calm", tmp_path / "other"
+    shutil.copytree(calm / "sae", disturbed / "sae")
+    newest = max((disturbed / "sae/checkpoints").iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    assert any("holds steps" in line for line in compare_runs.compare(calm, disturbed))
+
+
+TRACE = ["begin/sae", *["poll", "progress/sae"] * 20, "save/8", "write/sae/manifest.json", "finish/sae"]
+
+
+def test_a_plan_names_places_that_a_resumed_run_comes_to():
+    assert fault_plan._places(TRACE) == [
+        *("begin/sae#1", "poll#1", "progress/sae#1", "poll#2", "progress/sae#2", "poll#3", "progress/sae#3"),
+        *("save/8#1", "write/sae/manifest.json#1", "finish/sae#1"),
+    ]
+    drawn = fault_plan.draw(TRACE, 4, seed=0)
+    assert [fault.kind for fault in drawn].count("kill") == 1 and len(drawn) == 4
+    order = [fault_plan._places(TRACE).index(fault.point) for fault in drawn]
+    assert order == sorted(order) and drawn == fault_plan.draw(TRACE, 4, seed=0)
+
+
+def test_a_missed_window_is_a_failure(monkeypatch, tmp_path):
+    ended = faults.fault_process.Outcome(0, ["results: w"], [0.1], 0.2, None)
+    monkeypatch.setattr(faults.fault_process, "run", lambda *_, **__: ended)
+    survivor = faults.Survivor(tmp_path / "w")
+    survivor.befall(fault_plan.Fault("kill", "sae", "save/8#1"))
+    survivor.strike("term", 1.0)
+    assert [line.split(" (")[0] for line in survivor.failures] == [
+        "w: kill at save/8#1: missed, the run ended with 0",
+        "w: term after 1.0 s: missed, the run ended with 0",
+    ]
