@@ -29,7 +29,7 @@ import time
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, logs
+from jsae.runtime import artifacts, logs, mesh
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
@@ -106,6 +106,7 @@ class Stage:
             "compile_seconds": round(_compile_seconds - self._start_compile_s, 3),
         }
         artifacts.write_json(self.folder / "manifest.json", self.manifest)
+        mesh.wait_for_all(f"{self.name}: finished")  # the next stage reads what was written
         logs.get_logger().info("%s: done in %.1f s", self.name, seconds)
 
 
@@ -256,6 +257,7 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
         "git_revision": _git_revision(),
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
     }
+    mesh.wait_for_all(f"{name}: nothing was there")  # every process has looked before one of them writes
     artifacts.write_json(where / "manifest.json", manifest)
     return Stage(name, where, manifest, up_to_date=False)
 
