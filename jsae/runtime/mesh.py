@@ -23,6 +23,10 @@ def initialize() -> None:
     coordinator = os.environ.get("JSAE_COORDINATOR")
     if not coordinator:
         return
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        # Only the first process writes the compilation cache, and XLA:CPU programs that one process took from
+        # it and another compiled meet in the wrong collectives: seen as runs that stand still for ever
+        jax.config.update("jax_enable_compilation_cache", False)
     if coordinator == "auto":
         jax.distributed.initialize()
         return

@@ -90,13 +90,13 @@ def check(needed: Estimate, available: int | None, mesh, *, streamed: bool) -> N
     if fits(needed, available):
         return
     advice = {
-        "vectors": "sae.buffer_mib" if streamed else "the store's share by sae.store='streamed'",
-        "activations": "sae.batch_size (or more devices on the data axis)",
-        "state": "sae.n_features, or its share of a device by a larger runtime.model_axis",
+        "vectors": "lower sae.buffer_mib" if streamed else "set sae.store='streamed'",
+        "activations": "lower sae.batch_size",
+        "state": "lower sae.n_features or raise runtime.model_axis",
     }
     largest = max(advice, key=lambda name: getattr(needed, name) * (5 / 3 if name == "state" else 1))
     raise ValueError(
         f"training the SAE needs about {needed}, and a device has {available / GIB:.2f} GiB "
-        f"({_SAFE_SHARE:.0%} of it may be used; mesh {dict(mesh.shape)}, {jax.device_count()} device(s)). "
-        f"Lower {advice[largest]}"
+        f"({_SAFE_SHARE:.0%} of it may be used; mesh {dict(mesh.shape)}, {jax.device_count()} device(s)): "
+        f"{advice[largest]}"
     )

@@ -173,7 +173,7 @@ def test_a_streamed_run_resumes_bit_for_bit(examples, tmp_path, monkeypatch):
         results = stages.results(config, workdir, "sae")
         assert results["store"] == "streamed"
         assert results["fvu"] < 1
-        assert results["mixing"]["image_share"] >= results["mixing"]["ideal_image_share"]
+        assert 0 < results["mixing"]["image_share"] < 0.1  # an image is in one block: 2 rows of it a step
         finals.append(sae.load(workdir / "sae"))
     jax.tree.map(np.testing.assert_array_equal, *finals)
 
