@@ -89,7 +89,7 @@ def test_the_matrix_is_dealt_over_the_model_axis_in_the_plan():
     assert plans[0].needed.state == 6 * 2**20 * 1536 * 4
     assert plans[-1].needed.state == plans[0].needed.state // 64
     assert {p.needed.activations for p in plans} == {plans[0].needed.activations}
-    assert plans[0].sent > 20 * plans[4].sent  # gradients of the dictionary bound a mesh without model axis
+    assert plans[0].sent > 10 * plans[4].sent  # gradients of the dictionary bound a mesh without model axis
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_matrix_is_dealt_over_the_model_axis_in_the_plan():
     [
         ({"vector_bytes": 1e12}, "set sae.store='streamed'"),
         ({"batch_size": 2**20}, "lower sae.batch_size"),
-        ({"n_features": 2**22}, "lower sae.n_features or raise runtime.model_axis"),
+        ({"n_features": 2**22, "batch_size": 64}, "lower sae.n_features or raise runtime.model_axis"),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused_with_what_to_lower(changes, advice):
