@@ -72,6 +72,7 @@ def fit(
         return _reason(bad_vectors(bad_step - 1))
 
     def save_and_stop():
+        profiling.end("sae")
         saved.save(step, state)
         saved.wait()
         preemption.check()

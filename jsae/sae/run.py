@@ -11,6 +11,7 @@ over them. In the stage's folder:
     manifest.json     with the headline results
 """
 
+import contextlib
 import functools
 
 import jax
@@ -68,6 +69,7 @@ def run(config, workdir, where=None) -> None:
     constants = {"mean": train_store.mean, "scale": np.float32(train_store.scale)}
     abstract = jax.eval_shape(fresh, **constants)
     shardings = train.shardings(mesh, abstract)
+    sources.remember(stage.folder, is_streamed)
     restore.describe(stage.folder, abstract.sae, has_ema=recipe.ema_decay > 0)
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints)
     found = saved.restore(checkpoints.abstract(abstract, shardings))
@@ -85,21 +87,21 @@ def run(config, workdir, where=None) -> None:
     sums = evaluate.make_sums(mesh)
     over = functools.partial(evaluate.over_store, sums, mesh=mesh, n_vectors=c.batch_size)
     dispatch = train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch)
-    state, rate = fit.fit(
-        *(state, step, source, dispatch),
-        recipe=recipe,
-        every={name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")},
-        steps_per_dispatch=c.steps_per_dispatch,
-        max_bad_steps=c.max_bad_steps,
-        bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
-        validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
-        saved=saved,
-        log=log,
-        last_eval=fit.last_eval(stage.folder / METRICS_FILE),
-    )
-    cells = train_store.n_vectors // train_store.n_images
-    mixed = mixing.shares(source, train_store.labels, cells, seed=config.seed)
-    source.close()
+    with contextlib.closing(source):
+        state, rate = fit.fit(
+            *(state, step, source, dispatch),
+            recipe=recipe,
+            every={name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")},
+            steps_per_dispatch=c.steps_per_dispatch,
+            max_bad_steps=c.max_bad_steps,
+            bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
+            validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
+            saved=saved,
+            log=log,
+            last_eval=fit.last_eval(stage.folder / METRICS_FILE),
+        )
+        cells = train_store.n_vectors // train_store.n_images
+        mixed = mixing.shares(source, train_store.labels, cells, seed=config.seed)
     saved.close()
     sae = jax.jit(train.trained_sae, out_shardings=shardings.sae)(state)
     results = final_numbers(over, sae, stores)

@@ -6,15 +6,16 @@ from jsae.runtime import artifacts, logs, preemption
 from jsae.runtime import mesh as meshes
 from jsae.sae import blocks, memory, paths, resident, streamed
 
+FILE = "source.json"
 STORES = ("auto", "resident", "streamed")
 _CHUNK_BYTES = 1 << 25
 
 
 def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
-    """(whether the vectors are streamed, the blocks' sizes) for `config.sae`; kept in folder/source.json.
+    """(whether the vectors are streamed, the blocks' sizes) for `config.sae`.
 
     "auto" streams only what does not fit beside the SAE. The order of the vectors depends on the choice, so a
-    resumed run keeps the one it was started with.
+    resumed run keeps the one that lies in its folder (`remember`).
 
     Raises ValueError for an unknown setting, and where the run does not fit the devices; the message names
     what to lower.
@@ -35,7 +36,7 @@ def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
     )
     available = memory.of_device(mesh)
     needed = estimate(vector_bytes=shape.mib * 2**20)
-    path = folder / "source.json"
+    path = folder / FILE
     chosen = artifacts.read_json(path)["store"] if path.exists() else c.store
     meshes.wait_for_all("sae: read what was chosen before")
     if chosen == "auto":
@@ -46,8 +47,12 @@ def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
         needed = estimate(vector_bytes=2 * shape.mib * 2**20)
     logs.get_logger().info("sae: %s: training needs about %s", chosen, needed)
     memory.check(needed, available, mesh, streamed=chosen == "streamed")
-    artifacts.write_json(path, {"store": chosen})
     return chosen == "streamed", shape
+
+
+def remember(folder, is_streamed: bool) -> None:
+    """Write the choice into the stage's folder, once all settings have been found good."""
+    artifacts.write_json(folder / FILE, {"store": "streamed" if is_streamed else "resident"})
 
 
 def open_source(mesh, store, c, shape: blocks.Shape, *, is_streamed: bool, seed: int, last_step: int):
