@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jsae.runtime import preemption
+
 
 def initialize() -> None:
     """Join the other processes of this run, if there are any.
@@ -29,17 +31,18 @@ def initialize() -> None:
         jax.config.update("jax_enable_compilation_cache", False)
     if coordinator == "auto":
         jax.distributed.initialize()
-        return
-    missing = [name for name in ("JSAE_NUM_PROCESSES", "JSAE_PROCESS_ID") if name not in os.environ]
-    if missing:
-        raise ValueError(f"JSAE_COORDINATOR={coordinator} needs {' and '.join(missing)} beside it")
-    local = os.environ.get("JSAE_LOCAL_DEVICE_IDS")
-    jax.distributed.initialize(
-        coordinator,
-        num_processes=int(os.environ["JSAE_NUM_PROCESSES"]),
-        process_id=int(os.environ["JSAE_PROCESS_ID"]),
-        local_device_ids=[int(i) for i in local.split(",")] if local else None,
-    )
+    else:
+        missing = [name for name in ("JSAE_NUM_PROCESSES", "JSAE_PROCESS_ID") if name not in os.environ]
+        if missing:
+            raise ValueError(f"JSAE_COORDINATOR={coordinator} needs {' and '.join(missing)} beside it")
+        local = os.environ.get("JSAE_LOCAL_DEVICE_IDS")
+        jax.distributed.initialize(
+            coordinator,
+            num_processes=int(os.environ["JSAE_NUM_PROCESSES"]),
+            process_id=int(os.environ["JSAE_PROCESS_ID"]),
+            local_device_ids=[int(i) for i in local.split(",")] if local else None,
+        )
+    preemption.reinstall()  # jax has put its own handler of SIGTERM over ours
 
 
 def cache_compilations(folder: str) -> None:

@@ -71,7 +71,10 @@ def test_each_vector_comes_once_an_epoch_in_another_order_each_time(folder):
         vectors = np.concatenate(batches)
         np.testing.assert_array_equal(np.sort(vectors[:, 0]), np.arange(2800))
         np.testing.assert_array_equal(vectors[:, 1:], np.stack([2 * vectors[:, 0], np.full(2800, 0.5)], 1))
-    assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
+    per_piece = source.shape.steps_per_piece
+    first_pieces = [set(np.concatenate(batches[:per_piece])[:, 0]) for batches in epochs]
+    # Other images meet in a window each epoch: about one in n_pieces of them by chance alone
+    assert len(first_pieces[0] & first_pieces[1]) < 0.5 * len(first_pieces[0])
     other = epoch_of(source_on(folder, seed=1), 0)
     assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(other))
     source.close()
