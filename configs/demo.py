@@ -82,7 +82,9 @@ def get_config(form: str = "full") -> ConfigDict:
         frozen="",  # "decoder" and "encoder" are baselines
         n_epochs=30.0,
         batch_size=4096,
-        precision="float32",  # of the products; "default" is TF32 on Hopper and bfloat16 on TPU
+        precision="float32",  # of the products; or "bfloat16", or "default": TF32 on Hopper, bfloat16 on TPU
+        store="auto",  # "resident" on the devices, "streamed" from disk; auto streams what does not fit
+        buffer_mib=1024.0,  # of one of the two pieces of a streamed store, over all devices
         aux_alpha=1 / 32,
         dead_after_epochs=1.0,
         steps_per_dispatch=10,
@@ -119,6 +121,7 @@ def get_config(form: str = "full") -> ConfigDict:
         model_axis=1,
         tensorboard=False,  # write the rows of metrics.jsonl for TensorBoard as well
         stuck_after_s=600.0,  # without a step: say which process is behind; 0 never
+        compile_cache="",  # a folder that only trusted users can write; "" leaves it to jax
     )
     if form == "small":
         config.data.n_train, config.data.n_val, config.data.n_test = 1024, 128, 512

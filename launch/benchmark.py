@@ -5,8 +5,8 @@
     data         images/s decoding photos each time, and from the decoded cache (needs --data_dir); those of
                  augmentation on the device (crop, flip, TrivialAugment), and of the same crop, flip and a
                  rotation, inversion or smoothing of each image by OpenCV in one thread of the host
-    sae          vectors/s of whole training steps (gradients, projection, Adam, AuxK where a variant has it)
-                 at 768 channels, 6,144 features, k = 32, 4,096 vectors; and of the encoder's product alone
+    sae          vectors/s of whole SAE training steps, and of the encoder's product alone; with --only=sae
+                 also growth with F and k, and streaming beside a resident store (launch/benchmark_sae.py)
     atlas        closed-form ablations/s, one a (feature, image) pair, reduced to moments over images: 256
                  images, 6,144 features, 768 channels, 100 classes, random numbers, every feature active; for
                  one target class (the label) and for all three
@@ -35,8 +35,8 @@ from jsae.ablation import atlas
 from jsae.ablation.feature_space import TARGETS
 from jsae.classifier import convnext, depthwise
 from jsae.data import augment, cache, decode, pipeline
-from jsae.runtime import allocator, mesh
-from jsae.sae import model, train, variants
+from jsae.runtime import allocator
+from launch import benchmark_sae
 
 SECTIONS = ("classifier", "data", "sae", "atlas")
 NETWORKS = {"atto_96_b32": ("atto", 96, 32), "tiny_224_b8": ("tiny", 224, 8)}
@@ -184,72 +184,6 @@ def _augment_by_opencv(images, change: bool):
     return out
 
 
-def sae_rates(
-    rounds: int, peers: str | None, n_channels: int = 768, n_features: int = 6144, k: int = 32, n: int = 4096
-) -> dict:
-    """Vectors/s of a training step by variant, of the encoder's product alone, and of peers."""
-    device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
-    x = jax.random.normal(jax.random.key(0), (n, n_channels))
-    batch = {"x": x.reshape(64, -1, n_channels), "mask": jnp.ones((64, n // 64))}
-    weights = jax.random.normal(jax.random.key(1), (n_features, n_channels)) / n_channels**0.5
-    product = jax.jit(lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ()))))
-    row, running = {}, {"encoder_product": lambda: product(x, weights)}
-    settings = {"relu_l1": {"l1": 1e-3}, "topk": {"aux_alpha": 1 / 32}, "batch_topk": {"aux_alpha": 1 / 32}}
-    for name, terms in settings.items():
-        recipe = train.Recipe(n_steps=1000, learning_rate=1e-4, dead_after_steps=100, **terms)
-        make = jax.jit(
-            lambda name=name, recipe=recipe: train.init_state(
-                model.init(
-                    jax.random.key(2),
-                    n_channels=n_channels,
-                    n_features=n_features,
-                    variant=name,
-                    k=k if variants.VARIANTS[name].has_k else None,
-                    mean=jnp.zeros(n_channels),
-                    scale=1.0,
-                ),
-                recipe,
-            )
-        )
-        state = make()
-        step = jax.jit(train.make_step(device_mesh, state.sae, recipe), donate_argnums=0)
-        start = time.perf_counter()
-        compiled = step.lower(state, batch).compile()
-        row[name] = {"compile_s": time.perf_counter() - start}
-        memory = compiled.memory_analysis()
-        if memory is not None:
-            used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-            row[name]["peak_mib"] = used / 2**20
-        running[name] = _stepper(compiled, state, batch)
-    found, theirs = [], []
-    for _ in range(rounds):
-        found.append(alternate(running, n, 1))
-        if peers:
-            theirs += _peer_rows(peers, "sae_peers.sh", n_channels, n_features, k, n)
-    product_rate = statistics.median(rates["encoder_product"] for rates in found)
-    row["encoder_product_vectors_per_s"] = product_rate
-    for name in settings:
-        row[name]["vectors_per_s"] = rate = statistics.median(rates[name] for rates in found)
-        row[name]["step_over_encoder_product"] = product_rate / rate
-        for peer in sorted({their["peer"] for their in theirs}):
-            rates = [t["vectors_per_s"] for t in theirs if (t["peer"], t["variant"]) == (peer, name)]
-            if rates:
-                row[name][f"{peer}_vectors_per_s"] = statistics.median(rates)
-                row[name][f"over_{peer}"] = rate / statistics.median(rates)
-    return row
-
-
-def _stepper(step, state, batch):
-    """A function that takes one more training step each time; the state goes from one to the next."""
-    held = [state]
-
-    def run():
-        held[0], metrics = step(held[0], batch)
-        return metrics
-
-    return run
-
-
 def atlas_rates(
     rounds: int, n_images: int = 256, n_features: int = 6144, n_channels: int = 768, n_classes: int = 100
 ) -> dict:
@@ -287,6 +221,10 @@ def atlas_rates(
     }
 
 
+def _sae_peers() -> list[dict]:
+    return _peer_rows(_PEERS.value, "sae_peers.sh", 768, 6144, 32, 4096) if _PEERS.value else []
+
+
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -313,8 +251,15 @@ def main(argv):
         else:
             print("data: left out, needs --data_dir")
     if "sae" in sections:
-        results["sae"] = sae_rates(_ROUNDS.value, _PEERS.value)
+        results["sae"] = benchmark_sae.rates(alternate, _ROUNDS.value, _sae_peers)
         _print("sae", results["sae"])
+        for name, measure in (
+            ("growth", lambda: benchmark_sae.growth(alternate, min(3, _ROUNDS.value))),
+            ("stream", benchmark_sae.stream),
+        ):
+            if _ONLY.value:  # minutes; not part of the short table
+                results["sae"][name] = measure()
+                _print(f"sae.{name}", results["sae"][name])
     if "atlas" in sections:
         results["atlas"] = atlas_rates(_ROUNDS.value)
         _print("atlas", results["atlas"])

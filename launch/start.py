@@ -16,7 +16,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, digests, logs, mesh, stages, watchdog, workdirs
+from jsae.runtime import allocator, digests, logs, mesh, profiling, stages, watchdog, workdirs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
@@ -24,6 +24,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study (local, gs:// or another etils path).")
 _RESTART = flags.DEFINE_string(
     "restart", None, f"Drop this stage and all below first: {', '.join(stages.STAGES)}."
+)
+_PROFILE = flags.DEFINE_string(
+    "profile_steps", None, "Record these steps of every training stage, e.g. 10..20, into workdir/profile."
 )
 
 
@@ -99,13 +102,14 @@ def _main(argv, work) -> None:
     if len(argv) > 1:
         sys.exit(
             f"error: unexpected argument {argv[1]!r}; "
-            "flags are --config, --config.KEY=VALUE, --workdir and --restart"
+            "flags are --config, --config.KEY=VALUE, --workdir, --restart and --profile_steps"
         )
     config, workdir = _CONFIG.value, _WORKDIR.value
     if config.runtime.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     allocator.keep_freed_memory()
     mesh.initialize()
+    mesh.cache_compilations(config.runtime.compile_cache)
     log = logs.get_logger()
     absl_logging.set_verbosity(absl_logging.ERROR)  # what matters of orbax and tfds is raised
     logs.to_terminal()
@@ -117,6 +121,8 @@ def _main(argv, work) -> None:
         if config.runtime.tensorboard:
             logs.to_tensorboard()
         log.info("%s", workdirs.describe_start(config, workdir))
+        if _PROFILE.value:
+            profiling.request(_PROFILE.value, workdir)
         if _RESTART.value:
             stages.restart(config, workdir, _RESTART.value)
         work(config, workdir)

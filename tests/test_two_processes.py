@@ -24,7 +24,7 @@ make = lambda: train.init_state(jax.random.key(0), arch, recipe, layer_scale=0.5
 state = jax.jit(make, out_shardings=everywhere)()
 step = jax.jit(train.make_step(arch, recipe, 0), in_shardings=(everywhere, mesh.sharded(device_mesh)),
     out_shardings=(everywhere, everywhere), donate_argnums=0)
-index, count = mesh.process_slice()
+index, count = mesh.process_slice(device_mesh)
 assert count == int(sys.argv[2]) and jax.device_count() == 4, (count, jax.device_count())
 rng = np.random.default_rng(0)
 batch = {"image": rng.integers(0, 256, (16, 16, 16, 3), np.uint8),

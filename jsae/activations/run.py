@@ -125,16 +125,19 @@ def _extract(forward, params, split, folder, c, device_mesh):
     """Write the split's shards that are missing; ((H, W, C), shard sizes)."""
     n, size = len(split.labels), c.images_per_shard
     sizes = [min(size, n - start) for start in range(0, n, size)]
+    files = [(folder / store.shard_name(i), folder / f"logits-{i:05d}.npy") for i in range(len(sizes))]
+    missing = [i for i, pair in enumerate(files) if not all(path.exists() for path in pair)]
+    mesh.wait_for_all(f"activations of {split.name}: found what is there")  # before any process adds to it
     logits = []
     with logs.progress(n, label=f"activations of {split.name}", unit="image") as progress:
         for i, count in enumerate(sizes):
-            path, logits_path = folder / store.shard_name(i), folder / f"logits-{i:05d}.npy"
-            if not (path.exists() and logits_path.exists()):
+            path, logits_path = files[i]
+            if i in missing:
                 rows = slice(i * size, i * size + count)
                 part = dataclasses.replace(split, images=split.images[rows], labels=split.labels[rows])
                 acts, scores = [], []
                 for batch in pipeline.eval_batches(
-                    part, batch_size=c.batch_size, process=mesh.process_slice()
+                    part, batch_size=c.batch_size, process=mesh.process_slice(device_mesh)
                 ):
                     out = forward(params, mesh.put_batch(device_mesh, {"image": batch["image"]})["image"])
                     out = mesh.to_host(out)
@@ -145,8 +148,9 @@ def _extract(forward, params, split, folder, c, device_mesh):
                 artifacts.write_array(logits_path, np.concatenate(scores)[:count])
                 attempts.kept()
             progress.update(count)
-    for i in range(len(sizes)):
-        logits.append(artifacts.read_array(folder / f"logits-{i:05d}.npy"))
+    mesh.wait_for_all(f"activations of {split.name}: written")
+    for _, logits_path in files:
+        logits.append(artifacts.read_array(logits_path))
     artifacts.write_array(folder / "logits.npy", np.concatenate(logits))
     artifacts.write_array(folder / "labels.npy", np.asarray(split.labels, np.int32))
     artifacts.write_json(folder / "image_ids.json", list(split.ids), checked=True)

@@ -12,6 +12,7 @@ label of every vector are known. Shards are written whole (a rename), so an inte
 on with the first shard that is missing.
 """
 
+import bisect
 import dataclasses
 import functools
 
@@ -105,11 +106,7 @@ class ActivationStore:
         for i, n in enumerate(sizes):
             path = self.folder / shard_name(i)
             array = artifacts.read_array(path, mmap=True)
-            expected = (n, *self.grid, self.n_channels)
-            if array.shape != expected:
-                raise ValueError(
-                    f"{path} has shape {array.shape}, its manifest says {expected}; it is damaged"
-                )
+            self._check_shape(path, array.shape, n)
             shards.append(array)
         return shards
 
@@ -124,6 +121,51 @@ class ActivationStore:
         if not pieces:
             return np.zeros((0, *self.grid, self.n_channels), np.float32)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    @property
+    def vector_dtype(self):
+        """Of `stored_vectors`: float32 or bfloat16."""
+        return np.dtype(np.float32 if self.manifest["dtype"] == "float32" else ml_dtypes.bfloat16)
+
+    def stored_vectors(self, start: int, stop: int) -> np.ndarray:
+        """Raw vectors start..stop-1 in the store's order, as stored [n, C].
+
+        They are read, not mapped: the process's memory does not grow with what it has read. Safe to call from
+        several threads at once.
+        """
+        row_bytes, pieces = self.n_channels * self.vector_dtype.itemsize, []
+        at = bisect.bisect_right(self._files, start, key=lambda shard: shard[1]) - 1
+        for path, first, n, offset in self._files[max(at, 0) :]:
+            low, high = max(start - first, 0), min(stop - first, n)
+            if low >= high:
+                break
+            with path.open("rb") as file:
+                file.seek(offset + low * row_bytes)
+                data = file.read((high - low) * row_bytes)
+            pieces.append(np.frombuffer(data, self.vector_dtype).reshape(-1, self.n_channels))
+        if not pieces:
+            return np.zeros((0, self.n_channels), self.vector_dtype)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    @functools.cached_property
+    def _files(self) -> list[tuple]:
+        """(path, number of its first vector, vectors, bytes before them) of each shard."""
+        cells, files, first = self.grid[0] * self.grid[1], [], 0
+        for i, images in enumerate(self.manifest["shards"]):
+            path = self.folder / shard_name(i)
+            with path.open("rb") as file:
+                version = np.lib.format.read_magic(file)
+                shape, _, _ = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
+                offset = file.tell()
+            self._check_shape(path, shape, images)
+            files.append((path, first, images * cells, offset))
+            first += images * cells
+        return files
+
+    def _check_shape(self, path, shape: tuple, n_images: int) -> None:
+        expected = (n_images, *self.grid, self.n_channels)
+        if tuple(shape) != expected:
+            raise ValueError(f"{path} has shape {shape}, its manifest says {expected}; it is damaged")
 
     def batches(self, batch_size: int):
         """Yield (start, acts float32 [batch_size, H, W, C], mask float32 [batch_size]) over all images.

@@ -67,7 +67,7 @@ def survey(store, sae, *, batch_size: int, n_top: int, keep_pooled: bool, mesh=N
     labels, n_classes = np.asarray(store.labels, np.int32), len(store.class_names)
     if len(labels) and labels.max() >= n_classes:
         raise ValueError(f"label {labels.max()} has no name: the store has {n_classes} class names")
-    index, count = (0, 1) if mesh is None else meshes.process_slice()
+    index, count = (0, 1) if mesh is None else meshes.process_slice(mesh)
     mesh = meshes.make_mesh(1, devices=jax.local_devices()[:1]) if mesh is None else mesh
     step = jax.jit(
         _step, static_argnames="n_classes", donate_argnums=1, out_shardings=meshes.replicated(mesh)

@@ -30,7 +30,7 @@ def make_predict(device_mesh):
 def predict_split(predict, params, split, device_mesh, batch_size: int, between=lambda: None) -> np.ndarray:
     """Logits float32 [N, L] of a whole split; `between` is called after every batch."""
     rows = []
-    batches = pipeline.eval_batches(split, batch_size=batch_size, process=mesh.process_slice())
+    batches = pipeline.eval_batches(split, batch_size=batch_size, process=mesh.process_slice(device_mesh))
     for batch in batches:
         rows.append(
             mesh.to_host(predict(params, mesh.put_batch(device_mesh, {"image": batch["image"]})["image"]))

@@ -8,7 +8,7 @@ import numpy as np
 
 from jsae.classifier import baseline, convnext, evaluate, picture, pretrained, train
 from jsae.data import cache, order, pipeline
-from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, stages
+from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, profiling, stages
 
 BEST = "val/mean_per_class_accuracy"
 
@@ -105,11 +105,12 @@ def run(config, workdir) -> None:
         seed=config.seed,
         batch_size=c.batch_size,
         start_step=start,
-        process=mesh.process_slice(),
+        process=mesh.process_slice(device_mesh),
     )
     pending, since = None, (time.monotonic(), start)  # metrics are read one step late: the device never waits
     with logs.progress(n_steps, start=start, label="classifier") as progress:
         for step in range(start + 1, n_steps + 1):
+            profiling.at("classifier", step - 1, state["step"])
             state, values = step_fn(state, mesh.put_batch(device_mesh, next(batches)))
             if pending is not None:
                 _write(rows, *pending)
@@ -138,6 +139,7 @@ def run(config, workdir) -> None:
             if stopping:
                 saved.close()
                 preemption.check()
+    profiling.end("classifier")
     saved.wait()
     logits = logits_of("test", preemption.check)
     saved.close()

@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jsae.runtime import preemption
+
 
 def initialize() -> None:
     """Join the other processes of this run, if there are any.
@@ -23,19 +25,37 @@ def initialize() -> None:
     coordinator = os.environ.get("JSAE_COORDINATOR")
     if not coordinator:
         return
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        # Only the first process writes the compilation cache, and XLA:CPU programs that one process took from
+        # it and another compiled meet in the wrong collectives: seen as runs that stand still for ever
+        jax.config.update("jax_enable_compilation_cache", False)
     if coordinator == "auto":
         jax.distributed.initialize()
+    else:
+        missing = [name for name in ("JSAE_NUM_PROCESSES", "JSAE_PROCESS_ID") if name not in os.environ]
+        if missing:
+            raise ValueError(f"JSAE_COORDINATOR={coordinator} needs {' and '.join(missing)} beside it")
+        local = os.environ.get("JSAE_LOCAL_DEVICE_IDS")
+        jax.distributed.initialize(
+            coordinator,
+            num_processes=int(os.environ["JSAE_NUM_PROCESSES"]),
+            process_id=int(os.environ["JSAE_PROCESS_ID"]),
+            local_device_ids=[int(i) for i in local.split(",")] if local else None,
+        )
+    preemption.reinstall()  # jax has put its own handler of SIGTERM over ours
+
+
+def cache_compilations(folder: str) -> None:
+    """Keep compiled programs in a folder between runs; "" leaves it to jax and its environment variables.
+
+    All processes read it, the first one writes. What lies there is run as code: the folder must be one that
+    only trusted users can write.
+    """
+    if not folder:
         return
-    missing = [name for name in ("JSAE_NUM_PROCESSES", "JSAE_PROCESS_ID") if name not in os.environ]
-    if missing:
-        raise ValueError(f"JSAE_COORDINATOR={coordinator} needs {' and '.join(missing)} beside it")
-    local = os.environ.get("JSAE_LOCAL_DEVICE_IDS")
-    jax.distributed.initialize(
-        coordinator,
-        num_processes=int(os.environ["JSAE_NUM_PROCESSES"]),
-        process_id=int(os.environ["JSAE_PROCESS_ID"]),
-        local_device_ids=[int(i) for i in local.split(",")] if local else None,
-    )
+    jax.config.update("jax_compilation_cache_dir", folder)
+    never = float("inf")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5 if is_writer() else never)
 
 
 def make_mesh(data: int = -1, model: int = 1, *, devices=None) -> Mesh:
@@ -67,9 +87,23 @@ def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def process_slice() -> tuple[int, int]:
-    """(index, count) of this process: which share of every batch it reads."""
-    return jax.process_index(), jax.process_count()
+def process_slice(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of `count` equal shares of every batch this process reads.
+
+    Processes whose devices differ only along `model` read the same share.
+
+    Raises ValueError if the data axis cannot be dealt to the processes evenly.
+    """
+    here = jax.process_index()
+    rows = [i for i, row in enumerate(mesh.devices) if any(d.process_index == here for d in row)]
+    data, n = mesh.shape["data"], len(rows)
+    if data % n or rows[0] % n or rows != list(range(rows[0], rows[0] + n)):
+        raise ValueError(
+            f"process {here} holds rows {rows} of the mesh's data axis, {data}: expected an equal share "
+            "without gaps; choose runtime.model_axis so that it divides, or is a multiple of, the devices of "
+            "a process"
+        )
+    return rows[0] // n, data // n
 
 
 def is_writer() -> bool:
@@ -94,6 +128,39 @@ def check_batch(mesh: Mesh, batch_size: int, name: str) -> None:
     data = mesh.shape["data"]
     if batch_size < 1 or batch_size % data:
         raise ValueError(f"{name}={batch_size} must be a positive multiple of the mesh's data axis, {data}")
+
+
+def all_agree(answer: bool) -> bool:
+    """Whether every process answers yes; all of them get the same reply."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.process_allgather(np.asarray(answer)).all())
+
+
+def collect(tree):
+    """The whole tree as numpy arrays on every host, whatever its shardings.
+
+    Devices are never sent more than a part of an array at a time, so arrays may be larger than a device.
+    """
+    return jax.tree.map(_collect, tree)
+
+
+_COLLECT_BYTES = 1 << 26  # of an array that devices of several hosts hold, sent around at once
+
+
+def _collect(x):
+    if not isinstance(x, jax.Array):
+        return x
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    if x.is_fully_replicated:
+        return np.asarray(x.addressable_data(0))
+    whole, rows = np.empty(x.shape, x.dtype), max(1, _COLLECT_BYTES * len(x) // x.nbytes)
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+    for start in range(0, len(x), rows):
+        part = jax.jit(lambda x, a=start, b=start + rows: x[a:b], out_shardings=everywhere)(x)
+        whole[start : start + rows] = part.addressable_data(0)
+    return whole
 
 
 def to_host(tree):

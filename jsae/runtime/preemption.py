@@ -93,6 +93,12 @@ def install() -> None:
     signal.signal(signal.SIGINT, _on_signal)
 
 
+def reinstall() -> None:
+    """Put the handlers back where other code took their place; nothing if `install` was not called."""
+    if signal.getsignal(signal.SIGTERM) is _on_signal:  # what Python knows of, whatever C code did since
+        install()
+
+
 def _is_alone() -> bool:
     jax = sys.modules.get("jax")
     return jax is None or not jax.distributed.is_initialized() or jax.process_count() == 1

@@ -28,7 +28,7 @@ import subprocess
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, failpoints, logs, memory, parts
+from jsae.runtime import artifacts, attempts, failpoints, logs, memory, mesh, parts
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
@@ -108,6 +108,7 @@ class Stage:
         }
         parts.drop(self.folder)
         artifacts.write_json(self.folder / "manifest.json", self.manifest)
+        mesh.wait_for_all(f"{self.name}: finished")  # the next stage reads what was written
         attempts.end()
         logs.get_logger().info("%s: done in %.1f s", self.name, self.manifest["seconds"])
 
@@ -260,6 +261,7 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
         "git_revision": _git_revision(),
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
     }
+    mesh.wait_for_all(f"{name}: nothing was there")  # every process has looked before one of them writes
     artifacts.write_json(where / "manifest.json", manifest)
     return _opened(name, where, manifest)
 

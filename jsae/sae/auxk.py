@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jsae.sae.variants import base
+from jsae.sae.variants.shard import WHOLE, Shard
 from jsae.sae.variants.topk import keep_top
 
 # AuxK works on a gathered subset of the dictionary while at most this share of it is dead.
@@ -33,8 +33,10 @@ def plain(pre, w_dec, error, mask, dead):
     return jnp.where(dead.any(), (mask * (missed**2).sum(-1)).sum() / c, 0.0)
 
 
-def value_and_grads(params, centred, pre, error, mask, dead) -> tuple:
+def value_and_grads(params, centred, pre, error, mask, dead, shard: Shard = WHOLE) -> tuple:
     """`plain` and its gradient for w_enc, b_enc, w_dec and b_dec.
+
+    With F dealt over devices, params, pre and dead are those of this device's features.
 
     Args:
       params: the trainable dict.
@@ -43,23 +45,24 @@ def value_and_grads(params, centred, pre, error, mask, dead) -> tuple:
       error: x_n - x_hat_n [N, C], taken as a constant.
       mask: 1 for real rows [N].
       dead: features to revive [F] bool.
+      shard: which rows and features are on this device.
     """
     n_features, c = params["w_dec"].shape
     n_subset = max(1, n_features // _DEAD_SHARE)
-    keep = k_aux(c, n_features)
+    keep = k_aux(c, n_features * shard.n_model)
 
     def grads_of(w_enc, w_dec, pre_dead):
-        few = pre_dead.shape[1] <= keep
-        feats = jax.nn.relu(pre_dead) if few else keep_top(pre_dead, keep)
-        missed = feats @ w_dec - error  # [N, C]
+        few = pre_dead.shape[1] * shard.n_model <= keep
+        feats = jax.nn.relu(pre_dead) if few else keep_top(pre_dead, keep, shard)
+        missed = shard.over_features(shard.product(feats, w_dec)) - error  # [N, C]
         g = (2.0 / c) * mask[:, None] * missed
-        d_pre = jnp.where(feats > 0, base.product_t(g, w_dec), 0.0)
+        d_pre = jnp.where(feats > 0, shard.product_t(g, w_dec), 0.0)
         d_b_enc = d_pre.sum(0)
         grads = {
-            "w_enc": base.outer_sum(d_pre, centred),
+            "w_enc": shard.outer_sum(d_pre, centred),
             "b_enc": d_b_enc,
-            "w_dec": base.outer_sum(feats, g),
-            "b_dec": -(d_b_enc @ w_enc),
+            "w_dec": shard.outer_sum(feats, g),
+            "b_dec": -shard.over_features(d_b_enc @ w_enc),
         }
         return (mask * (missed**2).sum(-1)).sum() / c, grads
 
@@ -70,7 +73,7 @@ def value_and_grads(params, centred, pre, error, mask, dead) -> tuple:
         chosen = jnp.nonzero(dead, size=n_subset, fill_value=n_features)[0]  # F marks an unused slot
         take = lambda a: a.at[chosen].get(mode="fill", fill_value=0)  # noqa: E731
         w_enc = take(params["w_enc"])
-        pre_dead = base.product_t(centred, w_enc) + take(params["b_enc"])[None, :]  # 0 where unused
+        pre_dead = shard.product_t(centred, w_enc) + take(params["b_enc"])[None, :]  # 0 where unused
         value, grads = grads_of(w_enc, take(params["w_dec"]), pre_dead)
         put = lambda a, b: jnp.zeros_like(a).at[chosen].set(b, mode="drop")  # noqa: E731
         return value, {
@@ -80,5 +83,5 @@ def value_and_grads(params, centred, pre, error, mask, dead) -> tuple:
     def many():
         return grads_of(params["w_enc"], params["w_dec"], jnp.where(dead[None, :], pre, -jnp.inf))
 
-    n_dead = dead.sum()
+    n_dead = shard.largest(dead.sum())  # all shards take the same branch
     return lax.switch((n_dead > 0).astype(jnp.int32) + (n_dead > n_subset), [none, some, many])

@@ -1,11 +1,14 @@
-"""The training activations on the device: 64 fixed blocks, and an order that needs no gather across devices.
+"""The order of the training vectors: 64 fixed blocks, so that no step needs a gather across devices.
 
-One seeded permutation deals all vectors to 64 blocks, so every block is a fair sample. The blocks,
-[64, L, C] with a mask [64, L], are dealt over the mesh's `data` axis and stay on the device. Every epoch
-each block is permuted by itself, from fold_in(fold_in(key, epoch), block), and a step takes the next N/64
-vectors of every block. A step's batch is therefore the same set on 1 and on 8 devices, each device takes
-its share from its own memory, and each real vector comes once an epoch. Blocks are filled up with masked
-rows to a multiple of N/64.
+All vectors are dealt to 64 blocks, the blocks to the mesh's `data` axis. A step takes the next N/64 vectors
+of every block; its batch is therefore the same set on 1 and on 8 devices, each device takes its share from
+its own memory, and each real vector comes once an epoch. What lies on the devices is a piece: the whole of
+the blocks (`jsae.sae.resident`) or a window of each (`jsae.sae.streamed`), [64, L, C] as stored, with a mask
+[64, L]. Every time a piece is used each block of it is permuted by itself, from
+fold_in(fold_in(key, number of the piece), block). Blocks are filled up with masked rows.
+
+Both sources are used alike: `at(step)` gives the piece of a step, `done(step)` says how far the devices are,
+`numbers(step)` which vectors a batch holds.
 """
 
 import dataclasses
@@ -15,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jsae.runtime import logs
 from jsae.runtime import mesh as meshes
 
 N_BLOCKS = 64
@@ -23,19 +25,23 @@ N_BLOCKS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of the resident blocks.
+    """Sizes of the blocks.
 
     Attributes:
       n_vectors: real vectors, over all blocks.
       n_channels: C.
       batch_size: N, vectors of a step, real and masked.
-      length: L, rows of a block, a multiple of N/64.
+      length: L, rows of a block in one piece, a multiple of N/64.
+      n_pieces: pieces of an epoch.
+      dtype: of the activations on the devices, as they are stored.
     """
 
     n_vectors: int
     n_channels: int
     batch_size: int
     length: int
+    n_pieces: int = 1
+    dtype: str = "float32"
 
     @property
     def rows(self) -> int:
@@ -43,17 +49,39 @@ class Shape:
         return self.batch_size // N_BLOCKS
 
     @property
-    def steps_per_epoch(self) -> int:
+    def steps_per_piece(self) -> int:
         return self.length // self.rows
 
     @property
+    def steps_per_epoch(self) -> int:
+        return self.n_pieces * self.steps_per_piece
+
+    @property
     def mib(self) -> float:
-        """Size of the blocks in float32, with their mask, over all devices."""
-        return N_BLOCKS * self.length * (self.n_channels + 1) * 4 / 2**20
+        """Size of a piece with its mask, over all devices."""
+        return N_BLOCKS * self.length * (self.n_channels * jnp.dtype(self.dtype).itemsize + 4) / 2**20
 
 
-def shape_of(n_vectors: int, n_channels: int, batch_size: int) -> Shape:
-    """The blocks' sizes. Raises ValueError if N is not a positive multiple of 64 or there is no vector."""
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What the devices hold for the steps first..stop-1 of a run.
+
+    Attributes:
+      x: raw activations as stored [64, L, C], dealt over `data`; any finite value in padding rows.
+      mask: 1 for real rows [64, L].
+      order: the permutation of each block's rows [64, L] int32.
+      first, stop: of the steps, counted from 0.
+    """
+
+    x: jax.Array
+    mask: jax.Array
+    order: jax.Array
+    first: int
+    stop: int
+
+
+def check_batch(batch_size: int, n_vectors: int) -> None:
+    """Raise ValueError if N is not a positive multiple of 64 or there is no vector."""
     if batch_size < 1 or batch_size % N_BLOCKS:
         raise ValueError(
             f"sae.batch_size={batch_size} must be a positive multiple of {N_BLOCKS}, the number of blocks; "
@@ -61,9 +89,6 @@ def shape_of(n_vectors: int, n_channels: int, batch_size: int) -> Shape:
         )
     if n_vectors < 1:
         raise ValueError("there are no activation vectors to train on")
-    rows = batch_size // N_BLOCKS
-    filled = -(-n_vectors // N_BLOCKS)
-    return Shape(n_vectors, n_channels, batch_size, length=-(-filled // rows) * rows)
 
 
 def check_mesh(mesh) -> None:
@@ -75,107 +100,61 @@ def check_mesh(mesh) -> None:
         )
 
 
-def deal(n_vectors: int, seed: int) -> np.ndarray:
-    """Slot of each vector, [n_vectors] int64: vector i lies in block slot % 64, row slot // 64."""
-    slots = np.empty(n_vectors, np.int64)
-    slots[np.random.default_rng([seed, N_BLOCKS]).permutation(n_vectors)] = np.arange(n_vectors)
-    return slots
+def local_blocks(mesh) -> tuple[int, int]:
+    """(first, stop) of the blocks that lie on this process's devices."""
+    indices = meshes.sharded(mesh).addressable_devices_indices_map((N_BLOCKS,)).values()
+    spans = [index[0].indices(N_BLOCKS)[:2] for index in indices]
+    return min(a for a, _ in spans), max(b for _, b in spans)
 
 
-def build(mesh, chunks, shape: Shape, *, seed: int, mean, scale) -> tuple[jax.Array, jax.Array]:
-    """The resident blocks, scaled, dealt over `data`.
+def put(mesh, array: np.ndarray) -> jax.Array:
+    """This process's blocks [n, ...] as a part of the global array [64, ...], dealt over `data`."""
+    first, _ = local_blocks(mesh)
 
-    Args:
-      mesh: the mesh.
-      chunks: iterable of raw activations [n, C], all vectors in the store's order.
-      shape: from `shape_of`.
-      seed: of the one permutation that deals vectors to blocks.
-      mean, scale: constants of the scaling, (x - mean) / scale; computed in float32.
+    def part(index):
+        a, b, _ = index[0].indices(N_BLOCKS)
+        return array[a - first : b - first]
 
-    Returns:
-      x [64, L, C] float32, 0 in padding rows, and mask [64, L] float32.
+    return jax.make_array_from_callback((N_BLOCKS, *array.shape[1:]), meshes.sharded(mesh), part)
 
-    Raises:
-      ValueError: the data axis does not divide 64, or the chunks do not add up to shape.n_vectors.
 
-    The host holds this process's blocks once while they are filled.
+def make_order(mesh, shape: Shape, seed: int, *, everywhere: bool = False):
+    """A jitted (number of the piece) -> order [64, L] int32: each block's permutation of its rows.
+
+    Pieces are counted on through all epochs. The order is dealt over `data`, or whole on every device.
     """
-    check_mesh(mesh)
-    logs.get_logger().info(
-        "sae: %d vectors of %d channels go to the devices: %.0f MiB over %d device(s) of the data axis, "
-        "%.0f MiB each",
-        *(shape.n_vectors, shape.n_channels, shape.mib, mesh.shape["data"]),
-        shape.mib / mesh.shape["data"],
-    )
-    sharding = meshes.sharded(mesh)
-    whole = (N_BLOCKS, shape.length)
-    spans = [
-        index[0].indices(N_BLOCKS)[:2] for index in sharding.addressable_devices_indices_map(whole).values()
-    ]
-    first, stop = min(a for a, _ in spans), max(b for _, b in spans)
-    x = np.zeros((stop - first, shape.length, shape.n_channels), np.float32)
-    mask = np.zeros((stop - first, shape.length), np.float32)
-    mean, scale = np.asarray(mean, np.float32), np.float32(scale)
-    slots, done = deal(shape.n_vectors, seed), 0
-    for chunk in chunks:
-        chunk = np.asarray(chunk, np.float32).reshape(-1, shape.n_channels)
-        if done + len(chunk) > shape.n_vectors:
-            raise ValueError(f"the store holds more than the {shape.n_vectors} vectors it announced")
-        slot = slots[done : done + len(chunk)]
-        done += len(chunk)
-        block, row = slot % N_BLOCKS, slot // N_BLOCKS
-        ours = (block >= first) & (block < stop)
-        x[block[ours] - first, row[ours]] = (chunk[ours] - mean) / scale
-        mask[block[ours] - first, row[ours]] = 1.0
-    if done != shape.n_vectors:
-        raise ValueError(f"the store announced {shape.n_vectors} vectors and gave {done}")
 
-    def shard(array):
-        def piece(index):
-            a, b, _ = index[0].indices(N_BLOCKS)
-            return array[a - first : b - first]
-
-        return jax.make_array_from_callback((N_BLOCKS, *array.shape[1:]), sharding, piece)
-
-    return shard(x), shard(mask)
-
-
-def make_order(mesh, shape: Shape, seed: int):
-    """A jitted epoch -> order [64, L] int32, dealt over `data`: each block's permutation of its rows."""
-
-    def order(epoch):
-        key = jax.random.fold_in(jax.random.key(seed), epoch)
+    def order(piece):
+        key = jax.random.fold_in(jax.random.key(seed), piece)
 
         def of_block(block):
             return jax.random.permutation(jax.random.fold_in(key, block), shape.length)
 
         return jax.vmap(of_block)(jnp.arange(N_BLOCKS)).astype(jnp.int32)
 
-    return jax.jit(order, out_shardings=meshes.sharded(mesh))
+    return jax.jit(order, out_shardings=meshes.replicated(mesh) if everywhere else meshes.sharded(mesh))
 
 
-def take(x, mask, order, position, shape: Shape) -> dict:
-    """The batch at `position` of the epoch: {"x": [64, N/64, C], "mask": [64, N/64]}."""
+def take(x, mask, order, position, shape: Shape, mean, scale) -> dict:
+    """The batch at `position` of a piece: {"x": float32 [64, N/64, C], "mask": [64, N/64]}.
+
+    x is scaled, (x - mean) / scale, and 0 in padding rows.
+    """
     rows = lax.dynamic_slice_in_dim(order, position * shape.rows, shape.rows, axis=1)  # [64, N/64]
     pick = jax.vmap(lambda block, index: jnp.take(block, index, axis=0))
-    return {"x": pick(x, rows), "mask": pick(mask, rows)}
+    x, mask = pick(x, rows), pick(mask, rows)
+    scaled = (x.astype(jnp.float32) - mean[None, None, :]) / scale
+    return {"x": jnp.where(mask[:, :, None] > 0, scaled, 0.0), "mask": mask}
 
 
-def bad_vectors(mesh, x, mask, order, position: int, shape: Shape, seed: int) -> list[int]:
-    """Numbers, in the store's order, of the vectors of one batch that are not finite, rising.
+def bad_vectors(mesh, source, step: int) -> list[int]:
+    """Numbers, in the store's order, of the vectors of one step's batch that are not finite, rising."""
+    shape, piece = source.shape, source.at(step)
 
-    Args:
-      mesh, x, mask: the mesh and the resident blocks.
-      order, position: the epoch's order and the batch's place in it.
-      shape, seed: as for `build`.
-    """
+    def find(x, order):
+        rows = lax.dynamic_slice_in_dim(order, (step - piece.first) * shape.rows, shape.rows, axis=1)
+        return ~jax.vmap(lambda block, index: jnp.isfinite(jnp.take(block, index, axis=0)).all(-1))(x, rows)
 
-    def find(x, mask, order):
-        batch = take(x, mask, order, position, shape)
-        rows = lax.dynamic_slice_in_dim(order, position * shape.rows, shape.rows, axis=1)
-        return ~jnp.isfinite(batch["x"]).all(-1) & (batch["mask"] > 0), rows  # [64, N/64] each
-
-    bad, rows = meshes.to_host(jax.jit(find, out_shardings=meshes.replicated(mesh))(x, mask, order))
-    block, place = np.nonzero(np.asarray(bad))
-    slots = np.asarray(rows)[block, place] * N_BLOCKS + block
-    return sorted(np.argsort(deal(shape.n_vectors, seed))[slots].tolist())
+    bad = jax.jit(find, out_shardings=meshes.replicated(mesh))(piece.x, piece.order)
+    numbers = source.numbers(step)
+    return sorted(int(i) for i in numbers[np.asarray(meshes.to_host(bad))] if i >= 0)

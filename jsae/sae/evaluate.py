@@ -1,25 +1,36 @@
 """An SAE's numbers over a whole split: sums over batches, divided once (jsae.metrics).
 
 Evaluation runs in raw units and float32 products, streams the activation store image by image, and deals
-each batch over the mesh's `data` axis. No number depends on the batch size or the device count.
+each batch over the mesh's `data` axis and the features over `model`. No number depends on the batch size or
+the device count.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jsae import metrics
 from jsae.runtime import mesh as meshes
-from jsae.sae import model
+from jsae.sae import model, paths, train
 
 
 def make_sums(mesh):
     """A jitted (sae, x [N, C] raw, mask [N]) -> (`metrics.SaeSums`, `metrics.Moments`), replicated."""
 
+    shard = paths.shard_of(mesh)
+    rows, features = PartitionSpec("data"), PartitionSpec("data", "model")
+
+    def of_shard(sae: model.SAE, x):
+        feats = model.encode(sae, x, shard)
+        return feats, model.decode(sae, feats, shard)
+
     def sums(sae: model.SAE, x, mask):
         with jax.default_matmul_precision("float32"):
             x = x.astype(jnp.float32)
-            feats = model.encode(sae, x)
-            x_hat = model.decode(sae, feats)
+            in_specs, out_specs = (train.specs(sae), rows), (features, rows)
+            feats, x_hat = jax.shard_map(
+                of_shard, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            )(sae, x)
             return (
                 metrics.sae_sums(x, x_hat, feats, mask, sae.mean),
                 metrics.moments(x, mask, sae.mean),
@@ -44,7 +55,7 @@ def over_store(sums, sae: model.SAE, store, mesh, *, n_vectors: int, stop=lambda
     """
     cells, data = store.grid[0] * store.grid[1], mesh.shape["data"]
     share = -(-n_vectors // (cells * data)) * data  # images of a batch, a multiple of the data axis
-    index, count = meshes.process_slice()
+    index, count = meshes.process_slice(mesh)
     rows = slice(index * share // count, (index + 1) * share // count)
     total = (None, None)
     for _, acts, mask in store.batches(share):

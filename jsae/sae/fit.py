@@ -13,20 +13,18 @@ import jax
 import numpy as np
 
 from jsae import metrics
-from jsae.runtime import checkpoints, logs, preemption
+from jsae.runtime import checkpoints, logs, preemption, profiling
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, train
+from jsae.sae import train
 
 
 def fit(
     state,
     step: int,
-    resident: tuple,
+    source,
     dispatch,
-    order_of,
     *,
     recipe: train.Recipe,
-    shape: blocks.Shape,
     every: dict,
     steps_per_dispatch: int,
     max_bad_steps: int,
@@ -41,15 +39,14 @@ def fit(
     Args:
       state: the train state at `step`; donated.
       step: steps already done.
-      resident: (x, mask) from `blocks.build`.
+      source: of the batches, `resident.Resident` or `streamed.Streamed`.
       dispatch: from `train.make_dispatch`.
-      order_of: epoch -> order, from `blocks.make_order`.
-      recipe, shape: as for the dispatch.
+      recipe: as for the dispatch.
       every: {"log", "save", "eval"}: after how many steps; 0 means never.
-      steps_per_dispatch: the most steps of a dispatch; it stops earlier where an epoch, a save or an
-        evaluation is due. Results do not depend on it.
+      steps_per_dispatch: the most steps of a dispatch; it stops earlier where a piece of the data ends, or a
+        save or an evaluation is due. Results do not depend on it.
       max_bad_steps: refused steps in a row after which the run ends.
-      bad_vectors: (order, position in the epoch) -> numbers of the batch's vectors that are not finite.
+      bad_vectors: step, from 0 -> numbers of the batch's vectors that are not finite.
       validate: (sae) -> (SaeSums, Moments) over val, or None if it was told to stop.
       saved: where checkpoints go; one at the end always.
       log: where metrics go; it holds the rows up to `step`.
@@ -64,17 +61,18 @@ def fit(
             f"steps_per_dispatch={steps_per_dispatch} and max_bad_steps={max_bad_steps} must be at least 1"
         )
     bad_in_row = int(state.bad_in_row)
-    pending, order, epoch, rates = None, None, None, []
+    pending, rates, shape = None, [], source.shape
+    steps_per_dispatch = min(steps_per_dispatch, source.most_steps)
     clock = time.monotonic()
 
     def is_due(what: str) -> bool:
         return every[what] > 0 and step % every[what] == 0
 
     def explain(bad_step: int) -> str:
-        epoch, position = divmod(bad_step - 1, shape.steps_per_epoch)
-        return _reason(bad_vectors(order_of(epoch), position))
+        return _reason(bad_vectors(bad_step - 1))
 
     def save_and_stop():
+        profiling.end("sae")
         saved.save(step, state)
         saved.wait()
         preemption.check()
@@ -89,19 +87,19 @@ def fit(
                 last_eval, clock = step, None
             if step >= recipe.n_steps:
                 break
-            if step // shape.steps_per_epoch != epoch:
-                epoch = step // shape.steps_per_epoch
-                order = order_of(epoch)
-            ends = [(epoch + 1) * shape.steps_per_epoch, recipe.n_steps]
+            piece = source.at(step)
+            ends = [piece.stop, recipe.n_steps]
             ends += [(step // every[k] + 1) * every[k] for k in ("save", "eval") if every[k] > 0]
             n = min(steps_per_dispatch, min(ends) - step)
-            state, values = dispatch(state, *resident, order, n)
+            profiling.at("sae", step, state.step)
+            state, values = dispatch(state, piece.x, piece.mask, piece.order, piece.first, n)
             first, step = step, step + n
             sending = (first, n, values)
             stop = preemption.requested()
             wait_now = stop or is_due("save") or is_due("eval") or step == recipe.n_steps
             for first, n, values in [p for p in (pending, sending if wait_now else None) if p]:
                 values = jax.tree.map(np.asarray, meshes.to_host(values))
+                source.done(first + n)
                 now = time.monotonic()
                 seconds, clock = (now - clock if clock else None), now
                 rate = n * shape.n_vectors / shape.steps_per_epoch / seconds if seconds else None
@@ -116,6 +114,7 @@ def fit(
             if is_due("save") or step == recipe.n_steps:
                 saved.save(step, state)
                 clock = None
+    profiling.end("sae")
     saved.wait()
     return state, float(np.median(rates)) if rates else None
 

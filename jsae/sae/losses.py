@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from jsae.sae import auxk, model
 from jsae.sae.variants import VARIANTS, Batch, Terms, check_terms, preactivations
-from jsae.sae.variants.base import outer_sum, product_t
+
+SUMS = ("n", "sse", "penalty", "l1", "l0", "aux", "loss", "x_sq", "x_sum", "fired")
 
 
 def loss(sae: model.SAE, x: jax.Array, *, mask=None, dead=None, **terms) -> tuple:
@@ -62,29 +63,29 @@ def sums_and_grads(
     """Sums over the rows of one shard, and the gradient of the summed loss.
 
     Args:
-      params: the trainable dict of `SAE.params`.
+      params: the trainable dict of `SAE.params`, or its part for the features of this shard.
       batch: one shard.
-      dead: features AuxK revives [F] bool.
+      dead: features AuxK revives [F] bool, those of this shard.
       variant, k, terms: the SAE's settings, static.
       sparse: take the variant's sparse path, static.
 
     Returns:
-      sums: {"n", "sse", "penalty", "l1", "l0", "aux", "loss", "x_sq": scalars, "x_sum": [C], "fired": [F]},
-        over real rows, none of them divided by their number; "loss", "penalty" and "aux" are divided by C,
-        "l1" is the sum of the features, "fired" counts the vectors on which each feature is active.
-      grads: the gradient of "loss".
+      sums: those named in `SUMS`, scalars but for "x_sum" [C] and "fired" [F], over real rows and all
+        features, none of them divided by their number; "loss", "penalty" and "aux" are divided by C, "l1" is
+        the sum of the features, "fired" counts the vectors on which each feature of this shard is active.
+      grads: the gradient of "loss", for the features of this shard.
       seen: what the variant's `follow` needs, the same on all shards.
     """
-    kind, mask = VARIANTS[variant], batch.mask
+    kind, mask, shard = VARIANTS[variant], batch.mask, batch.shard
     centred = batch.x_n - params["b_dec"][None, :]  # [N, C]
-    pre = product_t(centred, params["w_enc"]) + params["b_enc"][None, :]  # [N, F]
+    pre = shard.product_t(centred, params["w_enc"]) + params["b_enc"][None, :]  # [N, F]
     if sparse:
         sums, grads, resid, seen = kind.sparse(params, batch, centred, pre, k)
         sums["loss"] = sums["sse"] / centred.shape[1]
     else:
         sums, grads, resid, seen = _dense(params, batch, centred, pre, kind, terms, k)
     if kind.has_auxk and terms.aux_alpha:
-        sums["aux"], aux_grads = auxk.value_and_grads(params, centred, pre, -resid, mask, dead)
+        sums["aux"], aux_grads = auxk.value_and_grads(params, centred, pre, -resid, mask, dead, shard)
         sums["loss"] = sums["loss"] + terms.aux_alpha * sums["aux"]
         for name, gradient in aux_grads.items():
             grads[name] = grads[name] + terms.aux_alpha * gradient
@@ -103,18 +104,18 @@ def _dense(params, batch: Batch, centred, pre, kind, terms: Terms, k):
         return kind.objective(pre, rest, batch, terms, k)
 
     (value, parts), (d_pre, grads) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(pre, rest)
-    d_b_enc = d_pre.sum(0)
-    grads["w_enc"] = outer_sum(d_pre, centred)
+    d_b_enc, shard = d_pre.sum(0), batch.shard
+    grads["w_enc"] = shard.outer_sum(d_pre, centred)
     grads["b_enc"] = grads["b_enc"] + d_b_enc
-    grads["b_dec"] = grads["b_dec"] - d_b_enc @ params["w_enc"]
+    grads["b_dec"] = grads["b_dec"] - shard.over_features(d_b_enc @ params["w_enc"])
     active = parts.feats != 0
     sums = {
         "loss": value,
         "sse": (batch.mask * (parts.resid**2).sum(-1)).sum(),
         "penalty": jnp.asarray(parts.penalty, jnp.float32),
         "aux": jnp.asarray(parts.aux, jnp.float32),
-        "l1": parts.feats.sum(),
-        "l0": active.sum(dtype=jnp.float32),
+        "l1": shard.over_features(parts.feats.sum()),
+        "l0": shard.over_features(active.sum(dtype=jnp.float32)),
         "fired": active.sum(0, dtype=jnp.int32),
     }
     return sums, grads, parts.resid, parts.seen

@@ -127,11 +127,12 @@ def normalise(sae: SAE, x: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) - sae.mean[None, :]) / sae.scale
 
 
-def encode(sae: SAE, x: jax.Array) -> jax.Array:
+def encode(sae: SAE, x: jax.Array, shard: variants.Shard = variants.WHOLE) -> jax.Array:
     """Features of raw activations.
 
     Args:
       sae: the SAE.
+      shard: inside a shard_map over the features, which of them are on this device; F is then theirs.
       x: raw activations [..., C]; every vector along the last axis is encoded by itself, whatever the
         leading axes are: k counts the active features of one vector, and variants whose k belongs to a
         batch use their learned threshold.
@@ -142,16 +143,16 @@ def encode(sae: SAE, x: jax.Array) -> jax.Array:
     _check_last_axis(x, sae.n_channels, "activations", "C")
     x_n = normalise(sae, x.reshape(-1, sae.n_channels))  # [N, C]
     pre = variants.preactivations(sae.params, x_n, precision="float32")  # [N, F]
-    feats = sae.scale * variants.VARIANTS[sae.variant].activate(pre, sae.params | sae.own, sae.k)
+    feats = sae.scale * variants.VARIANTS[sae.variant].activate(pre, sae.params | sae.own, sae.k, shard)
     return feats.reshape(*x.shape[:-1], sae.n_features)
 
 
-def decode(sae: SAE, feats: jax.Array) -> jax.Array:
-    """Raw activations [..., C] from features [..., F] in raw units."""
+def decode(sae: SAE, feats: jax.Array, shard: variants.Shard = variants.WHOLE) -> jax.Array:
+    """Raw activations [..., C] from features [..., F] in raw units; `shard` as in `encode`."""
     _check_last_axis(feats, sae.n_features, "features", "F")
     flat = feats.reshape(-1, sae.n_features).astype(jnp.float32)  # [N, F]
     bias = sae.scale * sae.b_dec + sae.mean  # [C]
-    x_hat = jnp.matmul(flat, sae.w_dec, precision="float32") + bias[None, :]
+    x_hat = shard.over_features(jnp.matmul(flat, sae.w_dec, precision="float32")) + bias[None, :]
     return x_hat.reshape(*feats.shape[:-1], sae.n_channels)
 
 

@@ -23,7 +23,10 @@ class Recipe(variants.Terms):
       ema_decay: of the running mean of the weights that evaluation, export and load use; 0 keeps none.
       frozen: "" trains all, "decoder" or "encoder" leaves that matrix as it was drawn: the baselines of
         arXiv 2602.14111.
-      precision: of the products in training: "float32" or "default" (TF32 or bfloat16 on accelerators).
+      precision: of the products in training: "float32", "default" (TF32 or bfloat16 on accelerators), or
+        "bfloat16" operands with float32 sums; the state is float32 always.
+      stable_top_k: let equal values in a top_k go to the lower feature; False is faster on a GPU, where this
+        jax can, and gives up results that are the same bit for bit.
     """
 
     n_steps: int
@@ -36,6 +39,7 @@ class Recipe(variants.Terms):
     ema_decay: float = 0.0
     frozen: str = ""
     precision: str = "float32"
+    stable_top_k: bool = True
 
     def __post_init__(self):
         if self.n_steps < 1:
@@ -45,7 +49,10 @@ class Recipe(variants.Terms):
                 f"lr_warmup_steps={self.lr_warmup_steps} must lie in 0..{self.n_steps - 1}: "
                 f"the run has {self.n_steps} steps"
             )
-        for name, valid in (("precision", ("float32", "default")), ("frozen", ("", "decoder", "encoder"))):
+        for name, valid in (
+            ("precision", ("float32", "default", "bfloat16")),
+            ("frozen", ("", "decoder", "encoder")),
+        ):
             if getattr(self, name) not in valid:
                 listed = " and ".join(", ".join(map(repr, valid)).rsplit(", ", 1))
                 raise ValueError(f"{name}={getattr(self, name)!r}; the valid values are {listed}")

@@ -1,15 +1,17 @@
 """Stage `sae`: train an SAE on the activations of the train split, evaluate it on test, export it.
 
-The activations lie on the device (`jsae.sae.blocks`), `jsae.sae.fit` is the loop over them. In the stage's
-folder:
+The activations lie on the devices or are streamed to them (`jsae.sae.sources`), `jsae.sae.fit` is the loop
+over them. In the stage's folder:
 
     model.json        variant, n_channels, n_features, k, has_ema
+    source.json       whether the vectors are resident or streamed, which a resumed run keeps
     checkpoints/      the train state: parameters, constants, Adam's moments, counters, mean weights if kept
     metrics.jsonl     rows train/* every log_every_steps, eval/* (on val) every eval_every_steps
     export/           cfg.json and sae_weights.safetensors, which SAELens reads
     manifest.json     with the headline results
 """
 
+import contextlib
 import functools
 
 import jax
@@ -19,7 +21,7 @@ from jsae import metrics
 from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints, logs, preemption, stages
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, evaluate, export, fit, model, restore, train, variants
+from jsae.sae import blocks, evaluate, export, fit, mixing, model, restore, sources, train, variants
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -40,21 +42,22 @@ def run(config, workdir, where=None) -> None:
         name: ActivationStore.open(stages.folder(config, workdir, "activations") / name)
         for name in ("train", "val", "test")
     }
-    source = stores["train"]
+    train_store = stores["train"]
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     variants.check_name(c.variant)
-    shape = blocks.shape_of(source.n_vectors, source.n_channels, c.batch_size)
+    is_streamed, shape = sources.choose(mesh, train_store, c, stage.folder, config.seed)
     recipe = recipe_of(
         c,
         n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
+        stable_top_k=config.runtime.deterministic,
     )
 
     def fresh(mean, scale):
         sae = model.init(
             jax.random.key(config.seed),
-            n_channels=source.n_channels,
+            n_channels=train_store.n_channels,
             n_features=c.n_features,
             variant=c.variant,
             k=c.k if variants.VARIANTS[c.variant].has_k else None,
@@ -63,9 +66,10 @@ def run(config, workdir, where=None) -> None:
         )
         return train.init_state(sae, recipe)
 
-    constants = {"mean": source.mean, "scale": np.float32(source.scale)}
+    constants = {"mean": train_store.mean, "scale": np.float32(train_store.scale)}
     abstract = jax.eval_shape(fresh, **constants)
     shardings = train.shardings(mesh, abstract)
+    sources.remember(stage.folder, is_streamed)
     restore.describe(stage.folder, abstract.sae, has_ema=recipe.ema_decay > 0)
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints)
     found = saved.restore(checkpoints.abstract(abstract, shardings))
@@ -77,37 +81,31 @@ def run(config, workdir, where=None) -> None:
     log = logs.MetricsLog(stage.folder / METRICS_FILE)
     log.rewind(step)
 
-    resident = blocks.build(
-        mesh,
-        _raw_vectors(source, c.batch_size),
-        shape,
-        seed=config.seed,
-        mean=source.mean,
-        scale=source.scale,
+    source = sources.open_source(
+        mesh, train_store, c, shape, is_streamed=is_streamed, seed=config.seed, last_step=recipe.n_steps
     )
     sums = evaluate.make_sums(mesh)
     over = functools.partial(evaluate.over_store, sums, mesh=mesh, n_vectors=c.batch_size)
     dispatch = train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch)
-    order_of = blocks.make_order(mesh, shape, config.seed)
-    state, rate = fit.fit(
-        *(state, step, resident, dispatch, order_of),
-        recipe=recipe,
-        shape=shape,
-        every={name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")},
-        steps_per_dispatch=c.steps_per_dispatch,
-        max_bad_steps=c.max_bad_steps,
-        bad_vectors=lambda order, at: blocks.bad_vectors(mesh, *resident, order, at, shape, config.seed),
-        validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
-        saved=saved,
-        log=log,
-        last_eval=fit.last_eval(stage.folder / METRICS_FILE),
-    )
-    resident = None  # frees the devices' memory
+    with contextlib.closing(source):
+        state, rate = fit.fit(
+            *(state, step, source, dispatch),
+            recipe=recipe,
+            every={name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")},
+            steps_per_dispatch=c.steps_per_dispatch,
+            max_bad_steps=c.max_bad_steps,
+            bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
+            validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
+            saved=saved,
+            log=log,
+            last_eval=fit.last_eval(stage.folder / METRICS_FILE),
+        )
+        cells = train_store.n_vectors // train_store.n_images
+        mixed = mixing.shares(source, train_store.labels, cells, seed=config.seed)
     saved.close()
     sae = jax.jit(train.trained_sae, out_shardings=shardings.sae)(state)
     results = final_numbers(over, sae, stores)
-    whole = meshes.to_host(jax.jit(lambda t: t, out_shardings=meshes.replicated(mesh))(sae))
-    export.save(stage.folder / "export", whole, metadata={"site": source.site})
+    export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": train_store.site})
     stage.finish(
         {
             "variant": state.sae.variant,
@@ -119,6 +117,8 @@ def run(config, workdir, where=None) -> None:
             "steps": recipe.n_steps,
             "refused_steps": int(state.bad_total),
             "vectors_per_s": rate,
+            "store": "streamed" if is_streamed else "resident",
+            "mixing": mixed,
         }
     )
 
@@ -132,7 +132,7 @@ def check_config(config) -> None:
     variants.check(c.variant, n_channels=1, n_features=c.n_features, k=k)
 
 
-def recipe_of(c, *, n_steps: int, dead_after_steps: int) -> train.Recipe:
+def recipe_of(c, *, n_steps: int, dead_after_steps: int, stable_top_k: bool = True) -> train.Recipe:
     """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out."""
     kind, matryoshka = variants.VARIANTS[c.variant], c.variant == "matryoshka"
     return train.Recipe(
@@ -153,21 +153,13 @@ def recipe_of(c, *, n_steps: int, dead_after_steps: int) -> train.Recipe:
         ema_decay=c.ema_decay,
         frozen=c.frozen,
         precision=c.precision,
+        stable_top_k=stable_top_k,
     )
 
 
 def prefixes_of(shares, n_features: int) -> tuple[int, ...]:
     """Sizes of the nested dictionaries whose shares of F are given, for example (1/16, 1/4, 1.0)."""
     return tuple(round(share * n_features) for share in shares)
-
-
-def _raw_vectors(store, n_vectors: int):
-    """Raw activations [n, C] of a store in its order, whole images at a time."""
-    images = max(1, n_vectors // (store.grid[0] * store.grid[1]))
-    for start in range(0, store.n_images, images):
-        preemption.check()
-        acts = store.read(start, min(start + images, store.n_images))
-        yield acts.reshape(-1, store.n_channels)
 
 
 def final_numbers(over, sae: model.SAE, stores: dict) -> dict:

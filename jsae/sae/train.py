@@ -21,7 +21,7 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jsae.sae import blocks, losses, model, variants
+from jsae.sae import blocks, losses, model, paths, variants
 from jsae.sae import recipe as recipes
 from jsae.sae.recipe import Recipe, learning_rate, optimizer
 
@@ -90,55 +90,56 @@ def shardings(mesh, state):
         raise ValueError(
             f"n_features={n_features} must be a multiple of the mesh's model axis, {mesh.shape['model']}"
         )
-    rows = NamedSharding(mesh, PartitionSpec("model"))
-    whole = NamedSharding(mesh, PartitionSpec())
-    names = ("w_enc", "b_enc", "w_dec", "silent_steps", *state.sae.own)
 
     def rule(path, leaf):
-        return rows if jax.tree_util.keystr(path[-1:], simple=True) in names and leaf.ndim else whole
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return NamedSharding(mesh, _spec(name, leaf, state.sae.own))
 
     return jax.tree_util.tree_map_with_path(rule, state)
 
 
-def takes_sparse_path(mesh, sae: model.SAE) -> bool:
-    """Whether a step works on gathered rows: measured on CPU for TopK, from 8 features per active one on.
+def specs(sae: model.SAE) -> model.SAE:
+    """The partition specs of an SAE, as `shardings` has them."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _spec(jax.tree_util.keystr(path[-1:], simple=True), leaf, sae.own), sae
+    )
 
-    With F sharded over `model`, and on GPU and TPU, the dense products stay: a float32 scatter-add is slow
-    there in some versions of jaxlib.
-    """
-    if variants.VARIANTS[sae.variant].sparse is None:
-        return False
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return on_cpu and mesh.shape["model"] == 1 and sae.n_features >= 8 * sae.k
+
+def _spec(name: str, leaf, own) -> PartitionSpec:
+    by_feature = ("w_enc", "b_enc", "w_dec", "silent_steps", "fired", *own)
+    return PartitionSpec("model") if name in by_feature and leaf.ndim else PartitionSpec()
 
 
 def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
     """(params, x [64, n, C], mask [64, n], dead [F], sparsity) -> (sums, gradients, seen) of a whole batch.
 
-    sums and gradients are added up over the shards; see `losses.sums_and_grads`.
+    sums and gradients are added up over the shards; see `losses.sums_and_grads`. Each device works on its
+    rows of the batch and its features, with every collective written out (`jsae.sae.variants.shard`).
     """
-    sparse = takes_sparse_path(mesh, sae) if sparse is None else sparse
-    local = functools.partial(
-        losses.sums_and_grads, variant=sae.variant, k=sae.k, terms=recipe, sparse=sparse
-    )
-
-    def of_rows(params, x, mask, dead, sparsity, total=lambda value: value):
-        batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, total)
-        with jax.default_matmul_precision(recipe.precision):
-            return local(params, batch, dead)
-
-    if mesh.shape["model"] > 1:
-        return of_rows  # the compiler shards the dense products over both axes
+    shard = paths.shard_of(mesh, recipe)
+    sparse = paths.is_sparse(mesh, sae.variant, sae.n_features, sae.k) if sparse is None else sparse
 
     def of_shard(params, x, mask, dead, sparsity):
-        over_data = functools.partial(lax.psum, axis_name="data")
-        sums, grads, seen = of_rows(params, x, mask, dead, sparsity, over_data)
-        return *over_data((sums, grads)), seen
+        batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, shard)
+        with jax.default_matmul_precision("float32" if recipe.precision == "float32" else "default"):
+            sums, grads, seen = losses.sums_and_grads(
+                params, batch, dead, variant=sae.variant, k=sae.k, terms=recipe, sparse=sparse
+            )
+        return *shard.over_rows((sums, grads)), seen
 
-    whole, dealt = PartitionSpec(), PartitionSpec("data")
-    return jax.shard_map(
-        of_shard, mesh=mesh, in_specs=(whole, dealt, dealt, whole, whole), out_specs=whole, check_vma=False
-    )
+    def of_batch(params, x, mask, dead, sparsity):
+        learned = variants.VARIANTS[sae.variant].learned
+        by_param = {name: _spec(name, value, learned) for name, value in params.items()}
+        whole, rows, features = PartitionSpec(), PartitionSpec("data"), PartitionSpec("model")
+        return jax.shard_map(
+            of_shard,
+            mesh=mesh,
+            in_specs=(by_param, rows, rows, features, whole),
+            out_specs=(dict.fromkeys(losses.SUMS, whole) | {"fired": features}, by_param, whole),
+            check_vma=False,
+        )(params, x, mask, dead, sparsity)
+
+    return of_batch
 
 
 def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
@@ -148,7 +149,7 @@ def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
       mesh: the mesh the batch is dealt over.
       sae: gives the static settings (variant, k, F, C); its arrays are not used.
       recipe: how to train.
-      sparse: force the sparse or dense path of "topk"; None chooses.
+      sparse: force the sparse or dense path; None chooses (jsae.sae.paths).
 
     The batch is {"x": scaled activations [64, n, C], "mask": [64, n]}; the metrics are the scalars named in
     `METRICS`, each over the real vectors of the batch; "l1" is the mean sum of the features divided by C.
@@ -217,23 +218,24 @@ def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
 
 
 def make_dispatch(mesh, sae: model.SAE, recipe: Recipe, shape: blocks.Shape, max_steps: int, sparse=None):
-    """A jitted (state, x, mask, order, n_steps) -> (state, metrics) of many steps.
+    """A jitted (state, x, mask, order, first, n_steps) -> (state, metrics) of many steps.
 
     Args:
       mesh, sae, recipe, sparse: as for `make_step`.
-      shape: of the resident blocks.
+      shape: of the blocks.
       max_steps: size of the metrics' buffers.
 
-    The state is donated. `x` [64, L, C], `mask` [64, L] and the epoch's `order` [64, L] are dealt over
-    `data`; n_steps <= max_steps is traced, and the steps must not run over the end of the epoch. Metrics
-    are arrays [max_steps] of which the first n_steps are filled.
+    The state is donated. `x` [64, L, C], `mask` [64, L], `order` [64, L] and `first` are those of the piece
+    that holds the steps (`jsae.sae.blocks`), which must not run over its end; n_steps <= max_steps is traced.
+    Metrics are arrays [max_steps] of which the first n_steps are filled.
     """
     step = make_step(mesh, sae, recipe, sparse)
 
-    def dispatch(state, x, mask, order, n_steps):
+    def dispatch(state, x, mask, order, first, n_steps):
         def body(i, carry):
             state, buffers = carry
-            batch = blocks.take(x, mask, order, state.step % shape.steps_per_epoch, shape)
+            constants = state.sae.mean, state.sae.scale
+            batch = blocks.take(x, mask, order, state.step - first, shape, *constants)
             state, metrics = step(state, batch)
             return state, {name: buffers[name].at[i].set(metrics[name]) for name in METRICS}
 
@@ -246,6 +248,6 @@ def make_dispatch(mesh, sae: model.SAE, recipe: Recipe, shape: blocks.Shape, max
     return jax.jit(
         dispatch,
         donate_argnums=0,
-        in_shardings=(states, dealt, dealt, dealt, whole),
+        in_shardings=(states, dealt, dealt, dealt, whole, whole),
         out_shardings=(states, whole),
     )

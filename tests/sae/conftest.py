@@ -123,6 +123,8 @@ def small_config():
         "max_bad_steps": 3,
         "keep_checkpoints": 2,
         "precision": "float32",
+        "store": "auto",
+        "buffer_mib": 64.0,
     }
     config.runtime = {"deterministic": False, "data_axis": -1, "model_axis": 1}
     return config

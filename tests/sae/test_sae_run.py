@@ -6,12 +6,13 @@ import pytest
 
 from jsae import sae
 from jsae.runtime import artifacts, logs, preemption, stages
-from jsae.sae import evaluate, export, fit
+from jsae.sae import evaluate, export, fit, train
 from jsae.sae.run import run
 
 RESULTS = {
     *("variant", "n_channels", "n_features", "k", "l0", "fvu", "density_mean", "pca_fvu", "dead_fraction"),
     *("n_vectors_train", "n_vectors_test", "gamma", "steps", "refused_steps", "vectors_per_s"),
+    *("store", "mixing"),
 }
 
 
@@ -131,6 +132,35 @@ def test_one_bad_vector_is_refused_counted_and_named(study, examples):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(sae.load(workdir / "sae")))
 
 
+def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
+    """Between two dispatches the host reads nothing of the later one: the devices never wait for it."""
+    config, workdir = study
+    config.sae.update(save_every_steps=0, eval_every_steps=0, n_epochs=4.0)
+    told, make, report = [], train.make_dispatch, fit._report
+
+    def make_dispatch(*args):
+        dispatch = make(*args)
+
+        def told_dispatch(state, *rest):
+            told.append(("sent", rest[-1]))
+            return dispatch(state, *rest)
+
+        return told_dispatch
+
+    def told_report(log, every, first, n, *rest):
+        told.append(("read", n))
+        return report(log, every, first, n, *rest)
+
+    monkeypatch.setattr(train, "make_dispatch", make_dispatch)
+    monkeypatch.setattr(fit, "_report", told_report)
+    run(config, workdir)
+    kinds = [kind for kind, _ in told]
+    n = len(kinds) // 2
+    assert n > 4
+    assert kinds == ["sent", "sent", *["read", "sent"] * (n - 2), "read", "read"]
+    assert sum(steps for kind, steps in told if kind == "read") == 20
+
+
 def test_finite_activations_that_blow_up_blame_the_learning_rate():
     assert "lower sae.learning_rate" in fit._reason([])
     assert ", ..." in fit._reason(list(range(20)))
@@ -171,6 +201,9 @@ def test_a_run_with_averaged_weights_is_evaluated_loaded_and_exported_with_them(
         ({"k": 65}, r"1\.\.n_features=64"),
         ({"batch_size": 100}, "multiple of 64"),
         ({"lr_warmup_steps": 60}, r"0\.\.59"),
+        ({"store": "disk"}, "auto, resident, streamed"),
+        ({"store": "streamed", "buffer_mib": 0.001}, "buffer_mib"),
+        ({"n_features": 2**40}, r"needs about .* GiB a device .*: lower sae\.n_features or raise runtime"),
     ],
 )
 def test_bad_settings_are_named_before_anything_is_trained(study, changes, message):

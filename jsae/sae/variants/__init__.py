@@ -13,6 +13,7 @@ in SAELens' format stands in `jsae.sae.export`.
 
 from jsae.sae.variants import batch_topk, gated, jumprelu, matryoshka, relu_l1, topk
 from jsae.sae.variants.base import Batch, Parts, Terms, Variant, preactivations
+from jsae.sae.variants.shard import WHOLE, Shard
 
 VARIANTS: dict[str, Variant] = {
     "relu_l1": relu_l1.VARIANT,
@@ -25,8 +26,10 @@ VARIANTS: dict[str, Variant] = {
 
 __all__ = [
     "VARIANTS",
+    "WHOLE",
     "Batch",
     "Parts",
+    "Shard",
     "Terms",
     "Variant",
     "check",

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jsae.sae.variants.shard import WHOLE, Shard
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -42,19 +44,19 @@ class Terms:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One shard of a training batch, as an objective sees it.
+    """One shard of a training batch, as an objective sees it; F counts the features of this device.
 
     Attributes:
       x_n: scaled activations [N, C]; padding rows are finite.
       mask: 1 for real rows, 0 for padding [N].
       sparsity: the variant's sparsity coefficient at this step, a scalar.
-      total: adds a value up over all shards of the batch.
+      shard: which rows and features are on this device, and how it computes.
     """
 
     x_n: jax.Array
     mask: jax.Array
     sparsity: jax.Array
-    total: Callable = lambda value: value
+    shard: Shard = WHOLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Parts:
     Attributes:
       feats: features [N, F], 0 in padding rows.
       resid: x_hat_n - x_n [N, C].
-      penalty: the sparsity term before its coefficient, divided by C, a scalar.
-      aux: an auxiliary term before its coefficient, divided by C, a scalar.
+      penalty: the sparsity term before its coefficient, divided by C, a scalar over all features.
+      aux: an auxiliary term before its coefficient, divided by C, a scalar over all features.
       seen: what `Variant.follow` needs, the same on all shards.
     """
 
@@ -84,8 +86,8 @@ class Variant:
     """What tells a variant from the others.
 
     Attributes:
-      activate: (pre [N, F], arrays, k) -> features [N, F] at inference, in scaled units; `arrays` are all
-        arrays of the SAE by name, the variant's own included.
+      activate: (pre [N, F], arrays, k, shard) -> features [N, F] at inference, in scaled units; `arrays` are
+        all arrays of the SAE by name, the variant's own included.
       objective: (pre, params, batch, terms, k) -> (value, Parts): the sum over real rows of the loss,
         divided by C. `params` are the trainable arrays without w_enc.
       own: F -> the variant's own arrays at the start, by name.
@@ -114,22 +116,14 @@ class Variant:
 def preactivations(params: dict, x_n: jax.Array, *, precision=None) -> jax.Array:
     """(x_n - b_dec) @ w_enc.T + b_enc of scaled activations x_n [N, C] -> [N, F]."""
     centred = x_n - params["b_dec"][None, :]
-    return product_t(centred, params["w_enc"], precision=precision) + params["b_enc"][None, :]
-
-
-def product_t(a, b, *, precision=None):
-    """a [N, C] times the rows of b [F, C] -> [N, F]."""
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=precision)
-
-
-def outer_sum(a, b):
-    """Sum over rows of a [N, F] times b [N, C] -> [F, C]."""
-    return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+    product = lax.dot_general(centred, params["w_enc"], (((1,), (1,)), ((), ())), precision=precision)
+    return product + params["b_enc"][None, :]
 
 
 def reconstruct(feats, params: dict, batch: Batch) -> tuple:
     """(sum over real rows of ||x_hat_n - x_n||^2 / C, x_hat_n - x_n [N, C]) of features [N, F]."""
-    resid = feats @ params["w_dec"] + params["b_dec"][None, :] - batch.x_n
+    x_hat = batch.shard.over_features(batch.shard.product(feats, params["w_dec"]))  # [N, C]
+    resid = x_hat + params["b_dec"][None, :] - batch.x_n
     return squares(resid, batch), resid
 
 

@@ -12,9 +12,10 @@ min(threshold_decay, (1 + t) / (10 + t)), so the first batches do not weigh for 
 import jax.numpy as jnp
 from jax import lax
 
-from jsae.sae.variants import base, batch_topk_sparse
+from jsae.sae.variants import base, gathered
 
 _INFINITY_BITS = 0x7F800000
+_CANDIDATES = 4  # times k, of each vector
 
 
 def cut(values, n_keep, total=lambda value: value):
@@ -32,7 +33,8 @@ def cut(values, n_keep, total=lambda value: value):
     bits = lax.bitcast_convert_type(values, jnp.int32)
 
     def count(at_least):
-        return total((bits >= at_least).sum(dtype=jnp.int32))
+        # More than n_keep says no more than n_keep + 1 does, and the sum over many devices stays an int32
+        return total(jnp.minimum((bits >= at_least).sum(dtype=jnp.int32), jnp.int32(n_keep) + 1))
 
     wanted = jnp.minimum(jnp.int32(n_keep), count(jnp.int32(1)))
 
@@ -50,12 +52,15 @@ def cut(values, n_keep, total=lambda value: value):
 def select(pre, batch: base.Batch, k: int) -> tuple:
     """(features [N, F], cut) of pre-activations [N, F]; padding rows count for nothing and give 0."""
     positive = batch.mask[:, None] * base.relu(pre)  # [N, F]
-    n_keep = k * batch.total(batch.mask.sum()).astype(jnp.int32)
-    at = cut(lax.stop_gradient(positive), n_keep, batch.total)
+    at = cut(lax.stop_gradient(positive), _n_keep(batch, k), batch.shard.everywhere)
     return jnp.where(positive < at, 0.0, positive), at
 
 
-def activate(pre, arrays, k):
+def _n_keep(batch: base.Batch, k: int):
+    return k * batch.shard.over_rows(batch.mask.sum()).astype(jnp.int32)
+
+
+def activate(pre, arrays, k, shard):
     """relu(pre) above the learned threshold."""
     return base.above(pre, arrays["threshold"])
 
@@ -79,12 +84,31 @@ def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
     return mse, base.Parts(feats, resid, seen={"cut": at})
 
 
+def _sparse(params, batch: base.Batch, centred, pre, k):
+    """The cut is counted over some candidates of each vector instead of all F.
+
+    That is exact unless some vector keeps all of its candidates; then the step is done densely.
+    """
+    n_local, n_model = pre.shape[1], batch.shard.n_model
+    m = min(_CANDIDATES * gathered.room(k, n_model, n_local), n_local)
+    values, indices = batch.shard.top_k(pre, m)  # [N, m]
+    values = jnp.where((values <= 0) | (batch.mask == 0)[:, None], 0.0, values)  # a NaN stays visible
+    at = cut(values, _n_keep(batch, k), batch.shard.everywhere)
+    kept = (batch.mask > 0)[:, None] & ~(values < at)
+    # A minimum over the row: slicing the last column makes XLA:CPU sort whole rows
+    missed = kept.all(axis=1).any() & (m < n_local)
+    sums, grads, resid, exact, dense = gathered.sums_and_grads(
+        *(params, batch, centred, pre, values, indices, kept, k, missed), lambda: select(pre, batch, k)
+    )
+    return sums, grads, resid, {"cut": jnp.where(dense, exact, at)}
+
+
 VARIANT = base.Variant(
     activate=activate,
     objective=_objective,
     own=own,
     follow=follow,
-    sparse=lambda *args: batch_topk_sparse.sums_and_grads(cut, *args),
+    sparse=_sparse,
     has_k=True,
     has_auxk=True,
 )

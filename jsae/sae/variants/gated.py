@@ -16,18 +16,18 @@ from jax import lax
 from jsae.sae.variants import base
 
 
-def _activate(pre, arrays, k):
+def _activate(pre, arrays, k, shard):
     strength = jnp.exp(arrays["r_mag"])[None, :] * (pre - arrays["b_enc"][None, :])
     strength = base.relu(strength + arrays["b_mag"][None, :])
     return jnp.where(pre <= 0, 0.0, strength)
 
 
 def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
-    feats = batch.mask[:, None] * _activate(pre, params, k)  # [N, F]
+    feats = batch.mask[:, None] * _activate(pre, params, k, batch.shard)  # [N, F]
     mse, resid = base.reconstruct(feats, params, batch)
     gate = batch.mask[:, None] * base.relu(pre)  # [N, F]
     aux, _ = base.reconstruct(gate, lax.stop_gradient(params), batch)
-    penalty = gate.sum() / batch.x_n.shape[1]
+    penalty = batch.shard.over_features(gate.sum()) / batch.x_n.shape[1]
     return mse + batch.sparsity * penalty + aux, base.Parts(feats, resid, penalty, aux)
 
 

@@ -21,7 +21,7 @@ from jsae.sae.variants import base
 _START = 0.05  # of the thresholds, in scaled units
 
 
-def _activate(pre, arrays, k):
+def _activate(pre, arrays, k, shard):
     return base.above(pre, arrays["threshold"])
 
 
@@ -42,7 +42,7 @@ def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
     feats, on = jump(pre, params["threshold"], terms.bandwidth)
     feats = batch.mask[:, None] * feats
     mse, resid = base.reconstruct(feats, params, batch)
-    penalty = (batch.mask[:, None] * on).sum() / batch.x_n.shape[1]
+    penalty = batch.shard.over_features((batch.mask[:, None] * on).sum()) / batch.x_n.shape[1]
     return mse + batch.sparsity * penalty, base.Parts(feats, resid, penalty)
 
 

@@ -9,18 +9,42 @@ that of the whole too.
 
 import itertools
 
+import jax.numpy as jnp
+import numpy as np
+
 from jsae.sae.variants import base, batch_topk
 
 
 def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
     feats, at = batch_topk.select(pre, batch, k)  # [N, F]
-    check_prefixes(terms.prefixes, feats.shape[1])
+    check_prefixes(terms.prefixes, feats.shape[1] * batch.shard.n_model)
     resid = params["b_dec"][None, :] - batch.x_n  # [N, C]
     total = 0.0
-    for start, stop in itertools.pairwise((0, *terms.prefixes)):
-        resid = resid + feats[:, start:stop] @ params["w_dec"][start:stop]
+    for part in batch.shard.over_features(_by_band(feats, params["w_dec"], terms.prefixes, batch.shard)):
+        resid = resid + part
         total = total + base.squares(resid, batch)
     return total, base.Parts(feats, resid, seen={"cut": at})
+
+
+def _by_band(feats, w_dec, prefixes: tuple, shard) -> list:
+    """What the features between one prefix and the next add to a reconstruction, [N, C] for each band.
+
+    The cuts between bands fall elsewhere in each shard of the features. All shards are therefore sliced at
+    the cuts of all of them, each slice is multiplied once, and then goes to the band it lies in here.
+    """
+    n_local = feats.shape[1]
+    cuts = sorted({0, *(prefix % n_local for prefix in prefixes)})
+    slices = itertools.pairwise((*cuts, n_local))
+    parts = [shard.product(feats[:, a:b], w_dec[a:b]) for a, b in slices]
+    firsts = np.arange(shard.n_model)[:, None] * n_local + np.asarray(cuts)[None, :]
+    bands = np.searchsorted(prefixes, firsts, side="right")  # [n_model, slices]
+    if shard.n_model == 1:
+        return [parts[list(bands[0]).index(band)] for band in range(len(prefixes))]
+    here = jnp.asarray(bands)[shard.index()]
+    return [
+        sum(jnp.where(here[i] == band, part, 0.0) for i, part in enumerate(parts))
+        for band in range(len(prefixes))
+    ]
 
 
 def check_prefixes(prefixes: tuple, n_features: int) -> None:

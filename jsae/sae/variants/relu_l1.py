@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jsae.sae.variants import base
 
 
-def _activate(pre, arrays, k):
+def _activate(pre, arrays, k, shard):
     return base.relu(pre)
 
 
@@ -21,7 +21,7 @@ def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
     by_feature = feats.sum(0)
     if terms.decoder_norm == "free":
         by_feature = by_feature * jnp.linalg.norm(params["w_dec"], axis=-1)
-    penalty = by_feature.sum() / batch.x_n.shape[1]
+    penalty = batch.shard.over_features(by_feature.sum()) / batch.x_n.shape[1]
     return mse + batch.sparsity * penalty, base.Parts(feats, resid, penalty)
 
 

@@ -11,38 +11,57 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jsae.sae.variants import base
+from jsae.sae.variants import base, gathered
+from jsae.sae.variants.shard import WHOLE, Shard
 
 # Rows of a chunk of the sparse path: 64 x k decoder rows stay in a CPU's cache.
 _CHUNK_ROWS = 64
 
 
-def keep_top(pre: jax.Array, k: int) -> jax.Array:
-    """relu(pre) [N, F] on the k largest entries of each row, 0 elsewhere; a NaN stays visible."""
-    values, indices = lax.top_k(lax.stop_gradient(pre), k)  # [N, k], equal values by rising index
+def keep_top(pre: jax.Array, k: int, shard: Shard = WHOLE) -> jax.Array:
+    """relu(pre) [N, F] on the k largest entries of each row, 0 elsewhere; a NaN stays visible.
+
+    With F dealt over devices, the k largest of all of them: each device offers its own k largest values.
+    """
+    values, indices = shard.top_k(lax.stop_gradient(pre), min(k, pre.shape[1]))  # [N, k], ties by index
+    kept = _chosen(values, k, shard)
     # Reductions, not values[:, -1:]: XLA:CPU folds that slice into the top_k and sorts whole rows, 18x slower
-    threshold = values.min(axis=-1, keepdims=True)  # [N, 1]
-    last = jnp.where(values == threshold, indices, -1).max(axis=-1, keepdims=True)
+    threshold = jnp.where(kept, values, jnp.inf).min(axis=-1, keepdims=True)  # [N, 1]
+    last = jnp.where(kept & (values == threshold), indices, -1).max(axis=-1, keepdims=True)
     column = lax.broadcasted_iota(jnp.int32, pre.shape, 1)
     dropped = (pre < threshold) | ((pre == threshold) & (column > last))
     return jnp.where(dropped, 0.0, base.relu(pre))
 
 
-def _activate(pre, arrays, k):
-    return keep_top(pre, k)
+def _chosen(values, k: int, shard: Shard):
+    """Which of this device's largest values of each row, falling [N, m], are among the k largest of all."""
+    if shard.n_model == 1:
+        return jnp.ones(values.shape, bool)
+    everyone = shard.candidates(values)  # [N, n_model * m]
+    top, places = shard.top_k(everyone, k)
+    threshold = top.min(axis=-1, keepdims=True)
+    last = jnp.where(top == threshold, places, -1).max(axis=-1, keepdims=True)
+    place = shard.index() * values.shape[1] + lax.broadcasted_iota(jnp.int32, values.shape, 1)
+    return ~((values < threshold) | ((values == threshold) & (place > last)))
+
+
+def _activate(pre, arrays, k, shard):
+    return keep_top(pre, k, shard)
 
 
 def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
-    feats = batch.mask[:, None] * keep_top(pre, k)  # [N, F]
+    feats = batch.mask[:, None] * keep_top(pre, k, batch.shard)  # [N, F]
     mse, resid = base.reconstruct(feats, params, batch)
     return mse, base.Parts(feats, resid)
 
 
 def _sparse(params, batch: base.Batch, centred, pre, k):
+    if batch.shard.n_model > 1:
+        return _sparse_over_features(params, batch, centred, pre, k)
     x_n, mask = batch.x_n, batch.mask
     n, c = x_n.shape
     w_enc, w_dec, b_dec = params["w_enc"], params["w_dec"], params["b_dec"]
-    values, indices = lax.top_k(pre, k)  # [N, k]
+    values, indices = batch.shard.top_k(pre, k)  # [N, k]
     rows = _CHUNK_ROWS if n % _CHUNK_ROWS == 0 else n
 
     def chunk(carry, part):
@@ -78,6 +97,18 @@ def _sparse(params, batch: base.Batch, centred, pre, k):
     sums = {"sse": sse, "penalty": jnp.zeros(()), "aux": jnp.zeros(()), "fired": fired}
     sums |= {"l1": l1.sum(), "l0": fired.sum().astype(jnp.float32)}
     return sums, grads, resid.reshape(n, c), {}
+
+
+def _sparse_over_features(params, batch: base.Batch, centred, pre, k):
+    values, indices = batch.shard.top_k(pre, min(k, pre.shape[1]))  # [N, m]
+    kept = _chosen(values, k, batch.shard) & ~(values <= 0) & (batch.mask > 0)[:, None]
+
+    def exact():
+        return batch.mask[:, None] * keep_top(pre, k, batch.shard), jnp.zeros(())
+
+    missed = jnp.zeros((), bool)
+    found = gathered.sums_and_grads(params, batch, centred, pre, values, indices, kept, k, missed, exact)
+    return *found[:3], {}
 
 
 VARIANT = base.Variant(activate=_activate, objective=_objective, sparse=_sparse, has_k=True, has_auxk=True)

@@ -1,0 +1,41 @@
+"""Which way a step takes: dense or on gathered rows, and how a device multiplies and sorts.
+
+The dense step costs five products of N * C * F; the sparse one of "topk" and "batch_topk" only the encoder's,
+and reads and adds k rows a vector. Which is faster depends on F / k and on how a platform gathers and
+scatters; this is the one place that says so.
+"""
+
+import jax
+
+from jsae.sae import variants
+
+# Smallest F / k from which the gathered step is taken. CPU: measured on two cores. GPU: a published estimate,
+# not measured here. A TPU scatters row by row: never.
+SPARSE_FROM = {"cpu": 8, "gpu": 120, "cuda": 120}
+# float32 scatter-adds of these versions become compare-and-swap loops on CUDA (jax#38806)
+_SLOW_SCATTER = ((0, 10, 2), (0, 11, 1))
+
+
+def is_sparse(mesh, variant: str, n_features: int, k: int | None) -> bool:
+    """Whether a step of this SAE works on gathered rows on this mesh."""
+    platform = mesh.devices.flat[0].platform
+    if variants.VARIANTS[variant].sparse is None or platform not in SPARSE_FROM:
+        return False
+    first, fixed = _SLOW_SCATTER
+    if platform != "cpu" and first <= jax.version.__version_info__ < fixed:
+        return False
+    return n_features >= SPARSE_FROM[platform] * k
+
+
+def shard_of(mesh, recipe=None) -> variants.Shard:
+    """How each device of the mesh computes a step of this recipe (`jsae.sae.recipe.Recipe`).
+
+    Without a recipe: in float32 and with ties by index, as evaluation does.
+    """
+    return variants.Shard(
+        data="data",
+        model="model" if mesh.shape["model"] > 1 else None,
+        n_model=mesh.shape["model"],
+        dtype="bfloat16" if recipe and recipe.precision == "bfloat16" else "float32",
+        stable=recipe is None or recipe.stable_top_k,
+    )

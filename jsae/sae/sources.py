@@ -1,0 +1,71 @@
+"""Where a run's vectors come from: all of them on the devices if they fit, else streamed through a buffer."""
+
+import functools
+
+from jsae.runtime import artifacts, logs, preemption
+from jsae.runtime import mesh as meshes
+from jsae.sae import blocks, memory, paths, resident, streamed
+
+FILE = "source.json"
+STORES = ("auto", "resident", "streamed")
+_CHUNK_BYTES = 1 << 25
+
+
+def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
+    """(whether the vectors are streamed, the blocks' sizes) for `config.sae`.
+
+    "auto" streams only what does not fit beside the SAE. The order of the vectors depends on the choice, so a
+    resumed run keeps the one that lies in its folder (`remember`).
+
+    Raises ValueError for an unknown setting, and where the run does not fit the devices; the message names
+    what to lower.
+    """
+    if c.store not in STORES:
+        raise ValueError(f"config.sae.store={c.store!r}; the valid values are {', '.join(STORES)}")
+    dtype = store.vector_dtype.name
+    shape = resident.shape_of(store.n_vectors, store.n_channels, c.batch_size, dtype)
+    estimate = functools.partial(
+        memory.estimate,
+        n_channels=store.n_channels,
+        n_features=c.n_features,
+        batch_size=c.batch_size,
+        data=mesh.shape["data"],
+        model=mesh.shape["model"],
+        sparse=paths.is_sparse(mesh, c.variant, c.n_features, c.k),
+        has_ema=c.ema_decay > 0,
+    )
+    available = memory.of_device(mesh)
+    needed = estimate(vector_bytes=shape.mib * 2**20)
+    path = folder / FILE
+    chosen = artifacts.read_json(path)["store"] if path.exists() else c.store
+    meshes.wait_for_all("sae: read what was chosen before")
+    if chosen == "auto":
+        everyone_can = meshes.all_agree(memory.fits(needed, available))
+        chosen = "resident" if everyone_can else "streamed"
+    if chosen == "streamed":
+        shape = streamed.plan(store, c.batch_size, c.buffer_mib, seed)[0]
+        needed = estimate(vector_bytes=2 * shape.mib * 2**20)
+    logs.get_logger().info("sae: %s: training needs about %s", chosen, needed)
+    memory.check(needed, available, mesh, streamed=chosen == "streamed")
+    return chosen == "streamed", shape
+
+
+def remember(folder, is_streamed: bool) -> None:
+    """Write the choice into the stage's folder, once all settings have been found good."""
+    artifacts.write_json(folder / FILE, {"store": "streamed" if is_streamed else "resident"})
+
+
+def open_source(mesh, store, c, shape: blocks.Shape, *, is_streamed: bool, seed: int, last_step: int):
+    """The source that `choose` decided on, a `resident.Resident` or a `streamed.Streamed`."""
+    if is_streamed:
+        size = {"buffer_mib": c.buffer_mib, "seed": seed, "last_step": last_step}
+        return streamed.Streamed(mesh, store, c.batch_size, **size)
+    return resident.Resident(mesh, _chunks(store), shape, seed=seed)
+
+
+def _chunks(store):
+    """All vectors of a store as stored, in its order, some MiB at a time."""
+    n = max(1, _CHUNK_BYTES // (store.n_channels * store.vector_dtype.itemsize))
+    for start in range(0, store.n_vectors, n):
+        preemption.check()
+        yield store.stored_vectors(start, min(start + n, store.n_vectors))

@@ -1,0 +1,120 @@
+"""How one device computes its share of a step: its rows of the batch, its features, its arithmetic.
+
+Under the mesh's axes a device holds N / data vectors and F / model features. What needs all vectors or all
+features goes through the methods here, which do nothing where an axis is not dealt. No method ever moves
+the dictionary or a feature matrix [N, F] between devices; the largest thing that travels for one step is
+a reconstruction [N, C].
+"""
+
+import dataclasses
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# jax 0.11 and newer let ties fall as they like, which is much faster on a GPU
+HAS_UNSTABLE_TOP_K = "is_stable" in inspect.signature(lax.top_k).parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The place of a device in the mesh, and how it multiplies and sorts.
+
+    Attributes:
+      data: name of the mesh axis that the batch's rows are dealt over; None: all rows are here.
+      model: name of the mesh axis that the features are dealt over; None: all features are here.
+      n_model: size of that axis.
+      dtype: of the operands of products, "float32" or "bfloat16"; sums and results are float32.
+      stable: equal values in a top_k by rising index; False lets them fall as they like where this jax can.
+    """
+
+    data: str | None = None
+    model: str | None = None
+    n_model: int = 1
+    dtype: str = "float32"
+    stable: bool = True
+
+    def over_rows(self, value):
+        """The sum of a value over the devices that hold the other rows."""
+        return lax.psum(value, self.data) if self.data else value
+
+    def over_features(self, value):
+        """The sum of a partial value over the devices that hold the other features.
+
+        The gradient is that of a plain sum whose result is used once: devices get the cotangent as it is.
+        """
+        return _sum_once(value, self.model) if self.model else value
+
+    def everywhere(self, value):
+        """The sum over both."""
+        return self.over_features(self.over_rows(value))
+
+    def largest(self, value):
+        """The largest of a value over the devices that hold the other features."""
+        return lax.pmax(value, self.model) if self.model else value
+
+    def candidates(self, values):
+        """All devices' few candidates of a row, [N, m] each, side by side [N, n_model * m]."""
+        return lax.all_gather(values, self.model, axis=1, tiled=True) if self.model else values
+
+    def index(self):
+        """Which shard of the features this is, from 0."""
+        return lax.axis_index(self.model) if self.model else 0
+
+    def top_k(self, values, k: int):
+        """The k largest of each row of this device and their indices [N, k]."""
+        if self.stable or not HAS_UNSTABLE_TOP_K:
+            return lax.top_k(values, k)
+        return lax.top_k(values, k, is_stable=False)
+
+    def product(self, a, b):
+        """a [N, F] @ b [F, C], differentiable."""
+        return a @ b if self.dtype == "float32" else _product(a, b, self.dtype)
+
+    def product_t(self, a, b):
+        """a [N, C] times the rows of b [F, C] -> [N, F]."""
+        return _dot(a, b, 1, 1, self.dtype)
+
+    def outer_sum(self, a, b):
+        """Sum over rows of a [N, F] times b [N, C] -> [F, C]."""
+        return _dot(a, b, 0, 0, self.dtype)
+
+
+WHOLE = Shard()  # all rows, all features, float32
+
+
+def _dot(a, b, a_axis: int, b_axis: int, dtype: str):
+    dimensions = (((a_axis,), (b_axis,)), ((), ()))
+    if dtype == "float32":
+        return lax.dot_general(a, b, dimensions)
+    a, b = a.astype(dtype), b.astype(dtype)
+    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+# Written out, because autodiff would multiply float32 cotangents with operands of the short type
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(a, b, dtype):
+    return _dot(a, b, 1, 0, dtype)
+
+
+def _product_forward(a, b, dtype):
+    return _product(a, b, dtype), (a, b)
+
+
+def _product_backward(dtype, operands, g):
+    a, b = operands
+    return _dot(g, b, 1, 1, dtype), _dot(a, g, 0, 0, dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+# The transpose of psum inside shard_map is psum: it would count a value once for every device that holds it
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_once(value, axis):
+    return lax.psum(value, axis)
+
+
+_sum_once.defvjp(lambda value, axis: (lax.psum(value, axis), None), lambda axis, _, g: (g,))
