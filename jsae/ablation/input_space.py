@@ -252,32 +252,6 @@ def choose_images(features: np.ndarray, images: np.ndarray, max_images: int, see
     return np.concatenate(kept) if kept else np.zeros(0, np.int64)
 
 
-def aircraft_cells(split, grid: tuple[int, int], stride_px: int) -> Callable | None:
-    """A function image numbers [n] -> bool [n, H, W]: the cell is on the aircraft; None if nobody knows.
-
-    A mask must cover at least 10% of the cell; a box counts as a mask.
-    """
-    height, width = grid
-    if split.masks is None and split.boxes is None:
-        return None
-
-    def from_masks(images):
-        cut = np.asarray(split.masks[images])[:, : height * stride_px, : width * stride_px] >> 15 & 1
-        return cut.reshape(len(images), height, stride_px, width, stride_px).mean((2, 4)) >= 0.1
-
-    def from_boxes(images):
-        x0, y0, x1, y1 = np.asarray(split.boxes[images], np.float64).T
-
-        def cover(low, high, n):
-            edges = np.arange(n + 1)[None, :] * stride_px
-            inside = np.minimum(edges[:, 1:], high[:, None]) - np.maximum(edges[:, :-1], low[:, None])
-            return np.clip(inside, 0, None) / stride_px
-
-        return cover(y0, y1, height)[:, :, None] * cover(x0, x1, width)[:, None, :] >= 0.1
-
-    return from_boxes if split.masks is None else from_masks
-
-
 def _no_effects() -> InputEffects:
     none, pairs = np.zeros(0, bool), np.zeros(0, np.int32)
     deltas = np.zeros((0, len(KINDS), len(TARGETS), len(MEASURES)), np.float32)

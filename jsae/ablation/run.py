@@ -30,6 +30,7 @@ from jsae.ablation import (
 from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS
 from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
 from jsae.activations import ActivationStore
+from jsae.analysis import cells
 from jsae.analysis.tables import make
 from jsae.classifier import convnext
 from jsae.data import augment, cache
@@ -111,7 +112,7 @@ def _measure(config, workdir) -> tuple[dict, dict]:
             sigma_px=c.sigma_px,
             size_cells=c.size_cells,
             batch_size=c.batch_size,
-            on_aircraft=input_space.aircraft_cells(split, test.grid, stride_px),
+            on_aircraft=cells.aircraft_cells(split, test.grid, stride_px),
             on_batch=lambda n: _step(bar, n),
         )
     n_active = {f: int((inside.features == f).sum()) for f in features}

@@ -27,6 +27,7 @@ from jsae.metrics.dictionaries import (
     recovery,
     stability,
 )
+from jsae.metrics.localisation import cell_auroc, pointing
 from jsae.metrics.logits import (
     ClassifierSums,
     accuracy,
@@ -64,6 +65,7 @@ __all__ = [
     "auroc",
     "benjamini_hochberg",
     "calibration",
+    "cell_auroc",
     "classifier_metrics",
     "classifier_sums",
     "confusion",
@@ -80,6 +82,7 @@ __all__ = [
     "measures",
     "moments",
     "pca_fvu",
+    "pointing",
     "polysemanticity",
     "purity16",
     "recovered",

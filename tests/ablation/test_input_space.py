@@ -196,13 +196,13 @@ def test_aircraft_cells_from_masks_and_boxes():
     masks[1, 8:16, 0:1] = 0
     masks[1, 8:14, 8] = 1 << 15  # 6 of 64: 9.4%
     split = types.SimpleNamespace(masks=masks, boxes=None)
-    on = input_space.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
+    on = cells.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
     assert np.argwhere(on).tolist() == [[0, 1, 2], [1, 0, 0]]
     boxes = np.array([[16, 8, 24, 16], [0, 0, 0.5, 8]], np.float32)
     split = types.SimpleNamespace(masks=None, boxes=boxes)
-    on = input_space.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
+    on = cells.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
     assert np.argwhere(on).tolist() == [[0, 1, 2]]
-    assert input_space.aircraft_cells(types.SimpleNamespace(masks=None, boxes=None), (3, 4), 8) is None
+    assert cells.aircraft_cells(types.SimpleNamespace(masks=None, boxes=None), (3, 4), 8) is None
 
 
 def test_one_compilation_serves_all_passes(pixels):
