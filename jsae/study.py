@@ -26,12 +26,15 @@ from jsae.runtime import artifacts, stages
 _TABLES = {
     "features": "analysis",
     "top_patches": "analysis",
+    "localisation": "analysis",
+    "parts": "analysis",
     "feature_space": "ablation",
     "input_space": "ablation",
     "agreement": "ablation",
     "atlas": "ablation",
     "atlas_classes": "ablation",
     "cumulative": "ablation",
+    "known_answer": "ablation",
 }
 _FINAL_SITE_ONLY = ("atlas", "atlas_classes", "cumulative")
 

@@ -23,6 +23,7 @@ from jsae.ablation import (
     cumulative,
     feature_space,
     input_space,
+    known_answer,
     splice,
     statistics,
     tables,
@@ -30,7 +31,7 @@ from jsae.ablation import (
 from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS
 from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
 from jsae.activations import ActivationStore
-from jsae.analysis import cells
+from jsae.analysis import cells, dictionaries, parts
 from jsae.analysis.tables import make
 from jsae.classifier import convnext
 from jsae.data import augment, cache
@@ -146,7 +147,41 @@ def _measure(config, workdir) -> tuple[dict, dict]:
     }
     written = {name: tables.table(*parts) for name, parts in of_tables.items()}
     results["atlas"], more = _atlas(config, params, model, test, table["top_class"])
-    return results, written | more
+    results["known_answer"], known = _known_answer(config, where, from_acts, model, test, split, root)
+    return results, written | more | known
+
+
+def _known_answer(config, where, from_acts, model, test, split, root) -> tuple[dict | None, dict]:
+    """(results, table name -> pa.Table) of removing what finds a part; (None, {}) without masks of parts."""
+    if split.masks is None or not split.part_names:
+        return None, {}
+    c, seed = config.ablation, config.seed
+    found = artifacts.read_table(where["analysis"] / parts.FILE).to_pydict()
+    found = {name: np.array(values) for name, values in found.items()}
+    random = dictionaries.random(model.mean, model.n_features, seed)
+    key = jax.random.key(seed)
+    effects = {}
+    with logs.progress(3 * test.n_images, label="ablation: known parts", unit="image") as bar:
+        for kind, dictionary, features, control in (
+            ("", model, found["feature"], {}),
+            ("control_", model, found["feature"], {"root": root, "key": key}),
+            ("random_", random, found["random_feature"], {}),
+        ):
+            effects[kind] = known_answer.margin_effects(
+                from_acts,
+                dictionary,
+                test.batches(c.batch_size),
+                labels=test.labels,
+                features=features,
+                on_batch=lambda n: _step(bar, n),
+                **control,
+            )
+    has = cells.parts_seen(split, np.arange(test.n_images))
+    has_part = known_answer.variants_with(has, test.labels, len(test.class_names))
+    columns = known_answer.columns(
+        found, effects, has_part, test.labels, n_bootstrap=c.n_bootstrap, seed=seed
+    )
+    return known_answer.headline(columns), {"known_answer": make(columns, known_answer.SCHEMA)}
 
 
 def _atlas(config, params, model, test, top_classes) -> tuple[dict | None, dict]:

@@ -39,8 +39,8 @@ class PartCells:
         masks = self._masks(images)
         parts = [self._covered(masks >> bit & 1) for bit in range(len(self.names) - 1)]
         parts = np.stack(parts, -1).reshape(len(images), -1, len(parts))  # [n, H * W, P - 1]
-        has = self._bits(images)[:, None, :]
-        negative = on_aircraft & ~parts & has
+        has = parts_seen(self._split, images)
+        negative = on_aircraft & ~parts & has[:, None, :]
         return np.concatenate([parts, on_aircraft], -1), np.concatenate([negative, ~on_aircraft], -1)
 
     def on_aircraft(self, images) -> np.ndarray:
@@ -57,16 +57,6 @@ class PartCells:
         height, width = self._grid
         return cover(y0, y1, height)[:, :, None] * cover(x0, x1, width)[:, None, :] >= COVERED
 
-    def has(self, batch_size: int = 256) -> np.ndarray:
-        """Which parts are seen in each image of the split, bool [n_images, P], "aircraft" left out."""
-        starts = range(0, len(self._split.ids), batch_size)
-        images = np.arange(len(self._split.ids))
-        return np.concatenate([self._bits(images[start : start + batch_size]) for start in starts])
-
-    def _bits(self, images) -> np.ndarray:
-        seen = np.bitwise_or.reduce(np.asarray(self._split.masks[images]), axis=(1, 2))
-        return (seen[:, None] >> np.arange(len(self.names) - 1)[None, :] & 1).astype(bool)
-
     def _masks(self, images) -> np.ndarray:
         height, width = (cells * self._stride_px for cells in self._grid)
         return np.asarray(self._split.masks[images])[:, :height, :width]
@@ -75,6 +65,31 @@ class PartCells:
         """Whether a mask of 0 and 1 [n, S, S] covers each cell, bool [n, H, W]."""
         (height, width), px = self._grid, self._stride_px
         return mask.reshape(len(mask), height, px, width, px).mean((2, 4)) >= COVERED
+
+
+def parts_seen(split, images) -> np.ndarray:
+    """Which parts of `part_names` are seen in image numbers [n] of a split with masks, bool [n, P]."""
+    seen = np.array([np.bitwise_or.reduce(split.masks[image], axis=None) for image in images])
+    return (seen[:, None] >> np.arange(len(split.part_names))[None, :] & 1).astype(bool)
+
+
+def of_stores(splits: dict, stores: dict, stride_px: int) -> dict[str, PartCells] | None:
+    """`PartCells` of each store's images, None where nobody knows where the aircraft is.
+
+    Args:
+      splits, stores: by the same names.
+      stride_px: pixels a cell of the stores' grid.
+
+    Raises ValueError if a split's images are not those of its store.
+    """
+    for name, store in stores.items():
+        if list(splits[name].ids) != list(store.image_ids):
+            raise ValueError(
+                f"the {len(splits[name].ids)} {name} images of config.data are not the {store.n_images} whose "
+                f"activations lie in {store.folder}; extract them anew with --restart=activations"
+            )
+    found = {name: part_cells(splits[name], store.grid, stride_px) for name, store in stores.items()}
+    return None if None in found.values() else found
 
 
 def part_cells(split, grid: tuple[int, int], stride_px: int) -> PartCells | None:

@@ -33,7 +33,11 @@ SCHEMA = tables.schema(
         "train images that have the part; of the aircraft: against all other cells",
     ),
     ("auroc", pa.float64(), "the same on test"),
-    ("pointing", pa.float64(), "share of n_images in which the feature's peak is in the part; silent: a miss"),
+    (
+        "pointing",
+        pa.float64(),
+        "share of n_images in which the feature's peak is in the part; silent: a miss",
+    ),
 )
 
 
@@ -83,7 +87,10 @@ def measure(dictionary, store, part_cells, *, batch_size: int, on_batch=lambda n
         parts=part_cells.names,
         n_images=positive.any(1).sum(0),
         auroc=np.concatenate(
-            [metrics.cell_auroc(flat[0], *(cells[:, columns] for cells in flat[1:])) for columns in (parts, aircraft)],
+            [
+                metrics.cell_auroc(flat[0], *(cells[:, columns] for cells in flat[1:]))
+                for columns in (parts, aircraft)
+            ],
             axis=1,
         ),
         pointing=metrics.pointing(values, positive),

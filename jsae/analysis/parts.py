@@ -20,6 +20,7 @@ SCHEMA = tables.schema(
     ("auroc_train", pa.float64(), "its part AUROC on train"),
     ("auroc", pa.float64(), "its part AUROC on test"),
     ("pointing", pa.float64(), "share of n_images in which its peak is in the part"),
+    ("random_feature", pa.int32(), "which of `dictionaries.random(mean, F, seed)` that is"),
     ("random_auroc", pa.float64(), f"test part AUROC {_RANDOM}"),
     ("random_pointing", pa.float64(), f"pointing game {_RANDOM}"),
     ("centre_auroc", pa.float64(), "test part AUROC of the nearness of a cell to the centre of the image"),
@@ -64,6 +65,7 @@ def measure(sae, stores: dict, cells: dict, *, batch_size: int, seed: int, on_ba
         "part": list(seen["test"].parts),
         "n_images": seen["test"].n_images,
         **best,
+        "random_feature": best_null["feature"],
         "random_auroc": best_null["auroc"],
         "random_pointing": best_null["pointing"],
         "centre_auroc": prior["centre"],
@@ -89,3 +91,8 @@ def found(columns: dict) -> np.ndarray:
     """Which parts are found, bool [P]."""
     null = np.maximum(columns["random_auroc"], columns["centre_auroc"])
     return (columns["auroc"] >= FOUND_AUROC) & (columns["auroc"] - null >= FOUND_MARGIN)
+
+
+def headline(columns: dict) -> dict:
+    """The stage's results: parts looked at (the aircraft as a whole left out), and how many are found."""
+    return {"n_parts": len(columns["part"]) - 1, "n_found": int(columns["found"][:-1].sum())}

@@ -1,14 +1,17 @@
 """Stage `analysis`: what every feature of the SAE sees.
 
 Reads the activations of train and test and the trained SAE; writes features.parquet and
-top_patches.parquet. Train chooses (alive, top class), test reports. The work takes one pass over each
+top_patches.parquet, nearest.parquet, and where masks or boxes say where things are localisation.parquet and
+parts.parquet. Train chooses (alive, top class, part), test reports. The work takes a few passes over each
 split and is done again from the start if it was interrupted.
 """
 
+from jsae import classifier
 from jsae import sae as saes
 from jsae.activations import ActivationStore
-from jsae.analysis import features, top_patches
+from jsae.analysis import cells, features, localisation, parts, tables, top_patches
 from jsae.analysis.survey import survey
+from jsae.data import cache
 from jsae.runtime import artifacts, logs, stages
 from jsae.runtime import mesh as meshes
 
@@ -42,9 +45,33 @@ def run(config, workdir) -> None:
         seed=config.seed,
         mesh=mesh,
     )
-    artifacts.write_table(stage.folder / top_patches.FILE, patches, stage.manifest)
-    artifacts.write_table(stage.folder / features.FILE, rows, stage.manifest)
-    stage.finish(results)
+    written = {top_patches.FILE: patches, features.FILE: rows}
+    located, more = localise(config, workdir, stores, sae)
+    for name, table in (written | more).items():
+        artifacts.write_table(stage.folder / name, table, stage.manifest)
+    stage.finish(results | {"parts": located})
+
+
+def localise(config, workdir, stores: dict, sae) -> tuple[dict | None, dict]:
+    """(results, file name -> table) of localisation; (None, {}) where nobody knows where the aircraft is."""
+    if "classifier" in stages.skipped(config):
+        return None, {}
+    arch = classifier.load_arch(stages.folder(config, workdir, "classifier"))
+    where = cells.of_stores(cache.load_splits(**config.data), stores, arch.stride(stores["test"].site))
+    if where is None:
+        return None, {}
+    n_images = 2 * sum(len(localisation.images_of(store, sae.n_features)) for store in stores.values())
+    with logs.progress(n_images, label="analysis: parts", unit="image") as progress:
+        columns, table = parts.measure(
+            sae,
+            stores,
+            where,
+            batch_size=config.analysis.batch_size,
+            seed=config.seed,
+            on_batch=progress.update,
+        )
+    best = tables.make(columns, parts.SCHEMA)
+    return parts.headline(columns), {localisation.FILE: table, parts.FILE: best}
 
 
 def check(n_top: int, n_permutations: int) -> None:

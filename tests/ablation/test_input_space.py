@@ -1,7 +1,5 @@
 """Blurring under a feature's peak against scipy and a naive search for the matched patch."""
 
-import types
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -186,23 +184,6 @@ def test_the_subset_of_images_is_seeded_and_complete_where_small():
     np.testing.assert_array_equal(rows, input_space.choose_images(features, images, 10, 0))
     assert set(rows) != set(input_space.choose_images(features, images, 10, 1))
     assert len(input_space.choose_images(features[:0], images[:0], 10, 0)) == 0
-
-
-def test_aircraft_cells_from_masks_and_boxes():
-    masks = np.zeros((2, 24, 32), np.uint16)
-    masks[0, 8:16, 16:24] = 1 << 15
-    masks[0, :8, :8] = 1  # a part bit says nothing of the aircraft
-    masks[1, :8, 0] = 1 << 15  # 8 of 64 pixels: 12.5%
-    masks[1, 8:16, 0:1] = 0
-    masks[1, 8:14, 8] = 1 << 15  # 6 of 64: 9.4%
-    split = types.SimpleNamespace(masks=masks, boxes=None)
-    on = cells.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
-    assert np.argwhere(on).tolist() == [[0, 1, 2], [1, 0, 0]]
-    boxes = np.array([[16, 8, 24, 16], [0, 0, 0.5, 8]], np.float32)
-    split = types.SimpleNamespace(masks=None, boxes=boxes)
-    on = cells.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
-    assert np.argwhere(on).tolist() == [[0, 1, 2]]
-    assert cells.aircraft_cells(types.SimpleNamespace(masks=None, boxes=None), (3, 4), 8) is None
 
 
 def test_one_compilation_serves_all_passes(pixels):
