@@ -1,4 +1,4 @@
-"""known_answer.parquet: where the parts are known, does removing the feature that finds a part hurt the right variants?
+"""known_answer.parquet: does removing the feature that finds a part hurt the variants that have the part?
 
 For each part the feature that `jsae.analysis.parts` chose on train is removed at every position of every test
 image. The margin of the label should fall for the variants that have the part and not for the others; what is
@@ -72,7 +72,7 @@ def margin_effects(
       batches: yields (start, acts [B, H, W, C] raw, mask [B]) over the split.
       labels: int [n_images], -1 for unknown: NaN.
       features: [K].
-      root, key: of `controls.draw_directions`; if given, a direction of equal norm goes in place of the feature.
+      root, key: of `controls.draw_directions`; if given, a direction of equal norm takes the feature's place.
       on_batch: called with the number of images after each batch.
     """
     logits_from_acts = as_argument(logits_from_acts)
@@ -115,7 +115,7 @@ def columns(
 
     Args:
       found: columns of parts.parquet as arrays, P rows, "aircraft" last.
-      effects: kind of KINDS -> [n_images, P], from `margin_effects` of the features (directions) of each part.
+      effects: kind of KINDS -> [n_images, P], from `margin_effects` of what was chosen for each part.
       has_part: bool [L, P], which variants have which part.
       labels: int [n_images].
       n_bootstrap, seed: of the intervals.

@@ -85,8 +85,8 @@ def of_stores(splits: dict, stores: dict, stride_px: int) -> dict[str, PartCells
     for name, store in stores.items():
         if list(splits[name].ids) != list(store.image_ids):
             raise ValueError(
-                f"the {len(splits[name].ids)} {name} images of config.data are not the {store.n_images} whose "
-                f"activations lie in {store.folder}; extract them anew with --restart=activations"
+                f"the {len(splits[name].ids)} {name} images of config.data are not the {store.n_images} "
+                f"whose activations lie in {store.folder}; extract them anew with --restart=activations"
             )
     found = {name: part_cells(splits[name], store.grid, stride_px) for name, store in stores.items()}
     return None if None in found.values() else found

@@ -1,4 +1,4 @@
-"""Dictionaries to hold an SAE against: the same encode, decode and w_dec, so that the same code measures them.
+"""Dictionaries to hold an SAE against: the same encode, decode and w_dec, so that one code measures all.
 
     features = relu((x - mean) @ rows.T)      x_hat = mean + features @ rows
 
@@ -100,7 +100,7 @@ class Nmf:
 
 
 def _nmf_step(target, feats, parts):
-    """One multiplicative update of feats [N, F] towards target [N, D] ~ feats @ parts (Lee and Seung 2001)."""
+    """One multiplicative update of feats [N, F] for target [N, D] ~ feats @ parts (Lee and Seung 2001)."""
     gram = jnp.matmul(parts, parts.T, precision="float32")
     wanted = jnp.matmul(target, parts.T, precision="float32")
     return feats * wanted / (jnp.matmul(feats, gram, precision="float32") + 1e-9)

@@ -1,4 +1,4 @@
-"""localisation.parquet: does a feature fire where a part is, for every feature and part that masks or boxes know.
+"""localisation.parquet: does a feature fire where a part is? For all features, where masks or boxes know.
 
 Part AUROC: over cells on the aircraft, in the images that have the part (the aircraft as a whole: over all
 cells of all images). Pointing game: is the feature's peak in the part. Train chooses, test reports, and
@@ -29,8 +29,8 @@ SCHEMA = tables.schema(
     (
         "auroc_train",
         pa.float64(),
-        "AUROC of the feature for cells that the part covers by 10% against the other cells on the aircraft, in "
-        "train images that have the part; of the aircraft: against all other cells",
+        "AUROC of the feature for cells that the part covers by 10% against the other cells on the aircraft, "
+        "in train images that have the part; of the aircraft: against all other cells",
     ),
     ("auroc", pa.float64(), "the same on test"),
     (

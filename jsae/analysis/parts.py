@@ -1,7 +1,7 @@
 """parts.parquet: for each part the SAE's best feature beside what the same search finds without an SAE.
 
-The feature is the one with the largest part AUROC on train; what is reported is test. Beside it stand the best of
-F random directions, chosen on train in the same way, and the priors of `localisation.priors`.
+The feature is the one with the largest part AUROC on train; what is reported is test. Beside it stand the best
+of F random directions, chosen on train in the same way, and the priors of `localisation.priors`.
 """
 
 import numpy as np
@@ -27,8 +27,8 @@ SCHEMA = tables.schema(
     (
         "position_auroc",
         pa.float64(),
-        "test part AUROC of the share of train images with the part in which it covers the cell: it knows the "
-        "part's name and where aircraft stand",
+        "test part AUROC of the share of train images with the part in which it covers the cell: it knows "
+        "the part's name and where aircraft stand",
     ),
     (
         "found",
@@ -76,7 +76,7 @@ def measure(sae, stores: dict, cells: dict, *, batch_size: int, seed: int, on_ba
 
 
 def best_of(seen: dict) -> dict[str, np.ndarray]:
-    """feature, auroc_train, auroc, pointing [P] of the features chosen on train; `Scores` of train and test."""
+    """feature, auroc_train, auroc, pointing [P] of the features chosen on train, from `Scores` by split."""
     chosen = seen["train"].best()
     each = np.arange(len(chosen))
     return {

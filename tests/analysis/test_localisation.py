@@ -147,5 +147,5 @@ def test_priors_know_where_parts_lie_and_nothing_else(setting):
 def test_other_images_than_the_stores_are_refused(setting):
     splits, stores, _ = setting
     other = types.SimpleNamespace(ids=range(39), masks=splits["test"].masks, boxes=None, part_names=PARTS)
-    with pytest.raises(ValueError, match="39 test images of config.data are not the 40"):
+    with pytest.raises(ValueError, match=r"39 test images of config\.data are not the 40"):
         cells.of_stores({"train": splits["train"], "test": other}, stores, STRIDE)
