@@ -26,6 +26,7 @@ from jsae.runtime import artifacts, stages
 _TABLES = {
     "features": "analysis",
     "top_patches": "analysis",
+    "nearest": "analysis",
     "localisation": "analysis",
     "parts": "analysis",
     "feature_space": "ablation",

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-N_VECTORS = 16_384  # train vectors that a dictionary is made from
+N_VECTORS = 16_384  # train vectors that pca, kmeans and nmf are made from
 _KMEANS_ROUNDS = 20
 _NMF_ROUNDS = 100
 _NMF_ENCODE_ROUNDS = 30
@@ -104,6 +104,13 @@ def _nmf_step(target, feats, parts):
     gram = jnp.matmul(parts, parts.T, precision="float32")
     wanted = jnp.matmul(target, parts.T, precision="float32")
     return feats * wanted / (jnp.matmul(feats, gram, precision="float32") + 1e-9)
+
+
+def sample(store) -> np.ndarray:
+    """About N_VECTORS vectors [N, C] of a store, all cells of evenly spaced images."""
+    n = min(store.n_images, max(1, N_VECTORS // (store.grid[0] * store.grid[1])))
+    images = np.unique(np.linspace(0, store.n_images - 1, n).astype(np.int64)).tolist()
+    return np.concatenate([store.read(i, i + 1).reshape(-1, store.n_channels) for i in images])
 
 
 def signed(rows, mean) -> Directions:

@@ -1,7 +1,7 @@
 """parts.parquet: for each part the SAE's best feature beside what the same search finds without an SAE.
 
-The feature is the one with the largest part AUROC on train; what is reported is test. Beside it stand the best
-of F random directions, chosen on train in the same way, and the priors of `localisation.priors`.
+The feature is the one with the largest part AUROC on train; what is reported is test. Beside it stand the
+best of F random directions, chosen on train in the same way, and the priors of `localisation.priors`.
 """
 
 import numpy as np

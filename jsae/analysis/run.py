@@ -9,7 +9,7 @@ split and is done again from the start if it was interrupted.
 from jsae import classifier
 from jsae import sae as saes
 from jsae.activations import ActivationStore
-from jsae.analysis import cells, features, localisation, parts, tables, top_patches
+from jsae.analysis import cells, features, localisation, nearest, parts, tables, top_patches
 from jsae.analysis.survey import survey
 from jsae.data import cache
 from jsae.runtime import artifacts, logs, stages
@@ -45,7 +45,11 @@ def run(config, workdir) -> None:
         seed=config.seed,
         mesh=mesh,
     )
+    n_test = stores["test"].n_images
+    with logs.progress(n_test, label="analysis: nearest", unit="image") as progress:
+        alike = nearest.columns(stores["test"], sae, batch_size=c.batch_size, on_batch=progress.update)
     written = {top_patches.FILE: patches, features.FILE: rows}
+    written[nearest.FILE] = tables.make(alike, nearest.SCHEMA)
     located, more = localise(config, workdir, stores, sae)
     for name, table in (written | more).items():
         artifacts.write_table(stage.folder / name, table, stage.manifest)
