@@ -111,6 +111,11 @@ def get_config(form: str = "full") -> ConfigDict:
         batch_size=128,
         n_bootstrap=1000,
         n_joint=32,  # features removed together, at most
+        sweep_fills=("blur", "mean", "shuffle"),  # () sweeps nothing
+        sweep_sigmas_px=(3.0, 6.0, 12.0),
+        sweep_sizes_cells=(1, 3),
+        n_sweep_features=6,
+        n_sweep_images=24,  # of each
     )
     config.report = dict(n_features=48)
     config.runtime = dict(deterministic=False, data_axis=-1, model_axis=1)
@@ -119,5 +124,6 @@ def get_config(form: str = "full") -> ConfigDict:
         config.classifier.n_epochs = 12.0
         config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
+        config.ablation.n_sweep_features, config.ablation.n_sweep_images = 2, 8
         config.report.n_features = 8
     return config

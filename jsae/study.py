@@ -36,6 +36,8 @@ _TABLES = {
     "atlas_classes": "ablation",
     "cumulative": "ablation",
     "known_answer": "ablation",
+    "sigma_sweep": "ablation",
+    "baselines": "ablation",
 }
 _FINAL_SITE_ONLY = ("atlas", "atlas_classes", "cumulative")
 

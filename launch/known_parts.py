@@ -2,9 +2,9 @@
 
     python -m launch.known_parts runs/demo0 runs/demo1 runs/demo2
 
-Reads ablation/known_answer.parquet of each workdir and prints one markdown row a part: means over workdirs, in
-brackets the smallest and largest; then how many parts are found, and for how many the margin falls more in
-the variants that have the part (95% interval of the difference below 0), in each workdir.
+Reads ablation/known_answer.parquet of each workdir and prints one markdown row a part: means over workdirs,
+in brackets the smallest and largest; then how many parts are found, and for how many the margin falls more
+in the variants that have the part (95% interval of the difference below 0), in each workdir.
 """
 
 import numpy as np

@@ -30,6 +30,11 @@ def make_config(**ablation):
         "batch_size": 16,
         "n_bootstrap": 100,
         "n_joint": 5,
+        "sweep_fills": ("blur", "shuffle"),
+        "sweep_sigmas_px": (2.0,),
+        "sweep_sizes_cells": (1,),
+        "n_sweep_features": 2,
+        "n_sweep_images": 3,
     }
     empty = {name: {} for name in ("classifier", "activations", "sae", "analysis")}
     return ml_collections.ConfigDict(
@@ -203,7 +208,7 @@ def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monk
 def test_another_site_has_no_atlas_and_says_so(make_workdir, monkeypatch, caplog):
     config = make_config()
     workdir = make_workdir(config)
-    monkeypatch.setattr(stage.convnext, "FINAL_SITE", "stage5")
+    monkeypatch.setattr(stage.stage_tables.convnext, "FINAL_SITE", "stage5")
     with caplog.at_level(logging.INFO, "jsae"):
         stage.run(config, workdir)
     assert "closed form holds at stage5, the site is stage4" in caplog.text

@@ -6,7 +6,7 @@ import pytest
 import scipy.ndimage
 from ablation_toy import ToySAE
 
-from jsae.ablation import input_space
+from jsae.ablation import fills, input_space
 from jsae.ablation.feature_space import MEASURES, TARGETS
 
 STRIDE, HEIGHT, WIDTH = 8, 3, 4
@@ -52,14 +52,14 @@ def measure(pixels, **changes):
 
 
 def test_blur_equals_scipy_inside_and_keeps_constants():
-    matrix = input_space.blur_matrix(41, 2.5)
+    matrix = fills.blur_matrix(41, 2.5)
     row = np.random.default_rng(0).normal(size=41)
     theirs = scipy.ndimage.gaussian_filter1d(row, 2.5, truncate=8)
     np.testing.assert_allclose((matrix @ row)[20], theirs[20], rtol=1e-4)  # weights beyond 8 sigma, float32
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(input_space.blur_matrix(5, 0.0), np.eye(5))
+    np.testing.assert_array_equal(fills.blur_matrix(5, 0.0), np.eye(5))
     with pytest.raises(ValueError, match="sigma_px is at least 0, got -1"):
-        input_space.blur_matrix(5, -1)
+        fills.blur_matrix(5, -1)
 
 
 def test_patches_are_feathered_inside_and_do_not_overlap():
@@ -77,7 +77,7 @@ def test_patches_are_feathered_inside_and_do_not_overlap():
 def naive(pixels, i, cell, sigma=3.0):
     """The blurred image and its energy for one patch, with loops."""
     x = pixels[i].astype(np.float64)
-    blurs = [input_space.blur_matrix(n, sigma).astype(np.float64) for n in x.shape[:2]]
+    blurs = [fills.blur_matrix(n, sigma).astype(np.float64) for n in x.shape[:2]]
     blurred = np.stack([blurs[0] @ x[..., c] @ blurs[1].T for c in range(3)], -1)
     alpha = np.zeros(x.shape[:2])
     for py in range(x.shape[0]):
