@@ -101,7 +101,12 @@ def get_config(form: str = "full") -> ConfigDict:
         learning_rate=(),
         seed=(),
     )
-    config.analysis = dict(n_top=16, batch_size=128, n_permutations=100)
+    config.analysis = dict(
+        n_top=16,
+        batch_size=128,
+        n_permutations=100,
+        n_receptive=32,  # class-selective features whose receptive field is measured
+    )
     config.ablation = dict(
         n_features=32,
         features=(),  # () lets the stage choose

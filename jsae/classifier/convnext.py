@@ -32,7 +32,7 @@ __all__ = [
     "init",
     "make_arch",
 ]
-INITS = ("normal", "fan_in", "local")
+INITS = ("normal", "fan_in")
 Edit = Callable[[jax.Array], jax.Array]
 
 
@@ -197,8 +197,6 @@ def init(key: jax.Array, arch: Arch, *, layer_scale: float = 1e-6, kernels: str 
         start, name = next(starts), path[-1].key
         if name in constants:
             return jnp.full(leaf.shape, constants[name])
-        if kernels == "local" and name == "dw_kernel":
-            return jnp.zeros(leaf.shape).at[3, 3].set(1.0)
         fan_in = np.prod(leaf.shape[:-1])
         std = 0.02 if kernels == "normal" or path[0].key == "head" else min(0.2, float(fan_in) ** -0.5)
         return std * draw[start : start + leaf.size].reshape(leaf.shape)
