@@ -106,6 +106,7 @@ def get_config(form: str = "full") -> ConfigDict:
         batch_size=128,
         n_permutations=100,
         n_receptive=32,  # class-selective features whose receptive field is measured
+        embedding_workdir="",  # a study of another seed, whose classifier says how alike images are
     )
     config.ablation = dict(
         n_features=32,

@@ -28,6 +28,8 @@ _TABLES = {
     "top_patches": "analysis",
     "nearest": "analysis",
     "localisation": "analysis",
+    "receptive": "analysis",
+    "monosemanticity": "analysis",
     "parts": "analysis",
     "feature_space": "ablation",
     "input_space": "ablation",

@@ -36,3 +36,19 @@ def test_a_silent_feature_points_nowhere():
     positive = np.zeros((1, 2, 1), bool)
     positive[0, 0] = True  # where argmax of nothing lands
     assert metrics.pointing(np.zeros((1, 2, 1)), positive)[0, 0] == 0
+
+
+def test_monosemanticity_is_the_weighted_mean_over_pairs():
+    rng = np.random.default_rng(0)
+    pooled, e = np.maximum(rng.normal(size=(12, 3)), 0), rng.normal(size=(12, 5))
+    pooled[:, 2] = 0
+    pooled[4, 2] = 1  # one image has no pair
+    found, random = metrics.monosemanticity(pooled, e)
+    unit = e - e.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    for w, value in ((pooled[:, 0], found[0]), (pooled[:, 1], found[1]), (np.ones(12), random)):
+        pairs = [(i, k) for i in range(12) for k in range(12) if i != k]
+        weight = np.array([w[i] * w[k] for i, k in pairs])
+        cosine = np.array([unit[i] @ unit[k] for i, k in pairs])
+        np.testing.assert_allclose(value, (weight * cosine).sum() / weight.sum(), rtol=1e-10)  # float64
+    assert np.isnan(found[2])

@@ -1,17 +1,16 @@
 """Stage `analysis`: what every feature of the SAE sees.
 
-Reads the activations of train and test and the trained SAE; writes features.parquet and
-top_patches.parquet, nearest.parquet, and where masks or boxes say where things are localisation.parquet and
-parts.parquet. Train chooses (alive, top class, part), test reports. The work takes a few passes over each
-split and is done again from the start if it was interrupted.
+Reads the activations of train and test and the trained SAE; writes features.parquet, top_patches.parquet,
+nearest.parquet and receptive.parquet, where masks or boxes say where things are localisation.parquet and
+parts.parquet, and with config.analysis.embedding_workdir monosemanticity.parquet. Train chooses (alive, top
+class, part), test reports. The work takes a few passes over each split and is done again from the start if
+it was interrupted.
 """
 
-from jsae import classifier
 from jsae import sae as saes
 from jsae.activations import ActivationStore
-from jsae.analysis import cells, features, localisation, nearest, parts, tables, top_patches
+from jsae.analysis import features, images, nearest, tables, top_patches
 from jsae.analysis.survey import survey
-from jsae.data import cache
 from jsae.runtime import artifacts, logs, stages
 from jsae.runtime import mesh as meshes
 
@@ -50,32 +49,10 @@ def run(config, workdir) -> None:
         alike = nearest.columns(stores["test"], sae, batch_size=c.batch_size, on_batch=progress.update)
     written = {top_patches.FILE: patches, features.FILE: rows}
     written[nearest.FILE] = tables.make(alike, nearest.SCHEMA)
-    located, more = localise(config, workdir, stores, sae)
+    more_results, more = images.every_table(config, workdir, stores, sae, patches, rows)
     for name, table in (written | more).items():
         artifacts.write_table(stage.folder / name, table, stage.manifest)
-    stage.finish(results | {"parts": located})
-
-
-def localise(config, workdir, stores: dict, sae) -> tuple[dict | None, dict]:
-    """(results, file name -> table) of localisation; (None, {}) where nobody knows where the aircraft is."""
-    if "classifier" in stages.skipped(config):
-        return None, {}
-    arch = classifier.load_arch(stages.folder(config, workdir, "classifier"))
-    where = cells.of_stores(cache.load_splits(**config.data), stores, arch.stride(stores["test"].site))
-    if where is None:
-        return None, {}
-    n_images = 2 * sum(len(localisation.images_of(store, sae.n_features)) for store in stores.values())
-    with logs.progress(n_images, label="analysis: parts", unit="image") as progress:
-        columns, table = parts.measure(
-            sae,
-            stores,
-            where,
-            batch_size=config.analysis.batch_size,
-            seed=config.seed,
-            on_batch=progress.update,
-        )
-    best = tables.make(columns, parts.SCHEMA)
-    return parts.headline(columns), {localisation.FILE: table, parts.FILE: best}
+    stage.finish(results | more_results)
 
 
 def check(n_top: int, n_permutations: int) -> None:
