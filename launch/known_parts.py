@@ -10,7 +10,15 @@ in the variants that have the part (95% interval of the difference below 0), in 
 import numpy as np
 from absl import app
 
-SHOWN = ("auroc", "random_auroc", "centre_auroc", "position_auroc", "pointing", "random_pointing")
+SHOWN = (
+    "auroc",
+    "random_auroc",
+    "centre_auroc",
+    "position_auroc",
+    "probe_auroc",
+    "pointing",
+    "random_pointing",
+)
 EFFECTS = ("difference", "control_difference", "random_difference")
 
 

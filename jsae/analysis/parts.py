@@ -1,7 +1,8 @@
 """parts.parquet: for each part the SAE's best feature beside what the same search finds without an SAE.
 
 The feature is the one with the largest part AUROC on train; what is reported is test. Beside it stand the
-best of F random directions, chosen on train in the same way, and the priors of `localisation.priors`.
+best of F random directions, chosen on train in the same way, and the priors of `localisation.priors`; as a
+ceiling a linear readout that was fitted to the masks (`localisation.probe`).
 """
 
 import numpy as np
@@ -29,6 +30,11 @@ SCHEMA = tables.schema(
         pa.float64(),
         "test part AUROC of the share of train images with the part in which it covers the cell: it knows "
         "the part's name and where aircraft stand",
+    ),
+    (
+        "probe_auroc",
+        pa.float64(),
+        "test part AUROC of a linear readout of the activations, fitted to the masks of train: a ceiling",
     ),
     (
         "found",
@@ -70,6 +76,7 @@ def measure(sae, stores: dict, cells: dict, *, batch_size: int, seed: int, on_ba
         "random_pointing": best_null["pointing"],
         "centre_auroc": prior["centre"],
         "position_auroc": prior["position"],
+        "probe_auroc": localisation.probe(stores, cells, images),
     }
     columns["found"] = found(columns)
     return columns, localisation.table(seen["train"], seen["test"])

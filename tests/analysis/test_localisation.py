@@ -96,6 +96,7 @@ def test_the_channel_of_a_part_finds_it(measured):
     np.testing.assert_array_equal(columns["n_images"], [40, 20, 0, 40])
     assert np.isnan(columns["auroc"][2]) and not columns["found"][2]
     assert (columns["centre_auroc"][:2] < 0.85).all()
+    assert (columns["probe_auroc"][:2] == 1).all() and np.isnan(columns["probe_auroc"][2])
     rows = table.to_pylist()
     assert len(rows) == 6 * 4 and rows[4]["feature"] == 1 and rows[5]["part"] == "tail"
     assert rows[5]["auroc"] == 1 and rows[1]["auroc"] < 0.9 and rows[6]["auroc"] is None
