@@ -123,7 +123,7 @@ def probe(stores: dict, part_cells: dict, images: dict) -> np.ndarray:
     """Test AUROC [P] of a linear readout that is fitted to the masks of train: a ceiling, not a null.
 
     What no direction tells no feature can find; where the probe succeeds and the features fail, the part is
-    there but not along a direction of its own. Ridge regression on the cells that count for the part, all channels.
+    there but not along a direction of its own. Ridge regression over the cells that count for the part.
 
     Args:
       stores, part_cells, images: of "train" and "test"; images are numbers [n].
