@@ -117,11 +117,12 @@ def get_config(form: str = "full") -> ConfigDict:
         batch_size=128,
         n_bootstrap=1000,
         n_joint=32,  # features removed together, at most
+        n_atlas_images=128,  # at a site other than the final one, where every pair takes a forward pass
         sweep_fills=("blur", "mean", "shuffle"),  # () sweeps nothing
         sweep_sigmas_px=(3.0, 6.0, 12.0),
         sweep_sizes_cells=(1, 3),
-        n_sweep_features=6,
-        n_sweep_images=24,  # of each
+        n_sweep_features=4,
+        n_sweep_images=16,  # of each
     )
     config.report = dict(n_features=48)
     config.runtime = dict(deterministic=False, data_axis=-1, model_axis=1)

@@ -41,7 +41,7 @@ _TABLES = {
     "sigma_sweep": "ablation",
     "baselines": "ablation",
 }
-_FINAL_SITE_ONLY = ("atlas", "atlas_classes", "cumulative")
+_FINAL_SITE_ONLY = ("cumulative",)
 
 
 def load(workdir) -> "Study":
@@ -179,6 +179,10 @@ class Study:
     def keep(self, keep, *, mode: str = "delta") -> edit.FeatureEdit:
         """Scale every feature by its entry of `keep` [F]."""
         return edit.keep(self.sae, keep, mode=mode)
+
+    def keep_only(self, features, *, mode: str = "delta") -> edit.FeatureEdit:
+        """Remove every feature but the named ones."""
+        return edit.keep_only(self.sae, features, mode=mode)
 
     def clamp(self, features, value, *, mode: str = "delta") -> edit.FeatureEdit:
         """Set features to `value` (raw units) at every position."""

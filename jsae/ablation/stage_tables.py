@@ -10,7 +10,9 @@ from jsae.ablation import (
     cumulative,
     fill_sweep,
     known_answer,
+    site_atlas,
 )
+from jsae.ablation.forward import LogitsFromActs
 from jsae.analysis import cells, dictionaries, parts
 from jsae.analysis.tables import make
 from jsae.classifier import convnext
@@ -50,27 +52,12 @@ def known_parts(config, where, from_acts, model, test, split, root) -> tuple[dic
     return known_answer.headline(columns), {"known_answer": make(columns, known_answer.SCHEMA)}
 
 
-def every_feature(config, params, model, test, top_classes) -> tuple[dict | None, dict]:
-    """(results, table name -> pa.Table) of every feature on every test image; (None, {}) at another site."""
+def every_feature(config, params, model, test, top_classes) -> tuple[dict, dict]:
+    """(results, table name -> pa.Table) of every feature, in closed form at the final site."""
     c, log = config.ablation, logs.get_logger()
-    if test.site != convnext.FINAL_SITE:
-        log.info(
-            "ablation: no atlas of all features: its closed form holds at %s, the site is %s",
-            *(convnext.FINAL_SITE, test.site),
-        )
-        return None, {}
     tops = np.array([-1 if top is None else top for top in top_classes], np.int32)
-    with logs.progress(test.n_images, label="ablation: atlas", unit="image") as bar:
-        seen = atlas_survey.measure(
-            atlas.head_of(params),
-            model,
-            test.batches(c.batch_size),
-            labels=test.labels,
-            top_classes=tops,
-            n_joint=c.n_joint,
-            seed=config.seed,
-            on_batch=lambda n: _step(bar, n),
-        )
+    measure = _by_closed_form if test.site == convnext.FINAL_SITE else _by_forward_pass
+    seen = measure(config, params, model, test, tops)
     results = atlas_survey.headline(seen) | {
         "attribution": atlas_tables.attribution_agreement(seen, c.n_bootstrap, config.seed)
     }
@@ -78,11 +65,58 @@ def every_feature(config, params, model, test, top_classes) -> tuple[dict | None
         "ablation: atlas of %d pairs, %d guarded, in %.1f s",
         *(results[key] for key in ("n_pairs", "n_guarded", "seconds")),
     )
-    return results, {
+    written = {
         "atlas": make(atlas_tables.atlas_columns(seen, tops), atlas_tables.ATLAS),
         "atlas_classes": make(atlas_tables.class_columns(seen), atlas_tables.ATLAS_CLASSES),
-        "cumulative": make(cumulative.columns(seen.curves, c.n_bootstrap, config.seed), cumulative.SCHEMA),
     }
+    if seen.curves is not None:
+        curves = cumulative.columns(seen.curves, c.n_bootstrap, config.seed)
+        written["cumulative"] = make(curves, cumulative.SCHEMA)
+    return results, written
+
+
+def _by_closed_form(config, params, model, test, tops):
+    with logs.progress(test.n_images, label="ablation: atlas", unit="image") as bar:
+        return atlas_survey.measure(
+            atlas.head_of(params),
+            model,
+            test.batches(config.ablation.batch_size),
+            labels=test.labels,
+            top_classes=tops,
+            n_joint=config.ablation.n_joint,
+            seed=config.seed,
+            on_batch=lambda n: _step(bar, n),
+        )
+
+
+def _by_forward_pass(config, params, model, test, tops):
+    """At a site without a closed form, on the first n_atlas_images images in an order drawn from the seed."""
+    c, log = config.ablation, logs.get_logger()
+    n = min(c.n_atlas_images, test.n_images)
+    chosen = np.sort(np.random.default_rng([config.seed, 8]).permutation(test.n_images)[:n])
+    log.info(
+        "ablation: the closed form holds at %s, the site is %s: the atlas takes forward passes, on %d images",
+        *(convnext.FINAL_SITE, test.site, n),
+    )
+
+    def batches():
+        for start in range(0, n, c.batch_size):
+            rows = chosen[start : start + c.batch_size].tolist()
+            acts = np.zeros((c.batch_size, *test.grid, test.n_channels), np.float32)
+            acts[: len(rows)] = np.concatenate([test.read(i, i + 1) for i in rows])
+            yield start, acts, (np.arange(c.batch_size) < len(rows)).astype(np.float32)
+
+    with logs.progress(n, label="ablation: atlas", unit="image") as bar:
+        return site_atlas.measure(
+            LogitsFromActs(params, test.site),
+            model,
+            batches(),
+            labels=test.labels[chosen],
+            top_classes=tops,
+            n_classes=len(test.class_names),
+            pair_batch=c.batch_size,
+            on_batch=lambda n: _step(bar, n),
+        )
 
 
 def fills(config, measured: tuple, of_pairs: dict, n_active: dict) -> dict:
