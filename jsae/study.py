@@ -139,8 +139,11 @@ class Study:
     def table(self, name: str):
         """A result table as a pyarrow Table.
 
-        What a feature sees: features, top_patches; what it does: feature_space, input_space, agreement for
-        the features chosen, and at the final site atlas, atlas_classes for all, cumulative for many at once.
+        What a feature sees: features, top_patches, nearest, receptive; where it fires, if masks or boxes say
+        where things are: localisation, parts; with another study's embeddings: monosemanticity. What it does:
+        feature_space, input_space, agreement, sigma_sweep for the features chosen, atlas, atlas_classes for
+        all, at the final site cumulative for many at once; known_answer where parts are known. baselines is
+        written by launch.baselines.
 
         Raises StageMissing for the tables of the ablation in a study of bare activations, which has none, and
         for those of the final site in a study of another one; ValueError for an unknown name.
