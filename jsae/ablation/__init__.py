@@ -7,8 +7,8 @@ layout of the Parquet files. At the final site `atlas` removes every feature fro
 `atlas_survey` is its pass over a split, `atlas_tables` its files, `cumulative` many features at once;
 `site_atlas` does the same at other sites by forward passes. `known_answer` removes what finds a part,
 `fill_sweep` varies what takes a patch's place (`fills`), `baselines` holds the SAE against other
-dictionaries. The stage itself is `jsae.ablation.run.run(config, workdir)`. The measuring functions of all but the atlas take
-plain callables, so they work on any classifier and any site.
+dictionaries. The stage itself is `jsae.ablation.run.run(config, workdir)`. The measuring functions of all but
+the closed form take plain callables, so they work on any classifier and any site.
 """
 
 from jsae.ablation import (
