@@ -103,7 +103,13 @@ def get_config(form: str = "full") -> ConfigDict:
         learning_rate=(),
         seed=(),
     )
-    config.analysis = dict(n_top=16, batch_size=128, n_permutations=100)
+    config.analysis = dict(
+        n_top=16,
+        batch_size=128,
+        n_permutations=100,
+        n_receptive=32,  # class-selective features whose receptive field is measured
+        embedding_workdir="",  # a study of another seed, whose classifier says how alike images are
+    )
     config.ablation = dict(
         n_features=32,
         features=(),  # () lets the stage choose
@@ -113,6 +119,12 @@ def get_config(form: str = "full") -> ConfigDict:
         batch_size=128,
         n_bootstrap=1000,
         n_joint=32,  # features removed together, at most
+        n_atlas_images=128,  # at a site other than the final one, where every pair takes a forward pass
+        sweep_fills=("blur", "mean", "shuffle"),  # () sweeps nothing
+        sweep_sigmas_px=(3.0, 6.0, 12.0),
+        sweep_sizes_cells=(1, 3),
+        n_sweep_features=4,
+        n_sweep_images=16,  # of each
     )
     config.report = dict(n_features=48)
     config.runtime = dict(
@@ -128,5 +140,6 @@ def get_config(form: str = "full") -> ConfigDict:
         config.classifier.n_epochs = 12.0
         config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
+        config.ablation.n_sweep_features, config.ablation.n_sweep_images = 2, 8
         config.report.n_features = 8
     return config

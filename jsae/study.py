@@ -26,14 +26,22 @@ from jsae.runtime import artifacts, stages
 _TABLES = {
     "features": "analysis",
     "top_patches": "analysis",
+    "nearest": "analysis",
+    "localisation": "analysis",
+    "receptive": "analysis",
+    "monosemanticity": "analysis",
+    "parts": "analysis",
     "feature_space": "ablation",
     "input_space": "ablation",
     "agreement": "ablation",
     "atlas": "ablation",
     "atlas_classes": "ablation",
     "cumulative": "ablation",
+    "known_answer": "ablation",
+    "sigma_sweep": "ablation",
+    "baselines": "ablation",
 }
-_FINAL_SITE_ONLY = ("atlas", "atlas_classes", "cumulative")
+_FINAL_SITE_ONLY = ("cumulative",)
 
 
 def load(workdir) -> "Study":
@@ -131,8 +139,11 @@ class Study:
     def table(self, name: str):
         """A result table as a pyarrow Table.
 
-        What a feature sees: features, top_patches; what it does: feature_space, input_space, agreement for
-        the features chosen, and at the final site atlas, atlas_classes for all, cumulative for many at once.
+        What a feature sees: features, top_patches, nearest, receptive; where it fires, if masks or boxes say
+        where things are: localisation, parts; with another study's embeddings: monosemanticity. What it does:
+        feature_space, input_space, agreement, sigma_sweep for the features chosen, atlas, atlas_classes for
+        all, at the final site cumulative for many at once; known_answer where parts are known. baselines is
+        written by launch.baselines.
 
         Raises StageMissing for the tables of the ablation in a study of bare activations, which has none, and
         for those of the final site in a study of another one; ValueError for an unknown name.
@@ -177,6 +188,10 @@ class Study:
     def keep(self, keep, *, mode: str = "delta") -> edit.FeatureEdit:
         """Scale every feature by its entry of `keep` [F]."""
         return edit.keep(self.sae, keep, mode=mode)
+
+    def keep_only(self, features, *, mode: str = "delta") -> edit.FeatureEdit:
+        """Remove every feature but the named ones."""
+        return edit.keep_only(self.sae, features, mode=mode)
 
     def clamp(self, features, value, *, mode: str = "delta") -> edit.FeatureEdit:
         """Set features to `value` (raw units) at every position."""

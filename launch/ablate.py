@@ -1,4 +1,7 @@
-"""Measure what features do: `python -m launch.ablate --config=configs/demo.py --workdir=runs/demo`."""
+"""Measure what features do: `python -m launch.ablate --config=configs/demo.py --workdir=runs/demo`.
+
+A chosen set instead of the strongest class-selective ones: --config.ablation.features=[12,407].
+"""
 
 from launch import start
 

@@ -191,7 +191,7 @@ def test_a_finished_study_is_up_to_date(study_dir, clean_environment):
         assert f"{stage}: up to date" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["atlas", "atlas_classes", "cumulative"])
+@pytest.mark.parametrize("name", ["cumulative"])
 def test_a_table_of_the_final_site_is_missed_by_name_elsewhere(name, tmp_path):
     study = Study(tmp_path, {"activations": {"site": "stage3"}})
     with pytest.raises(

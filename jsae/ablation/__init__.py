@@ -4,9 +4,11 @@
 as a whole; `feature_space` and `input_space` measure single features beside controls matched per image
 (`controls`), with intervals and tests (`statistics`); `agreement` compares the two; `tables` is the
 layout of the Parquet files. At the final site `atlas` removes every feature from every image in closed form;
-`atlas_survey` is its pass over a split, `atlas_tables` its files, `cumulative` many features at once. The
-stage itself is `jsae.ablation.run.run(config, workdir)`. The measuring functions of all but the atlas take
-plain callables, so they work on any classifier and any site.
+`atlas_survey` is its pass over a split, `atlas_tables` its files, `cumulative` many features at once;
+`site_atlas` does the same at other sites by forward passes. `known_answer` removes what finds a part,
+`fill_sweep` varies what takes a patch's place (`fills`), `baselines` holds the SAE against other
+dictionaries. The stage itself is `jsae.ablation.run.run(config, workdir)`. The measuring functions of all but
+the closed form take plain callables, so they work on any classifier and any site.
 """
 
 from jsae.ablation import (

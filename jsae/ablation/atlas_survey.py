@@ -37,7 +37,7 @@ class AtlasEffects:
       by_feature: scope -> over all active images: n [F], mean and m2 [statistic, F].
       attribution: of -a * (w . gradient of the label's margin), the first-order effect of removing the
         feature on that margin, over active images: n, mean and m2 [F].
-      curves: of each image, features removed one after the other.
+      curves: of each image, features removed one after the other; None where they were not.
       class_count: images of each class, [L].
       n_images: images with a label.
       n_guarded: scope -> pairs computed directly.
@@ -48,7 +48,7 @@ class AtlasEffects:
     by_class: tuple
     by_feature: dict
     attribution: tuple
-    curves: cumulative.Curves
+    curves: cumulative.Curves | None
     class_count: np.ndarray
     n_images: int
     n_guarded: dict
@@ -92,7 +92,7 @@ def measure(
     by_feature = {scope: (np.zeros(n_features), np.zeros(shape), np.zeros(shape)) for scope in SCOPES[1:]}
     attribution = tuple(np.zeros(n_features) for _ in range(3))
     margins, n_guarded = {"clean": 0.0, "all_removed": 0.0}, dict.fromkeys(SCOPES, 0)
-    curves, n_labelled, n_groups = [], 0, 1
+    curves, n_groups = [], 1
     for start, acts, mask in batches:
         n = int(np.sum(np.asarray(mask) > 0))
         of_batch = np.full(len(acts), -1, np.int32)
@@ -116,7 +116,7 @@ def measure(
                 _add_to_classes(by_class, present, found)
             else:
                 count, *rest = (part[0] for part in found)
-                by_feature[scope] = _joined(by_feature[scope], (count, *rest))
+                by_feature[scope] = joined(by_feature[scope], (count, *rest))
         count, mean, m2 = (np.asarray(part, np.float64)[0] for part in seen["attribution"])
         attribution = metrics.join_moments(attribution, (count, mean[0], m2[0]))
         for name in margins:
@@ -131,22 +131,43 @@ def measure(
             n_joint=min(n_joint, n_features),
         )
         curves.append(jax.tree.map(lambda part, rows=labelled: np.asarray(part)[rows], curve))
-        n_labelled += int(labelled.sum())
         on_batch(n)
-    by_feature["map"] = _over_classes(by_class)
-    _forget_unknown_tops(top_classes, by_class, *by_feature.values())
-    if n_classes == 1:
-        attribution = (attribution[0], *(np.full(n_features, np.nan) for _ in range(2)))
-    return AtlasEffects(
+    return finished(
         by_class=by_class,
-        by_feature={scope: by_feature[scope] for scope in SCOPES},
+        by_feature=by_feature,
         attribution=attribution,
         curves=cumulative.joined(curves),
-        class_count=np.bincount(labels[labels >= 0], minlength=n_classes),
-        n_images=n_labelled,
+        labels=labels[labels >= 0],
+        top_classes=top_classes,
         n_guarded=n_guarded,
-        margins={name: total / n_labelled if n_labelled else np.nan for name, total in margins.items()},
+        margins=margins,
         seconds=time.monotonic() - start_s,
+    )
+
+
+def finished(*, by_class, by_feature, attribution, curves, labels, top_classes, n_guarded, margins, seconds):
+    """`AtlasEffects` of a pass: classes joined, unknown numbers NaN, sums of margins divided.
+
+    Args:
+      labels: of the images looked at, all known.
+      margins: sums over them.
+      others: as in `AtlasEffects`; by_feature without "map".
+    """
+    n_classes, n = len(by_class[0]), len(labels)
+    by_feature = {"map": _over_classes(by_class)} | by_feature
+    _forget_unknown_tops(top_classes, by_class, *by_feature.values())
+    if n_classes == 1:
+        attribution = (attribution[0], *(np.full(len(top_classes), np.nan) for _ in range(2)))
+    return AtlasEffects(
+        by_class=by_class,
+        by_feature=by_feature,
+        attribution=attribution,
+        curves=curves,
+        class_count=np.bincount(labels, minlength=n_classes),
+        n_images=n,
+        n_guarded=n_guarded,
+        margins={name: total / n if n else np.nan for name, total in margins.items()},
+        seconds=seconds,
     )
 
 
@@ -202,11 +223,11 @@ def _add_to_classes(by_class: tuple, present: np.ndarray, found: list) -> None:
     rows = np.flatnonzero(present >= 0)
     classes = present[rows]
     old, new = tuple(part[classes] for part in by_class), tuple(part[rows] for part in found)
-    for kept, part in zip(by_class, _joined(old, new), strict=True):
+    for kept, part in zip(by_class, joined(old, new), strict=True):
         kept[classes] = part
 
 
-def _joined(a: tuple, b: tuple) -> tuple:
+def joined(a: tuple, b: tuple) -> tuple:
     """Moments with n [..., F], mean and m2 [..., statistic, F] joined."""
     (n_a, *rest_a), (n_b, *rest_b) = a, b
     n, mean, m2 = metrics.join_moments((n_a[..., None, :], *rest_a), (n_b[..., None, :], *rest_b))
@@ -217,7 +238,7 @@ def _over_classes(by_class: tuple) -> tuple:
     """The classes joined to one set: n [F], mean and m2 [statistic, F]."""
     total = tuple(np.zeros(part.shape[1:]) for part in by_class)
     for each in zip(*by_class, strict=True):
-        total = _joined(total, each)
+        total = joined(total, each)
     return total
 
 

@@ -18,8 +18,9 @@ ablations at once, sharing the network before the site.
     logits, _ = classifier(images, edits={site: edit})
     one_each = jax.vmap(lambda m: classifier(images, edits={site: keep(sae, m)})[0])(masks)   # [M, B, L]
 
-Several edits of one SAE at one site are joined by `compose`: features are encoded once and mapped through
-all of them in order. Chaining the calls instead, b(a(x)), encodes anew what a has changed.
+`at` restricts an edit to positions or images. Several edits of one SAE at one site are joined by `compose`:
+features are encoded once and mapped through all of them in order. Chaining the calls instead, b(a(x)),
+encodes anew what a has changed.
 """
 
 import dataclasses
@@ -218,6 +219,23 @@ def steer(sae, features, amount, *, mode: str = "delta") -> FeatureEdit:
     """
     ones = _ones(sae)
     return _make(sae, ones, (0 * ones).at[check_features(sae, features)].set(amount), mode)
+
+
+def at(edit: FeatureEdit, where) -> FeatureEdit:
+    """The edit at chosen positions or images only; elsewhere features stay as they are.
+
+    Args:
+      edit: of mode "delta"; in mode "replace" other positions still lose the SAE's error.
+      where: bool or 0..1, [H, W] for the same positions of every image, [B, H, W], or [B, 1, 1] for images.
+
+    Raises ValueError for another number of axes.
+    """
+    where = jnp.asarray(where, jnp.float32)
+    if where.ndim not in (2, 3):
+        raise ValueError(f"positions are [H, W] or [B, H, W], got {list(where.shape)}")
+    where = where[..., None]  # [..., H, W, 1]
+    keep, shift = _align(edit.keep, where.ndim), _align(edit.shift, where.ndim)
+    return dataclasses.replace(edit, keep=1 - where * (1 - keep), shift=where * shift)
 
 
 def compose(*edits: FeatureEdit) -> FeatureEdit:

@@ -4,7 +4,7 @@ The patch of size_cells x size_cells cells around the feature's peak cell (cut o
 replaced by a Gaussian blur of the image, with a feathered edge: x' = x + alpha * (blur(x) - x). Images are
 blurred as the model sees them, normalised; the blur's weights sum to 1 everywhere, also at the border, so
 it commutes with normalisation. alpha is 1 inside and falls linearly to 0 towards the patch's own border, so
-patches that do not overlap touch no common pixel.
+patches that do not overlap touch no common pixel. `jsae.ablation.fills` has what else may take its place.
 
 The control blurs another patch of the same size on the same image that does not overlap the first: the one
 whose blur energy ||alpha * (x - blur(x))||^2 is nearest (`energy_matched`: within 20%), on the aircraft if
@@ -15,12 +15,14 @@ One compiled function runs everything: clean images are images with alpha = 0.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsae.ablation import fills
 from jsae.ablation.feature_space import MEASURES, TARGETS, measures
 from jsae.ablation.forward import as_argument
 
@@ -53,18 +55,6 @@ class InputEffects:
     on_aircraft: np.ndarray
 
 
-def blur_matrix(n_px: int, sigma_px: float) -> np.ndarray:
-    """Gaussian weights float32 [n_px, n_px], rows sum to 1 (renormalised at the border); sigma 0 is none.
-
-    Raises ValueError if sigma_px is negative.
-    """
-    if sigma_px < 0:
-        raise ValueError(f"sigma_px is at least 0, got {sigma_px}")
-    distance = np.arange(n_px)[:, None] - np.arange(n_px)[None, :]
-    weights = np.exp(-0.5 * np.square(distance / sigma_px)) if sigma_px else np.eye(n_px)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
 def patch_profiles(n_cells: int, n_px: int, stride_px: int, size_cells: int) -> np.ndarray:
     """alpha along one axis for a patch around each cell: float32 [n_cells, n_px].
 
@@ -79,27 +69,39 @@ def patch_profiles(n_cells: int, n_px: int, stride_px: int, size_cells: int) -> 
     return np.clip((size_cells * stride_px / 2 - distance) / max(stride_px / 4, 1.0), 0, 1).astype(np.float32)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("fill", "grid", "stride_px"))
 def _blurred_pass(
-    forward, sae, features, images, alpha_rows, alpha_columns, blur_rows, blur_columns, profiles
+    forward,
+    sae,
+    features,
+    images,
+    alpha_rows,
+    alpha_columns,
+    blur_rows,
+    blur_columns,
+    profiles,
+    order,
+    *,
+    fill,
+    grid,
+    stride_px,
 ):
-    """One forward pass of partly blurred images.
+    """One forward pass of partly filled images.
 
     Args:
       images: [B, S, T, 3] normalised; alpha_rows [B, S] and alpha_columns [B, T]: the patch of each image.
-      blur_rows [S, S], blur_columns [T, T]; profiles: ([H, S], [W, T]), the patches around all cells.
+      blur_rows [S, S], blur_columns [T, T], order [H * W], fill, grid, stride_px: of `fills.filled`.
+      profiles: ([H, S], [W, T]), the patches around all cells.
 
     Returns:
       logits [B, L], the named features' maps [B, H, W, K], the blur energy of every patch [B, H, W].
     """
-    precise = {"precision": "float32"}
-    blurred = jnp.einsum("sp,tq,bpqc->bstc", blur_rows, blur_columns, images, **precise)
-    change = blurred - images
+    change = fills.filled(images, fill, blur_rows, blur_columns, order, grid, stride_px) - images
     alpha = alpha_rows[:, :, None] * alpha_columns[:, None, :]
     logits, acts = forward(images + alpha[..., None] * change)
     loss = jnp.square(change).sum(-1)  # [B, S, T]
     squares = [jnp.square(p) for p in profiles]
-    energy = jnp.einsum("ys,xt,bst->byx", *squares, loss, **precise)
+    energy = jnp.einsum("ys,xt,bst->byx", *squares, loss, precision="float32")
     return logits, sae.encode(acts)[..., features], energy
 
 
@@ -118,6 +120,8 @@ def measure(
     sigma_px: float,
     size_cells: int,
     batch_size: int,
+    fill: str = "blur",
+    seed: int = 0,
     on_aircraft: Callable | None = None,
     on_batch: Callable[[int], None] = lambda n_images: None,
 ) -> InputEffects:
@@ -133,9 +137,13 @@ def measure(
       grid: (H, W); stride_px: pixels a cell.
       sigma_px, size_cells: the blur and the patch.
       batch_size: images a forward pass.
+      fill: one of `fills.FILLS`; seed: of the order of shuffled cells.
       on_aircraft: image numbers [n] -> bool [n, H, W], or None if it is not known.
       on_batch: called with the number of images after each forward pass.
+
+    Raises ValueError for an unknown fill, a negative sigma or a size below 1.
     """
+    fills.check(fill)
     forward, names = as_argument(forward), np.unique(np.asarray(features, np.int32))
     if not len(images):
         return _no_effects()
@@ -144,7 +152,9 @@ def measure(
     first = read_images(unique[:1])
     sides = first.shape[1:3]
     profiles = [patch_profiles(g, n, stride_px, size_cells) for g, n in zip(grid, sides, strict=True)]
-    fixed = [blur_matrix(n, sigma_px) for n in sides]
+    fixed = [fills.blur_matrix(n, sigma_px) for n in sides]
+    order = fills.cell_order(grid[0] * grid[1], seed)
+    static = {"fill": fill, "grid": tuple(grid), "stride_px": stride_px}
 
     def run(which: np.ndarray, cells: np.ndarray | None):
         """Yield ((rows of `which`), logits, feature maps, energies) batch by batch; no cells: clean."""
@@ -157,7 +167,9 @@ def measure(
             if cells is not None:
                 for axis in (0, 1):
                     alphas[axis][:n] = profiles[axis][cells[rows, axis]]
-            out = _blurred_pass(forward, sae, names, pixels, *alphas, *fixed, tuple(profiles))
+            out = _blurred_pass(
+                forward, sae, names, pixels, *alphas, *fixed, tuple(profiles), order, **static
+            )
             on_batch(n)
             yield rows, *(np.asarray(part)[:n] for part in out)
 
@@ -250,32 +262,6 @@ def choose_images(features: np.ndarray, images: np.ndarray, max_images: int, see
             rows = rows[np.sort(rng.choice(len(rows), max_images, replace=False))]
         kept.append(rows)
     return np.concatenate(kept) if kept else np.zeros(0, np.int64)
-
-
-def aircraft_cells(split, grid: tuple[int, int], stride_px: int) -> Callable | None:
-    """A function image numbers [n] -> bool [n, H, W]: the cell is on the aircraft; None if nobody knows.
-
-    A mask must cover at least 10% of the cell; a box counts as a mask.
-    """
-    height, width = grid
-    if split.masks is None and split.boxes is None:
-        return None
-
-    def from_masks(images):
-        cut = np.asarray(split.masks[images])[:, : height * stride_px, : width * stride_px] >> 15 & 1
-        return cut.reshape(len(images), height, stride_px, width, stride_px).mean((2, 4)) >= 0.1
-
-    def from_boxes(images):
-        x0, y0, x1, y1 = np.asarray(split.boxes[images], np.float64).T
-
-        def cover(low, high, n):
-            edges = np.arange(n + 1)[None, :] * stride_px
-            inside = np.minimum(edges[:, 1:], high[:, None]) - np.maximum(edges[:, :-1], low[:, None])
-            return np.clip(inside, 0, None) / stride_px
-
-        return cover(y0, y1, height)[:, :, None] * cover(x0, x1, width)[:, None, :] >= 0.1
-
-    return from_boxes if split.masks is None else from_masks
 
 
 def _no_effects() -> InputEffects:

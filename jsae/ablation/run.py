@@ -1,10 +1,10 @@
 """The stage `ablation`: what single features do to the prediction, with controls, as tables.
 
-Reads features.parquet, the stores of train (for the covariance) and test, the test images, the classifier
-and the SAE. Writes feature_space.parquet, input_space.parquet and agreement.parquet for the chosen features;
-at the final site also atlas.parquet and atlas_classes.parquet for all features and cumulative.parquet for
-many at once. Hands the headline numbers to the manifest. An interrupted stage
-goes on behind the last whole pass.
+Reads features.parquet, parts.parquet, the stores of train (for the covariance) and test, the test images, the
+classifier and the SAE. Writes feature_space.parquet, input_space.parquet, agreement.parquet and
+sigma_sweep.parquet for the chosen features; at the final site also atlas.parquet and atlas_classes.parquet
+for all features and cumulative.parquet for many at once; where parts are known known_answer.parquet. Hands
+the headline numbers to the manifest. An interrupted stage goes on behind the last whole pass.
 
 Every process of a multi-process run computes the same on its first local device, and one writes.
 """
@@ -15,23 +15,20 @@ import numpy as np
 from jsae import classifier, sae
 from jsae.ablation import (
     agreement,
-    atlas,
-    atlas_survey,
-    atlas_tables,
     choice,
     controls,
-    cumulative,
     feature_space,
+    fill_sweep,
     input_space,
     splice,
+    stage_tables,
     statistics,
     tables,
 )
 from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS
 from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
 from jsae.activations import ActivationStore
-from jsae.analysis.tables import make
-from jsae.classifier import convnext
+from jsae.analysis import cells
 from jsae.data import augment, cache
 from jsae.runtime import artifacts, logs, parts, preemption, stages
 
@@ -98,22 +95,32 @@ def _measure(config, workdir, keep: parts.Parts) -> tuple[dict, dict]:
     pairs = input_space.choose_images(inside.features, inside.images, c.max_images, config.seed)
     stride_px = params.arch.stride(test.site)
     n_passes = len(np.unique(inside.images[pairs])) + 2 * len(pairs)
+    normalised, on_aircraft = (
+        _normalised(split, c.batch_size),
+        cells.aircraft_cells(split, test.grid, stride_px),
+    )
+
+    def blurring(rows):
+        """Arguments of `input_space.measure` for rows of `inside`, less the fill."""
+        return (LogitsAndActs(params, test.site), model, normalised), {
+            "features": inside.features[rows],
+            "images": inside.images[rows],
+            "peaks": inside.peaks[rows],
+            "labels": test.labels[inside.images[rows]],
+            "top_classes": np.array([tops[f] for f in inside.features[rows].tolist()], np.int32),
+            "grid": test.grid,
+            "stride_px": stride_px,
+            "batch_size": c.batch_size,
+            "on_aircraft": on_aircraft,
+        }
+
     with logs.progress(n_passes, label="ablation: input space", unit="image") as bar:
+        measured, of_pairs = blurring(pairs)
         outside = keep("input_space", input_space.measure)(
-            LogitsAndActs(params, test.site),
-            model,
-            _normalised(split, c.batch_size),
-            features=inside.features[pairs],
-            images=inside.images[pairs],
-            peaks=inside.peaks[pairs],
-            labels=test.labels[inside.images[pairs]],
-            top_classes=np.array([tops[f] for f in inside.features[pairs].tolist()], np.int32),
-            grid=test.grid,
-            stride_px=stride_px,
+            *measured,
+            **of_pairs,
             sigma_px=c.sigma_px,
             size_cells=c.size_cells,
-            batch_size=c.batch_size,
-            on_aircraft=input_space.aircraft_cells(split, test.grid, stride_px),
             on_batch=lambda n: _step(bar, n),
         )
     n_active = {f: int((inside.features == f).sum()) for f in features}
@@ -146,43 +153,13 @@ def _measure(config, workdir, keep: parts.Parts) -> tuple[dict, dict]:
         "n_pairs": {"feature_space": len(inside.features), "input_space": len(outside.features)},
     }
     written = {name: tables.table(*parts) for name, parts in of_tables.items()}
-    results["atlas"], more = _atlas(config, params, model, test, table["top_class"])
-    return results, written | more
-
-
-def _atlas(config, params, model, test, top_classes) -> tuple[dict | None, dict]:
-    """(results, table name -> pa.Table) of every feature on every test image; (None, {}) at another site."""
-    c, log = config.ablation, logs.get_logger()
-    if test.site != convnext.FINAL_SITE:
-        log.info(
-            "ablation: no atlas of all features: its closed form holds at %s, the site is %s",
-            *(convnext.FINAL_SITE, test.site),
-        )
-        return None, {}
-    tops = np.array([-1 if top is None else top for top in top_classes], np.int32)
-    with logs.progress(test.n_images, label="ablation: atlas", unit="image") as bar:
-        seen = atlas_survey.measure(
-            atlas.head_of(params),
-            model,
-            test.batches(c.batch_size),
-            labels=test.labels,
-            top_classes=tops,
-            n_joint=c.n_joint,
-            seed=config.seed,
-            on_batch=lambda n: _step(bar, n),
-        )
-    results = atlas_survey.headline(seen) | {
-        "attribution": atlas_tables.attribution_agreement(seen, c.n_bootstrap, config.seed)
-    }
-    log.info(
-        "ablation: atlas of %d pairs, %d guarded, in %.1f s",
-        *(results[key] for key in ("n_pairs", "n_guarded", "seconds")),
+    results["atlas"], more = stage_tables.every_feature(config, params, model, test, table["top_class"])
+    results["known_answer"], known = stage_tables.known_parts(
+        config, where, from_acts, model, test, split, root
     )
-    return results, {
-        "atlas": make(atlas_tables.atlas_columns(seen, tops), atlas_tables.ATLAS),
-        "atlas_classes": make(atlas_tables.class_columns(seen), atlas_tables.ATLAS_CLASSES),
-        "cumulative": make(cumulative.columns(seen.curves, c.n_bootstrap, config.seed), cumulative.SCHEMA),
-    }
+    kept = fill_sweep.first_of_each(inside.features[pairs], features[: c.n_sweep_features], c.n_sweep_images)
+    swept = stage_tables.fills(config, *blurring(pairs[kept]), n_active)
+    return results, written | more | known | swept
 
 
 def _step(bar, n: int) -> None:

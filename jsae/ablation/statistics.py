@@ -47,6 +47,19 @@ def mean_interval(values: np.ndarray, n_bootstrap: int, rng: np.random.Generator
     return flat.mean(0).reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
+def difference_interval(a, b, n_bootstrap: int, rng: np.random.Generator):
+    """Mean of a [m] minus mean of b [n] with its 95% bootstrap interval, each set resampled by itself.
+
+    Returns (difference, low, high); NaN if either set is empty.
+    """
+    a, b = (np.asarray(values, np.float64) for values in (a, b))
+    if not len(a) or not len(b):
+        return np.nan, np.nan, np.nan
+    drawn = [bootstrap_weights(len(values), n_bootstrap, rng) @ values / len(values) for values in (a, b)]
+    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
+    return float(a.mean() - b.mean()), float(low), float(high)
+
+
 def exact_sign_flip_p(differences: np.ndarray) -> float:
     """Two-sided p of the mean under all 2^m flips of sign; differences [m], m <= 16."""
     differences = np.asarray(differences, np.float64)

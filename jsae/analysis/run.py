@@ -1,13 +1,15 @@
 """Stage `analysis`: what every feature of the SAE sees.
 
-Reads the activations of train and test and the trained SAE; writes features.parquet and
-top_patches.parquet. Train chooses (alive, top class), test reports. The work takes one pass over each
-split; an interrupted stage goes on behind the last whole pass.
+Reads the activations of train and test and the trained SAE; writes features.parquet, top_patches.parquet,
+nearest.parquet and receptive.parquet, where masks or boxes say where things are localisation.parquet and
+parts.parquet, and with config.analysis.embedding_workdir monosemanticity.parquet. Train chooses (alive, top
+class, part), test reports. The work takes a few passes over each split; an interrupted stage goes on behind
+the last whole pass.
 """
 
 from jsae import sae as saes
 from jsae.activations import ActivationStore
-from jsae.analysis import features, top_patches
+from jsae.analysis import features, images, nearest, tables, top_patches
 from jsae.analysis.survey import Survey, survey
 from jsae.runtime import artifacts, logs, parts, stages
 from jsae.runtime import mesh as meshes
@@ -43,9 +45,15 @@ def run(config, workdir) -> None:
         mesh=mesh,
         keep=parts.Parts(stage.folder, (Survey, top_patches.TopPatches)),
     )
-    artifacts.write_table(stage.folder / top_patches.FILE, patches, stage.manifest)
-    artifacts.write_table(stage.folder / features.FILE, rows, stage.manifest)
-    stage.finish(results)
+    n_test = stores["test"].n_images
+    with logs.progress(n_test, label="analysis: nearest", unit="image") as progress:
+        alike = nearest.columns(stores["test"], sae, batch_size=c.batch_size, on_batch=progress.update)
+    written = {top_patches.FILE: patches, features.FILE: rows}
+    written[nearest.FILE] = tables.make(alike, nearest.SCHEMA)
+    more_results, more = images.every_table(config, workdir, stores, sae, patches, rows)
+    for name, table in (written | more).items():
+        artifacts.write_table(stage.folder / name, table, stage.manifest)
+    stage.finish(results | more_results)
 
 
 def check_config(config) -> None:

@@ -1,6 +1,6 @@
 """The classifier: a ConvNeXt whose sites can be read and edited, its training, and how to load it."""
 
 from jsae.classifier.convnext import FINAL_SITE, Arch, Params, apply, init, make_arch
-from jsae.classifier.restore import load
+from jsae.classifier.restore import load, load_arch
 
-__all__ = ["FINAL_SITE", "Arch", "Params", "apply", "init", "load", "make_arch"]
+__all__ = ["FINAL_SITE", "Arch", "Params", "apply", "init", "load", "load_arch", "make_arch"]

@@ -26,6 +26,11 @@ def load(folder) -> convnext.Params:
     return convnext.Params(restored[1]["ema"], arch)
 
 
+def load_arch(folder) -> convnext.Arch:
+    """Architecture of a finished classifier stage. Raises FileNotFoundError as `load` does."""
+    return _describe(folder)[0]
+
+
 def _describe(folder):
     path = folder / "manifest.json"
     manifest = artifacts.read_json(path) if path.exists() else {}

@@ -15,6 +15,7 @@ from jsae.metrics.class_selectivity import (
     N_PURITY,
     auroc,
     label_entropy,
+    monosemanticity,
     polysemanticity,
     purity16,
     selectivity,
@@ -27,6 +28,7 @@ from jsae.metrics.dictionaries import (
     recovery,
     stability,
 )
+from jsae.metrics.localisation import cell_auroc, pointing
 from jsae.metrics.logits import (
     ClassifierSums,
     accuracy,
@@ -64,6 +66,7 @@ __all__ = [
     "auroc",
     "benjamini_hochberg",
     "calibration",
+    "cell_auroc",
     "classifier_metrics",
     "classifier_sums",
     "confusion",
@@ -79,7 +82,9 @@ __all__ = [
     "mean_per_class_accuracy",
     "measures",
     "moments",
+    "monosemanticity",
     "pca_fvu",
+    "pointing",
     "polysemanticity",
     "purity16",
     "recovered",

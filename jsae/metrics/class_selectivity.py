@@ -56,6 +56,33 @@ def polysemanticity(top_labels) -> np.ndarray:
     return 1.0 - _commonest_share(np.asarray(top_labels))
 
 
+def monosemanticity(pooled, embeddings) -> tuple[np.ndarray, float]:
+    """Activation-weighted mean cosine of two images' embeddings, and what a random feature has.
+
+    Args:
+      pooled: [n, F], >= 0, a feature's weight of an image.
+      embeddings: [n, D]; their mean is taken out, else all images are alike.
+
+    Returns:
+      ([F], the value for equal weights): sum of w_i w_k cos(e_i, e_k) over pairs i != k, divided by the sum
+      of w_i w_k (arXiv 2504.02821). NaN where fewer than two images have a weight.
+    """
+    w, e = np.asarray(pooled, np.float64), np.asarray(embeddings, np.float64)
+    e = e - e.mean(0)[None, :]
+    e = e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+
+    def mean_cosine(w):  # [n, F]
+        squares = np.square(w)
+        own = np.square(e).sum(1) @ squares  # pairs of an image with itself
+        pairs = np.square(w.sum(0)) - squares.sum(0)
+        value = divide(np.square(w.T @ e).sum(1) - own, pairs)
+        return np.where((w > 0).sum(0) > 1, value, np.nan)
+
+    return mean_cosine(w / np.maximum(w.max(0), np.finfo(np.float64).tiny)[None, :]), float(
+        mean_cosine(np.ones((len(e), 1)))[0]
+    )
+
+
 def _commonest_share(labels) -> np.ndarray:
     alike = (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]  # [F, K, K]
     commonest = alike.sum(-1).max(-1, initial=0)

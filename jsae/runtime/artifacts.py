@@ -161,6 +161,11 @@ def write_table(path, table: pa.Table, manifest: dict) -> None:
     write_bytes(path, sink.getvalue(), checked=True)
 
 
+def manifest_of(table: pa.Table) -> dict:
+    """The manifest that a table written here carries, {} without one."""
+    return json.loads((table.schema.metadata or {}).get(MANIFEST_KEY, b"{}"))
+
+
 def read_table(path) -> pa.Table:
     """Read a Parquet table. Raises FileNotFoundError that names the stage's file if it is missing."""
     path = epath.Path(path)

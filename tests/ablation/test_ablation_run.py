@@ -30,6 +30,12 @@ def make_config(**ablation):
         "batch_size": 16,
         "n_bootstrap": 100,
         "n_joint": 5,
+        "sweep_fills": ("blur", "shuffle"),
+        "sweep_sigmas_px": (2.0,),
+        "sweep_sizes_cells": (1,),
+        "n_sweep_features": 2,
+        "n_sweep_images": 3,
+        "n_atlas_images": 12,
     }
     empty = {name: {} for name in ("classifier", "activations", "sae", "analysis")}
     return ml_collections.ConfigDict(
@@ -200,15 +206,16 @@ def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monk
         stage.run(config, workdir)
 
 
-def test_another_site_has_no_atlas_and_says_so(make_workdir, monkeypatch, caplog):
+def test_at_another_site_the_atlas_takes_forward_passes(make_workdir, monkeypatch, caplog):
     config = make_config()
     workdir = make_workdir(config)
-    monkeypatch.setattr(stage.convnext, "FINAL_SITE", "stage5")
+    monkeypatch.setattr(stage.stage_tables.convnext, "FINAL_SITE", "stage5")
     with caplog.at_level(logging.INFO, "jsae"):
         stage.run(config, workdir)
     assert "closed form holds at stage5, the site is stage4" in caplog.text
-    assert stages.results(config, workdir, "ablation")["atlas"] is None
-    assert not list((workdir / "ablation").glob("atlas*")) and len(read(workdir, "feature_space"))
+    found = stages.results(config, workdir, "ablation")["atlas"]
+    assert found["n_pairs"] == 12 * F and found["n_guarded"] == 0
+    assert len(read(workdir, "atlas")) == F and not (workdir / "ablation" / "cumulative.parquet").exists()
 
 
 def test_a_stop_leaves_the_stage_unfinished(make_workdir, monkeypatch):

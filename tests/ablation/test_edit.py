@@ -119,6 +119,31 @@ def test_compose_with_a_mask_of_positions(sae, acts):
     np.testing.assert_allclose(both(acts), np.asarray(acts) + (changed - f) @ w, atol=1e-5)
 
 
+def test_an_edit_at_chosen_positions_leaves_the_others_bit_for_bit(sae, acts):
+    height, width = acts.shape[1:3]
+    for make, whole in (
+        (lambda: np.indices((height, width)).sum(0) % 2, edit.suppress(sae, [1, 3])),
+        (lambda: np.random.default_rng(0).integers(0, 2, acts.shape[:3]), edit.steer(sae, [0], 2.0)),
+        (lambda: (np.arange(len(acts)) % 2)[:, None, None], edit.clamp(sae, [2], 1.5)),
+    ):
+        where = make()
+        chosen = np.broadcast_to(where, acts.shape[:3]).astype(bool)
+        found, everywhere = np.asarray(edit.at(whole, where)(acts)), np.asarray(whole(acts))
+        np.testing.assert_array_equal(found[~chosen], np.asarray(acts)[~chosen])
+        np.testing.assert_array_equal(found[chosen], everywhere[chosen])
+        assert (found != np.asarray(acts)).any()
+    with pytest.raises(ValueError, match=r"positions are \[H, W\] or \[B, H, W\], got \[4\]"):
+        edit.at(edit.suppress(sae, [1]), np.ones(4))
+
+
+def test_edits_at_positions_compose(sae, acts):
+    where = np.indices(acts.shape[1:3]).sum(0) % 2
+    left, right = edit.at(edit.suppress(sae, [1]), where), edit.at(edit.steer(sae, [2], 1.0), 1 - where)
+    found = np.asarray(edit.compose(left, right)(acts))
+    expected = np.where(where[None, :, :, None] == 1, left(acts), right(acts))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())  # another product
+
+
 def test_compose_refuses_what_cannot_be_one_edit(sae):
     other = dataclasses.replace(sae, w_dec=sae.w_dec + 1)
     with pytest.raises(ValueError, match="different SAEs"):

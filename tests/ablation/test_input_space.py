@@ -1,14 +1,12 @@
 """Blurring under a feature's peak against scipy and a naive search for the matched patch."""
 
-import types
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
 from ablation_toy import ToySAE
 
-from jsae.ablation import input_space
+from jsae.ablation import fills, input_space
 from jsae.ablation.feature_space import MEASURES, TARGETS
 
 STRIDE, HEIGHT, WIDTH = 8, 3, 4
@@ -54,14 +52,14 @@ def measure(pixels, **changes):
 
 
 def test_blur_equals_scipy_inside_and_keeps_constants():
-    matrix = input_space.blur_matrix(41, 2.5)
+    matrix = fills.blur_matrix(41, 2.5)
     row = np.random.default_rng(0).normal(size=41)
     theirs = scipy.ndimage.gaussian_filter1d(row, 2.5, truncate=8)
     np.testing.assert_allclose((matrix @ row)[20], theirs[20], rtol=1e-4)  # weights beyond 8 sigma, float32
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(input_space.blur_matrix(5, 0.0), np.eye(5))
+    np.testing.assert_array_equal(fills.blur_matrix(5, 0.0), np.eye(5))
     with pytest.raises(ValueError, match="sigma_px is at least 0, got -1"):
-        input_space.blur_matrix(5, -1)
+        fills.blur_matrix(5, -1)
 
 
 def test_patches_are_feathered_inside_and_do_not_overlap():
@@ -79,7 +77,7 @@ def test_patches_are_feathered_inside_and_do_not_overlap():
 def naive(pixels, i, cell, sigma=3.0):
     """The blurred image and its energy for one patch, with loops."""
     x = pixels[i].astype(np.float64)
-    blurs = [input_space.blur_matrix(n, sigma).astype(np.float64) for n in x.shape[:2]]
+    blurs = [fills.blur_matrix(n, sigma).astype(np.float64) for n in x.shape[:2]]
     blurred = np.stack([blurs[0] @ x[..., c] @ blurs[1].T for c in range(3)], -1)
     alpha = np.zeros(x.shape[:2])
     for py in range(x.shape[0]):
@@ -186,23 +184,6 @@ def test_the_subset_of_images_is_seeded_and_complete_where_small():
     np.testing.assert_array_equal(rows, input_space.choose_images(features, images, 10, 0))
     assert set(rows) != set(input_space.choose_images(features, images, 10, 1))
     assert len(input_space.choose_images(features[:0], images[:0], 10, 0)) == 0
-
-
-def test_aircraft_cells_from_masks_and_boxes():
-    masks = np.zeros((2, 24, 32), np.uint16)
-    masks[0, 8:16, 16:24] = 1 << 15
-    masks[0, :8, :8] = 1  # a part bit says nothing of the aircraft
-    masks[1, :8, 0] = 1 << 15  # 8 of 64 pixels: 12.5%
-    masks[1, 8:16, 0:1] = 0
-    masks[1, 8:14, 8] = 1 << 15  # 6 of 64: 9.4%
-    split = types.SimpleNamespace(masks=masks, boxes=None)
-    on = input_space.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
-    assert np.argwhere(on).tolist() == [[0, 1, 2], [1, 0, 0]]
-    boxes = np.array([[16, 8, 24, 16], [0, 0, 0.5, 8]], np.float32)
-    split = types.SimpleNamespace(masks=None, boxes=boxes)
-    on = input_space.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
-    assert np.argwhere(on).tolist() == [[0, 1, 2]]
-    assert input_space.aircraft_cells(types.SimpleNamespace(masks=None, boxes=None), (3, 4), 8) is None
 
 
 def test_one_compilation_serves_all_passes(pixels):

@@ -1,0 +1,150 @@
+"""The stage's tables beyond the chosen features: every feature, the known parts, and the sweep over fills."""
+
+import jax
+import numpy as np
+
+from jsae.ablation import (
+    atlas,
+    atlas_survey,
+    atlas_tables,
+    cumulative,
+    fill_sweep,
+    known_answer,
+    site_atlas,
+)
+from jsae.ablation.forward import LogitsFromActs
+from jsae.analysis import cells, dictionaries, parts
+from jsae.analysis.tables import make
+from jsae.classifier import convnext
+from jsae.runtime import artifacts, logs, preemption
+
+
+def known_parts(config, where, from_acts, model, test, split, root) -> tuple[dict | None, dict]:
+    """(results, table name -> pa.Table) of removing what finds a part; (None, {}) without masks of parts."""
+    if split.masks is None or not split.part_names:
+        return None, {}
+    c, seed = config.ablation, config.seed
+    found = artifacts.read_table(where["analysis"] / parts.FILE).to_pydict()
+    found = {name: np.array(values) for name, values in found.items()}
+    random = dictionaries.random(model.mean, model.n_features, seed)
+    key = jax.random.key(seed)
+    effects = {}
+    with logs.progress(3 * test.n_images, label="ablation: known parts", unit="image") as bar:
+        for kind, dictionary, features, control in (
+            ("", model, found["feature"], {}),
+            ("control_", model, found["feature"], {"root": root, "key": key}),
+            ("random_", random, found["random_feature"], {}),
+        ):
+            effects[kind] = known_answer.margin_effects(
+                from_acts,
+                dictionary,
+                test.batches(c.batch_size),
+                labels=test.labels,
+                features=features,
+                on_batch=lambda n: _step(bar, n),
+                **control,
+            )
+    has = cells.parts_seen(split, np.arange(test.n_images))
+    has_part = known_answer.variants_with(has, test.labels, len(test.class_names))
+    columns = known_answer.columns(
+        found, effects, has_part, test.labels, n_bootstrap=c.n_bootstrap, seed=seed
+    )
+    return known_answer.headline(columns), {"known_answer": make(columns, known_answer.SCHEMA)}
+
+
+def every_feature(config, params, model, test, top_classes) -> tuple[dict, dict]:
+    """(results, table name -> pa.Table) of every feature, in closed form at the final site."""
+    c, log = config.ablation, logs.get_logger()
+    tops = np.array([-1 if top is None else top for top in top_classes], np.int32)
+    measure = _by_closed_form if test.site == convnext.FINAL_SITE else _by_forward_pass
+    seen = measure(config, params, model, test, tops)
+    results = atlas_survey.headline(seen) | {
+        "attribution": atlas_tables.attribution_agreement(seen, c.n_bootstrap, config.seed)
+    }
+    log.info(
+        "ablation: atlas of %d pairs, %d guarded, in %.1f s",
+        *(results[key] for key in ("n_pairs", "n_guarded", "seconds")),
+    )
+    written = {
+        "atlas": make(atlas_tables.atlas_columns(seen, tops), atlas_tables.ATLAS),
+        "atlas_classes": make(atlas_tables.class_columns(seen), atlas_tables.ATLAS_CLASSES),
+    }
+    if seen.curves is not None:
+        curves = cumulative.columns(seen.curves, c.n_bootstrap, config.seed)
+        written["cumulative"] = make(curves, cumulative.SCHEMA)
+    return results, written
+
+
+def _by_closed_form(config, params, model, test, tops):
+    with logs.progress(test.n_images, label="ablation: atlas", unit="image") as bar:
+        return atlas_survey.measure(
+            atlas.head_of(params),
+            model,
+            test.batches(config.ablation.batch_size),
+            labels=test.labels,
+            top_classes=tops,
+            n_joint=config.ablation.n_joint,
+            seed=config.seed,
+            on_batch=lambda n: _step(bar, n),
+        )
+
+
+def _by_forward_pass(config, params, model, test, tops):
+    """At a site without a closed form, on the first n_atlas_images images in an order drawn from the seed."""
+    c, log = config.ablation, logs.get_logger()
+    n = min(c.n_atlas_images, test.n_images)
+    chosen = np.sort(np.random.default_rng([config.seed, 8]).permutation(test.n_images)[:n])
+    log.info(
+        "ablation: the closed form holds at %s, the site is %s: the atlas takes forward passes, on %d images",
+        *(convnext.FINAL_SITE, test.site, n),
+    )
+
+    def batches():
+        for start in range(0, n, c.batch_size):
+            rows = chosen[start : start + c.batch_size].tolist()
+            acts = np.zeros((c.batch_size, *test.grid, test.n_channels), np.float32)
+            acts[: len(rows)] = np.concatenate([test.read(i, i + 1) for i in rows])
+            yield start, acts, (np.arange(c.batch_size) < len(rows)).astype(np.float32)
+
+    with logs.progress(n, label="ablation: atlas", unit="image") as bar:
+        return site_atlas.measure(
+            LogitsFromActs(params, test.site),
+            model,
+            batches(),
+            labels=test.labels[chosen],
+            top_classes=tops,
+            n_classes=len(test.class_names),
+            pair_batch=c.batch_size,
+            on_batch=lambda n: _step(bar, n),
+        )
+
+
+def fills(config, measured: tuple, of_pairs: dict, n_active: dict) -> dict:
+    """Table name -> pa.Table of the sweep; {} if nothing is swept over.
+
+    Args:
+      measured, of_pairs: arguments of `input_space.measure`, less the fill.
+      n_active: feature -> test images on which it fires.
+    """
+    c = config.ablation
+    points = fill_sweep.settings(c.sweep_fills, c.sweep_sigmas_px, c.sweep_sizes_cells)
+    n_pairs = len(of_pairs["images"])
+    if not points or not n_pairs:
+        return {}
+    n_passes = len(points) * (len(np.unique(of_pairs["images"])) + 2 * n_pairs)
+    with logs.progress(n_passes, label="ablation: fills", unit="image") as bar:
+        found = fill_sweep.measure(
+            points,
+            *measured,
+            **of_pairs,
+            n_active=n_active,
+            n_bootstrap=c.n_bootstrap,
+            seed=config.seed,
+            on_batch=lambda n: _step(bar, n),
+        )
+    return {"sigma_sweep": make(found, fill_sweep.SCHEMA)}
+
+
+def _step(bar, n: int) -> None:
+    bar.update(n)
+    preemption.check()

@@ -1,0 +1,103 @@
+"""Which cells of the grid are on the aircraft and on its parts, where masks or boxes say so.
+
+A cell is positive for a mask that covers at least 10% of it; a box counts as a mask of the aircraft.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+COVERED = 0.1  # of a positive cell
+AIRCRAFT = "aircraft"
+_AIRCRAFT_BIT = 15
+
+
+class PartCells:
+    """Reads the cells of a split's images, part by part.
+
+    Attributes:
+      names: the parts of the masks, then "aircraft"; boxes know the aircraft only.
+    """
+
+    def __init__(self, split, grid: tuple[int, int], stride_px: int):
+        """Raises ValueError if the split has neither masks nor boxes."""
+        if split.masks is None and split.boxes is None:
+            raise ValueError(f"the split {split.name} has neither masks nor boxes")
+        self._split, self._grid, self._stride_px = split, grid, stride_px
+        self.names = (*(split.part_names if split.masks is not None else ()), AIRCRAFT)
+
+    def __call__(self, images) -> tuple[np.ndarray, np.ndarray]:
+        """Positive and negative cells of image numbers [n], bool [n, H * W, P] each.
+
+        A part is compared with the rest of the aircraft, in the images that have the part: else any aircraft
+        detector would find every part. The aircraft is compared with the rest of the image.
+        """
+        images = np.asarray(images)
+        on_aircraft = self.on_aircraft(images).reshape(len(images), -1, 1)
+        if self._split.masks is None:
+            return on_aircraft, ~on_aircraft
+        masks = self._masks(images)
+        parts = [self._covered(masks >> bit & 1) for bit in range(len(self.names) - 1)]
+        parts = np.stack(parts, -1).reshape(len(images), -1, len(parts))  # [n, H * W, P - 1]
+        has = parts_seen(self._split, images)
+        negative = on_aircraft & ~parts & has[:, None, :]
+        return np.concatenate([parts, on_aircraft], -1), np.concatenate([negative, ~on_aircraft], -1)
+
+    def on_aircraft(self, images) -> np.ndarray:
+        """Cells on the aircraft of image numbers [n], bool [n, H, W]."""
+        if self._split.masks is not None:
+            return self._covered(self._masks(images) >> _AIRCRAFT_BIT & 1)
+        x0, y0, x1, y1 = np.asarray(self._split.boxes[images], np.float64).T
+
+        def cover(low, high, n):
+            edges = np.arange(n + 1)[None, :] * self._stride_px
+            inside = np.minimum(edges[:, 1:], high[:, None]) - np.maximum(edges[:, :-1], low[:, None])
+            return np.clip(inside, 0, None) / self._stride_px
+
+        height, width = self._grid
+        return cover(y0, y1, height)[:, :, None] * cover(x0, x1, width)[:, None, :] >= COVERED
+
+    def _masks(self, images) -> np.ndarray:
+        height, width = (cells * self._stride_px for cells in self._grid)
+        return np.asarray(self._split.masks[images])[:, :height, :width]
+
+    def _covered(self, mask) -> np.ndarray:
+        """Whether a mask of 0 and 1 [n, S, S] covers each cell, bool [n, H, W]."""
+        (height, width), px = self._grid, self._stride_px
+        return mask.reshape(len(mask), height, px, width, px).mean((2, 4)) >= COVERED
+
+
+def parts_seen(split, images) -> np.ndarray:
+    """Which parts of `part_names` are seen in image numbers [n] of a split with masks, bool [n, P]."""
+    seen = np.array([np.bitwise_or.reduce(split.masks[image], axis=None) for image in images])
+    return (seen[:, None] >> np.arange(len(split.part_names))[None, :] & 1).astype(bool)
+
+
+def of_stores(splits: dict, stores: dict, stride_px: int) -> dict[str, PartCells] | None:
+    """`PartCells` of each store's images, None where nobody knows where the aircraft is.
+
+    Args:
+      splits, stores: by the same names.
+      stride_px: pixels a cell of the stores' grid.
+
+    Raises ValueError if a split's images are not those of its store.
+    """
+    for name, store in stores.items():
+        if list(splits[name].ids) != list(store.image_ids):
+            raise ValueError(
+                f"the {len(splits[name].ids)} {name} images of config.data are not the {store.n_images} "
+                f"whose activations lie in {store.folder}; extract them anew with --restart=activations"
+            )
+    found = {name: part_cells(splits[name], store.grid, stride_px) for name, store in stores.items()}
+    return None if None in found.values() else found
+
+
+def part_cells(split, grid: tuple[int, int], stride_px: int) -> PartCells | None:
+    """The split's `PartCells`, None where nobody knows where the aircraft is."""
+    return None if split.masks is None and split.boxes is None else PartCells(split, grid, stride_px)
+
+
+def aircraft_cells(split, grid: tuple[int, int], stride_px: int) -> Callable | None:
+    """A function image numbers [n] -> bool [n, H, W]: the cell is on the aircraft; None if nobody knows."""
+    cells = part_cells(split, grid, stride_px)
+    return None if cells is None else cells.on_aircraft

@@ -1,0 +1,31 @@
+"""monosemanticity.parquet: how alike the images are on which a feature fires (arXiv 2504.02821).
+
+The images' embeddings come from another classifier (config.analysis.embedding_workdir, a study of another
+seed): this one's own would be circular. Without it the table does not exist.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from jsae.analysis import tables
+
+FILE = "monosemanticity.parquet"
+SCHEMA = tables.schema(
+    ("feature", pa.int32(), "index of the feature in the SAE, 0..F-1"),
+    (
+        "monosemanticity",
+        pa.float64(),
+        "mean cosine of the embeddings of two test images, weighted by the product of the feature's means "
+        "over their grids; null if it fires in fewer than two",
+    ),
+    ("random", pa.float64(), "the same for a feature that fires in all images alike"),
+)
+
+
+def columns(values: np.ndarray, random: float) -> dict:
+    """Columns of SCHEMA from what `metrics.monosemanticity` returns."""
+    return {
+        "feature": np.arange(len(values)),
+        "monosemanticity": values,
+        "random": np.full(len(values), random),
+    }

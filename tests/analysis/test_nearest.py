@@ -1,0 +1,47 @@
+"""Nearest features against cosines and counts in numpy, whatever the batch and the block."""
+
+import analysis_toy
+import numpy as np
+import pytest
+
+from jsae.analysis import nearest
+from jsae.analysis.tables import documentation, make
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return analysis_toy.store(n=30), analysis_toy.sae(features=12)
+
+
+@pytest.fixture(scope="module")
+def rows(setting):
+    return make(nearest.columns(*setting, batch_size=8), nearest.SCHEMA)
+
+
+def test_both_likenesses_by_hand(setting, rows):
+    store, sae = setting
+    feats = np.asarray(sae.encode(store.acts)).reshape(-1, 12) > 0
+    n = feats.astype(float).T @ feats
+    w = np.asarray(sae.w_dec, np.float64)
+    likeness = {
+        "decoder": w @ w.T / np.outer(*2 * [np.linalg.norm(w, axis=1)]),
+        "coactivation": n / np.maximum(np.sqrt(np.outer(np.diag(n), np.diag(n))), 1),
+    }
+    listed = rows.to_pylist()
+    for kind, values in likeness.items():
+        np.fill_diagonal(values, -1)
+        for feature in range(12):
+            mine = [row for row in listed if (row["feature"], row["kind"]) == (feature, kind)]
+            expected = np.sort(values[feature])[::-1][: nearest.N_NEAREST]
+            expected = expected[expected > 0]
+            np.testing.assert_allclose([row["value"] for row in mine], expected, atol=1e-6)  # float32
+            assert [row["rank"] for row in mine] == list(range(len(expected)))
+            for row in mine:
+                assert row["other"] != feature
+                assert values[feature, row["other"]] == pytest.approx(row["value"], abs=1e-6)
+    assert all(documentation(rows).values())
+
+
+def test_neither_batches_nor_blocks_change_a_number(setting, rows, monkeypatch):
+    monkeypatch.setattr(nearest, "_COUNTS", 12 * 5)  # blocks of 5, 5 and 2 features
+    assert make(nearest.columns(*setting, batch_size=11), nearest.SCHEMA).equals(rows)
