@@ -112,12 +112,16 @@ def get_config(form: str = "full") -> ConfigDict:
         n_bootstrap=1000,
         n_joint=32,  # features removed together, at most
     )
-    config.report = dict(n_features=48)
+    config.report = dict(
+        n_features=1000,  # features with a page of their own; the table has all
+        n_images=3000,  # test images whose strongest features are removed one by one; cheap at the final site
+        twin="",  # another workdir or SAE folder, to name each feature's match there
+    )
     config.runtime = dict(deterministic=False, data_axis=-1, model_axis=1)
     if form == "small":
         config.data.n_train, config.data.n_val, config.data.n_test = 1024, 128, 512
         config.classifier.n_epochs = 12.0
         config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
-        config.report.n_features = 8
+        config.report.n_features, config.report.n_images = 8, 64
     return config

@@ -134,10 +134,33 @@ def doubts(study: Study) -> list[str]:
             f"{number(facts['n_skipped'])} damaged images were skipped; the data manifest lists them "
             "with reasons."
         )
+    found += _measured_doubts(study)
     low = study.summary["classifier"]["test_accuracy"]
     if is_known(low) and low < 0.5:
         found.append(
             f"The classifier is right in only {percent(low)} of the test images; effects on a weak "
             "classifier may not carry over."
+        )
+    return found
+
+
+def _measured_doubts(study: Study) -> list[str]:
+    """Doubts with a number of this study in them."""
+    found = []
+    shares = [v for v in study.features.get("erf_share", []) if is_known(v)]
+    if shares:
+        mean = percent(sum(shares) / len(shares))
+        found.append(
+            f"On average over {number(len(shares))} features only {mean} of the "
+            "gradient of an activation falls inside the cell's own stride (erf share): the rest of what the "
+            "feature reads lies outside the outline."
+        )
+    mixed = [v for v in study.features.get("polysemanticity", []) if is_known(v)]
+    if mixed:
+        n = sum(v >= 0.5 for v in mixed)
+        found.append(
+            f"{number(n)} of {number(len(mixed))} features that fire are polysemantic by class: half of "
+            "their top patches or more are of other classes than the commonest. Many parts are shared by "
+            "classes, so this alone does not make a feature meaningless."
         )
     return found

@@ -29,8 +29,9 @@ def study(tmp_path, monkeypatch):
         images=fake_study.images(), labels=fake_study.LABELS, class_names=fake_study.CLASSES, skipped=()
     )
     monkeypatch.setattr(report_run.cache, "load_splits", lambda **data: {"test": split})
-    model = types.SimpleNamespace(encode=fake_study.encode)
-    monkeypatch.setattr(report_run.sae, "load", lambda folder: model, raising=False)
+    monkeypatch.setattr(report_run.sae, "load", lambda folder: fake_study.SAE, raising=False)
+    monkeypatch.setattr(report_run.classifier, "load", lambda folder: None, raising=False)
+    monkeypatch.setattr(report_run, "LogitsFromActs", lambda params, site: fake_study.HEAD)
     config = ml_collections.ConfigDict(fake_study.CONFIG)
     config.runtime = {"deterministic": False}
     return config, workdir
@@ -43,8 +44,7 @@ def test_run_writes_pages_and_summary_and_drops_pages_of_an_earlier_report(study
     assert len(pages) == 12
     first = (workdir / "report" / "index.html").read_bytes()
     page = (workdir / "report" / "features" / "feature-0.html").read_text()
-    assert page.count('<g class="heat"') == 16
-    assert 'opacity="0.' in page
+    assert page.count('<canvas class="heat"') == 16
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["seconds"]["report"] is not None
     assert stages.results(config, workdir, "report") == {"n_feature_pages": 12}
