@@ -66,10 +66,10 @@ def box(style: str, x: float, y: float, width: float, height: float, title: str 
     return f'<rect class="{style}" {at}>{inside}</rect>'
 
 
-def svg(title: str, parts: list[str], *, height: float = HEIGHT) -> Markup:
-    """The figure, WIDTH wide, read out as its title."""
+def svg(title: str, parts: list[str], *, height: float = HEIGHT, role: str = "img") -> Markup:
+    """The figure, WIDTH wide, read out as its title; one with links in it is a "group"."""
     return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="{role}" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
 

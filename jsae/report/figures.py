@@ -4,6 +4,7 @@ Colours are CSS classes (s0, s1, ... of the Okabe-Ito palette, one set for light
 series differ in dash or shape as well as in colour. All text is escaped here.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -122,7 +123,7 @@ def scatter(
             f"<title>{escape(text)}</title></circle>"
         )
         parts.append(f'<a href="{escape(link)}" aria-label="{escape(text)}">{dot}</a>' if link else dot)
-    return svg(title, parts)
+    return svg(title, parts, role="group" if any(p[3] for p in points) else "img")
 
 
 def density_histogram(title: str, densities, marked) -> Markup:
@@ -154,7 +155,7 @@ def value_histogram(title: str, counts, largest: float) -> Markup:
     parts = axes.frame("activation, raw units", "test vectors, log")
     floor, edges = HEIGHT - _BOTTOM, np.linspace(0.0, largest, len(counts) + 1)
     path = ""  # one path instead of a rectangle each: there is a histogram on every page
-    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+    for (low, high), count in zip(itertools.pairwise(edges), counts, strict=True):
         if count:
             left, right = axes.x(low) + 0.8, axes.x(high) - 0.8
             path += f"M{left:.1f},{floor:g}V{axes.y(int(count)):.1f}H{right:.1f}V{floor:g}"

@@ -3,6 +3,7 @@
 Strips and bars use percentages for x, so that they stretch with their cell while their text keeps its size.
 """
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from jsae.report.axes import padded, tick_text, ticks
@@ -74,3 +75,13 @@ def cell_outline(cell: tuple[int, int], grid: tuple[int, int]) -> Markup:
         f'<svg class="overlay" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="cell-under" {at}/><rect class="cell" {at}/></svg>'
     )
+
+
+def heat_squares(values, largest: float) -> Markup:
+    """A map [H, W] as translucent squares, where there is no script to paint one; full at `largest`."""
+    squares = ""
+    for (y, x), value in np.ndenumerate(np.asarray(values, float)):
+        if value > 0.01 * largest:
+            opacity = 0.75 * min(value / largest, 1.0)
+            squares += f'<rect x="{x}" y="{y}" width="1" height="1" opacity="{opacity:.2f}"/>'
+    return Markup(f'<g fill="#ff8c1a" shape-rendering="crispEdges">{squares}</g>')

@@ -33,6 +33,7 @@ CONFIG = {
 MARKUP = "<script>alert('a')</script> & \"Co\" F-16A/B"
 CLASSES = ("Arrow 100", "Arrow 200", "Boreal 7", "Cirrus Ünïted", MARKUP, "Dart", "Eider Mk IV", "Falke")
 N_FEATURES, N_IMAGES, GRID, IMAGE_PX = 64, 40, (3, 3), 96
+LARGEST = 3.0  # value that maps are relative to
 TARGETS = ("label", "prediction", "top_class")
 MEASURES = ("logit", "margin", "confidence", "log_confidence")
 LABELS = np.arange(N_IMAGES) % len(CLASSES)
@@ -388,12 +389,14 @@ def facts(**changes) -> dict:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Repeating:
-    """A stand-in for an SAE: F features that repeat the C channels."""
+    """A stand-in for an SAE: feature f is channel f % C above f / 50."""
 
     w_dec: Any
 
     def encode(self, acts):
-        return acts[..., np.arange(N_FEATURES) % acts.shape[-1]]
+        features = np.arange(N_FEATURES)
+        kept = acts[..., features % acts.shape[-1]] - (features / 50).astype(np.float32)[None, None, None]
+        return kept * (kept > 0)
 
 
 SAE = Repeating(np.eye(8, dtype=np.float32)[np.arange(N_FEATURES) % 8])
@@ -443,7 +446,7 @@ def look(study, with_images=True):
     return survey.take(
         read_acts,
         SAE,
-        np.full(N_FEATURES, 9.0),
+        np.full(N_FEATURES, LARGEST),
         n_images=N_IMAGES,
         maps=survey.wanted_maps({f: study.patches(f) for f in study.chosen}),
         images=survey.spread(N_IMAGES, 30) if with_images else [],

@@ -3,7 +3,6 @@
 import base64
 import html
 import html.parser
-import pathlib
 import re
 
 import fake_study
@@ -15,18 +14,6 @@ from PIL import Image
 from jsae.report import figures, pictures, strips, survey
 from jsae.report.formatting import interval, number, percent, shown, wilson
 from jsae.report.reading import choose
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return fake_study.make_workdir(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def report(workdir, tmp_path_factory):
-    out = tmp_path_factory.mktemp("report")
-    assert fake_study.make_report(workdir, out) == 12
-    return pathlib.Path(out)
 
 
 class Parsed(html.parser.HTMLParser):
@@ -158,8 +145,8 @@ def test_ablated_features_come_first_and_dead_ones_have_no_page(report):
     assert not any(f % 9 == 4 for f in made)
 
 
-def test_the_same_study_gives_the_same_bytes(workdir, report, tmp_path):
-    fake_study.make_report(workdir, tmp_path)
+def test_the_same_study_gives_the_same_bytes(made_up_study, report, tmp_path):
+    fake_study.make_report(made_up_study, tmp_path)
     files = sorted(p.relative_to(report) for p in report.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     assert all((report / f).read_bytes() == (tmp_path / f).read_bytes() for f in files)
@@ -222,6 +209,10 @@ def test_outline_is_the_cell_of_row_y_and_column_x():
     assert '<rect class="cell" x="1" y="2" width="1" height="1"/>' in outline
 
 
+def images_of(rows):
+    return [row["image"] for row in rows]
+
+
 def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined_and_their_map(report):
     page = Parsed(report / "features" / "feature-2.html")
     rows = [row for row in fake_study.patches_table().to_pylist() if row["feature"] == 2]
@@ -229,8 +220,8 @@ def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined_and_their
     assert [(tag["x"], tag["y"]) for tag in outlines] == [(str(row["x"]), str(row["y"])) for row in rows]
     assert [img["src"] for img in page.all("img")] == [f"../images/{row['image']}.jpg" for row in rows]
     maps = [base64.b64decode(tag["data-map"]) for tag in page.all("canvas")]
-    expected = [fake_study.read_acts(row["image"], row["image"] + 1)[0, ..., 2] for row in rows]
-    assert maps == [survey.to_bytes(values, 9.0) for values in expected]
+    expected = [fake_study.SAE.encode(fake_study.read_acts(i, i + 1))[0, ..., 2] for i in images_of(rows)]
+    assert maps == [survey.to_bytes(values, fake_study.LARGEST) for values in expected]
     assert {(tag["width"], tag["height"]) for tag in page.all("canvas")} == {("3", "3")}
 
 
