@@ -9,8 +9,13 @@ import pyarrow as pa
 from jsae.analysis.tables import documentation
 
 
-def shown_table(table: pa.Table | None, *, leave_out=(), max_rows: int = 60) -> dict | None:
+def shown_table(table: pa.Table | None, *, first=(), max_rows: int = 60) -> dict | None:
     """Columns and rows for the template `any_table`, None for no table.
+
+    Args:
+      table: what is shown.
+      first: the columns that matter; the others are left to the file where at least three of these exist.
+      max_rows: those behind are left to the file too.
 
     Returns:
       columns: dicts name, doc; rows: lists of (value, (low, high) or None); n_rows, before `max_rows`.
@@ -18,14 +23,12 @@ def shown_table(table: pa.Table | None, *, leave_out=(), max_rows: int = 60) -> 
     if table is None or not len(table):
         return None
     docs = documentation(table)
-    names = [
-        n
-        for n in table.column_names
-        if n not in leave_out and not pa.types.is_list(table.schema.field(n).type)
-    ]
+    names = [n for n in table.column_names if not pa.types.is_list(table.schema.field(n).type)]
     ends = _intervals(names)
     used = {end for pair in ends.values() for end in pair}
     columns = [name for name in names if name not in used]
+    wanted = [name for name in first if name in columns]
+    columns = wanted if len(wanted) >= 3 else columns
     rows = [
         [(row[name], _pair(row, ends.get(name))) for name in columns]
         for row in table.slice(0, max_rows).to_pylist()

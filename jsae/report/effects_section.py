@@ -3,10 +3,15 @@
 from jsae.report import figures, strips
 from jsae.report.any_table import shown_table
 from jsae.report.figures import Series
+from jsae.report.fill_figures import fill_section
 from jsae.report.formatting import is_known, number
 from jsae.report.reading import Study
 
 _MAX_FOREST = 40
+_KNOWN = (
+    *("part", "feature", "auroc", "pointing", "random_auroc", "centre_auroc", "found"),
+    *("with_delta_margin", "without_delta_margin", "difference", "control_difference", "specific"),
+)
 _ORDERS = {
     "attribution": "by attribution, largest first",
     "strength": "by strength, largest first",
@@ -16,14 +21,17 @@ _ORDERS = {
 
 def effects_section(study: Study) -> tuple[dict, dict]:
     """(page data, figures by name)."""
-    drawn = {"agreement": _agreement(study)} | _cumulative(study) | _sigma(study)
+    fills = fill_section(study.tables["sigma_sweep"].to_pylist()) if "sigma_sweep" in study.tables else None
+    drawn = {"agreement": _agreement(study)} | _cumulative(study) | (fills or {}).get("figures", {})
     return {
         "means": mean_effects(study.summary),
         "forest": forest(study),
         "cumulative": [name for name in drawn if name.startswith("cumulative-")],
         "cumulative_rows": _cumulative_ends(study),
-        "sigma": [name for name in drawn if name.startswith("blur-")],
-        "known_answer": shown_table(study.tables.get("known_answer")),
+        "fills": fills,
+        "known_answer": shown_table(
+            study.tables.get("known_answer", study.tables.get("parts")), first=_KNOWN
+        ),
         "baselines": shown_table(study.tables.get("baselines")),
         "attribution": (study.results["ablation"].get("atlas") or {}).get("attribution") or {},
     }, {name: figure for name, figure in drawn.items() if figure}
@@ -118,36 +126,3 @@ def _cumulative_ends(study: Study) -> list[dict]:
     wanted = {0, most // 2, most}
     kept = [row | {"text": _ORDERS.get(row["order"], row["order"])} for row in rows if row["m"] in wanted]
     return [row for i, row in enumerate(kept) if row["m"] or i == 0]
-
-
-def _sigma(study: Study) -> dict:
-    """Effect of the blur by its strength, mean over features, a figure a fill; empty without a sweep."""
-    table = study.tables.get("sigma_sweep")
-    if table is None or not {"sigma_px", "delta_margin"} <= set(table.column_names):
-        return {}
-    return {
-        f"blur-{fill}": figure
-        for fill, figure in sigma_plots(table.to_pylist(), "mean Δ margin over features").items()
-        if figure
-    }
-
-
-def sigma_plots(rows: list[dict], y_label: str) -> dict:
-    """fill -> figure of delta_margin and its control against sigma, means over the rows of equal sigma."""
-    names = list(rows[0]) if rows else []
-    control = next((n for n in names if n.startswith("control") and n.endswith("margin")), None)
-    control = control or next((n for n in names if n == "control"), None)
-    drawn = {}
-    for fill in dict.fromkeys(str(row.get("fill") or "blur") for row in rows):
-        here = [row for row in rows if str(row.get("fill") or "blur") == fill]
-        series = []
-        for name, key in (("patch of the feature", "delta_margin"), ("control patch", control)):
-            pairs = {}
-            for row in here:
-                if key and is_known(row.get("sigma_px")) and is_known(row.get(key)):
-                    pairs.setdefault(float(row["sigma_px"]), []).append(row[key])
-            xs = sorted(pairs)
-            if xs:
-                series.append((name, xs, [sum(pairs[x]) / len(pairs[x]) for x in xs]))
-        drawn[fill] = figures.line_panel(f"Fill: {fill}", series, "sigma, px", y_label, dots=True)
-    return drawn

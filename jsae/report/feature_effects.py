@@ -1,7 +1,7 @@
 """Page data of what one feature does: effects and controls, by class, and input beside feature space."""
 
 from jsae.report import strips
-from jsae.report.effects_section import sigma_plots
+from jsae.report.fill_figures import fill_section
 from jsae.report.formatting import is_known, number
 from jsae.report.reading import Study
 
@@ -172,13 +172,8 @@ def two_spaces(study: Study, feature: int) -> dict | None:
 
 
 def _blur(study: Study, feature: int) -> dict:
-    """fill -> figure of the effect by sigma, {} where the sweep has no row of the feature."""
-    table = study.tables.get("sigma_sweep")
-    if table is None or not study.by["sigma_sweep"].rows(feature):
-        return {}
-    if not {"sigma_px", "delta_margin"} <= set(table.column_names):
-        return {}
-    return {k: v for k, v in sigma_plots(study.by["sigma_sweep"].rows(feature), "Δ margin").items() if v}
+    """Figures of the feature's rows of sigma_sweep.parquet by name, {} where it has none."""
+    return (fill_section(study.rows("sigma_sweep", feature), "Δ margin") or {}).get("figures", {})
 
 
 def _reason(n_active: int | None) -> str:

@@ -21,8 +21,8 @@ _PLACED = frozenset(
     )
 )
 _KINDS = {
-    "decoder_cosine": ("Most similar direction", "cosine of the decoder rows"),
-    "coactivation": ("Most often active together", "as in analysis/nearest.parquet"),
+    "decoder": ("Most similar direction", "cosine of the decoder rows"),
+    "coactivation": ("Most often active together", "shared vectors over the root of the product of both"),
 }
 
 
@@ -124,7 +124,13 @@ def nearest(study: Study, feature: int) -> list[dict]:
             name = study.feature(row["other"])["top_class_name"] if page else None
             groups.setdefault(row["kind"], []).append(row | {"page": page, "name": name})
     return [
-        dict(zip(("title", "what"), _KINDS.get(kind, (kind.replace("_", " "), "")), strict=True))
+        dict(
+            zip(
+                ("title", "what"),
+                _KINDS.get(kind.removesuffix("_cosine"), (kind.replace("_", " "), "")),
+                strict=True,
+            )
+        )
         | {"rows": rows}
         for kind, rows in groups.items()
     ]

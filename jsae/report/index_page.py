@@ -30,6 +30,7 @@ def index_data(study: Study) -> dict:
         "costs": study.costs,
         "doubts": doubts(study),
         "tables": list(csv_tables(study)),
+        "pages": frozenset(study.chosen),
         "n_images": len(study.survey.images),
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
+from jsae.report import joined
 from jsae.report.formatting import is_known
 from jsae.report.summary import complete_manifests
 from jsae.report.survey import Survey
@@ -20,7 +21,7 @@ _LISTS = ("class_mean", "class_max")
 # stage -> its tables; those of no feature are shown as a whole.
 _TABLES = {
     "classifier": ("per_class", "confusion", "calibration"),
-    "analysis": ("features", "top_patches", "nearest", "localisation"),
+    "analysis": ("features", "top_patches", "nearest", "localisation", "receptive", "parts"),
     "ablation": (
         *("feature_space", "input_space", "agreement", "atlas", "atlas_classes", "cumulative"),
         *("sigma_sweep", "baselines", "known_answer"),
@@ -148,7 +149,7 @@ def read_study(config, workdir, summary: dict, *, n_pages: int, facts: dict) -> 
     if "features" in tables:
         table = tables["features"]
         columns = table.drop_columns([c for c in _LISTS if c in table.column_names]).to_pydict()
-        for name, values in _localised(tables.get("localisation"), columns["feature"]).items():
+        for name, values in joined.more_columns(tables, columns["feature"]).items():
             columns.setdefault(name, values)
     ablated = by["feature_space"].features or by["input_space"].features
     return Study(
@@ -190,17 +191,6 @@ def choose(columns: dict, ablated: list[int], n_pages: int) -> tuple[int, ...]:
     first = [f for f in ablated if f in alive]
     taken = set(first)
     return tuple((first + [f for f in order if f in alive and f not in taken])[:n_pages])
-
-
-def _localised(table: pa.Table | None, features: list[int]) -> dict[str, list]:
-    """Columns of localisation.parquet by feature, where it has one row a feature."""
-    if table is None or "feature" not in table.column_names:
-        return {}
-    rows = {row["feature"]: row for row in table.to_pylist()}
-    if len(rows) != len(table):
-        return {}
-    names = [name for name in table.column_names if name != "feature"]
-    return {name: [rows.get(f, {}).get(name) for f in features] for name in names}
 
 
 def _cost(name: str, manifest: dict | None) -> dict:

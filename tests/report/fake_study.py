@@ -215,7 +215,7 @@ def nearest_table() -> pa.Table:
             "value": 0.737 - rank / 9,
         }
         for f in range(N_FEATURES)
-        for kind in ("decoder_cosine", "coactivation")
+        for kind in ("decoder", "coactivation")
         for rank in range(3)
     ]
     return pa.Table.from_pylist(rows)
@@ -260,12 +260,28 @@ def cumulative_table() -> pa.Table:
 def sigma_sweep_table() -> pa.Table:
     rows = [
         {"feature": f, "fill": fill, "sigma_px": sigma, "size_px": 32, "n_images": 20}
-        | {"delta_margin": -sigma / 20, "control_delta_margin": -sigma / 60, "feature_fall": 0.5}
+        | {"delta_margin": -(sigma or 3) / 20 - f, "control_delta_margin": -0.012, "feature_fall": 0.5}
         for f in (0, 1)
-        for fill in ("blur", "mean")
-        for sigma in (2.0, 4.0, 8.0)
+        for fill, sigma in (("blur", 2.0), ("blur", 8.0), ("mean", None))
     ]
     return pa.Table.from_pylist(rows)
+
+
+def localisation_table() -> pa.Table:
+    rng = np.random.default_rng(10)
+    rows = [
+        {"feature": f, "part": part, "n_images": 12, "auroc_train": float(rng.uniform(0.4, 0.9))}
+        | {"auroc": float(rng.uniform(0.4, 0.9)), "pointing": float(rng.uniform())}
+        for f in range(N_FEATURES)
+        for part in ("tail", "wing", "aircraft")
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def receptive_table() -> pa.Table:
+    return pa.table(
+        {"feature": list(range(9)), "n_patches": [8] * 9, "erf_share": [0.1 + f / 20 for f in range(9)]}
+    )
 
 
 def known_answer_table() -> pa.Table:
@@ -338,6 +354,8 @@ def make_workdir(workdir, *, without=()) -> epath.Path:
         "classifier/confusion.parquet": confusion_table,
         "classifier/calibration.parquet": calibration_table,
         "analysis/nearest.parquet": nearest_table,
+        "analysis/localisation.parquet": localisation_table,
+        "analysis/receptive.parquet": receptive_table,
         "ablation/atlas.parquet": atlas_table,
         "ablation/atlas_classes.parquet": atlas_classes_table,
         "ablation/cumulative.parquet": cumulative_table,

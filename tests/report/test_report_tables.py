@@ -15,6 +15,7 @@ from jsae.report import card, classifier_figures, features_page, twins
 from jsae.report.any_table import shown_table
 from jsae.report.feature_page import class_bars
 from jsae.report.features_page import ranks
+from jsae.report.fill_figures import fill_section
 from jsae.report.formatting import number
 from jsae.report.reading import read_study
 from jsae.report.summary import summarise
@@ -195,3 +196,29 @@ def test_the_class_bars_stand_beside_what_shuffled_labels_give(made_up_study):
     half = (np.quantile(shuffled, 0.975) - np.quantile(shuffled, 0.025)) / 2
     assert (high - bars["null"]) == pytest.approx(half, rel=0.1)  # five images: not quite normal
     assert bars["null"] - low <= high - bars["null"] + 1e-12
+
+
+def test_a_feature_gets_the_part_that_it_finds_best_on_train(report):
+    data = read_data(report)
+    rows = fake_study.localisation_table().to_pylist()
+    for i, feature in enumerate(data["feature"]):
+        mine = [r for r in rows if r["feature"] == feature and r["part"] != "aircraft"]
+        best = max(mine, key=lambda r: r["auroc_train"])
+        assert data["part"][i] == best["part"]
+        assert number(best["auroc"]) in [column["text"][i] for column in data["columns"]]
+    page = (report / "features" / "feature-1.html").read_text()
+    assert "part auroc train" in page and "erf share" in page and number(0.15) in page
+    overview = (report / "index.html").read_text()
+    assert "falls inside the cell" in overview and "30.0%" in overview  # the mean of 0.1, 0.15, ... 0.5
+
+
+def test_fills_are_means_over_features_of_equal_settings():
+    found = fill_section(fake_study.sigma_sweep_table().to_pylist())
+    assert set(found["figures"]) == {"blur-blur", "blur-mean"}
+    assert [(r["fill"], r["sigma_px"], r["n_features"]) for r in found["rows"]] == [
+        ("blur", 2.0, 2),
+        ("blur", 8.0, 2),
+        ("mean", None, 2),
+    ]
+    assert found["rows"][0]["delta_margin"] == pytest.approx(-0.6)  # of -0.1 and -1.1
+    assert fill_section([]) is fill_section([{"feature": 1}]) is None
