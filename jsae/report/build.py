@@ -33,7 +33,7 @@ def build(
       write: (path relative to the report folder, bytes) -> None.
       images: uint8 [N, S, S, 3], indexed one by one, or None: no pictures are shown, and no pages of images.
       image_ids: id of each image, or None.
-      augmented: the PNG of the classifier's augmented training images, or None.
+      augmented: a picture of the classifier's augmented training images, or None.
     """
     order = image_order(study) if images is not None else []
     page_of = image_pages(order)
@@ -46,7 +46,7 @@ def build(
     for name in pages.STATIC:
         write(name, pages.template_text(name).encode())
     if augmented is not None:
-        write("figures/augmented.png", augmented)
+        write("figures/augmented.jpg", pictures.recoded(augmented))
     shown = set(order)
     with logs.progress(len(study.chosen), label="report", unit="page") as progress:
         for feature in study.chosen:

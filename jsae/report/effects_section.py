@@ -73,11 +73,7 @@ def forest(study: Study) -> dict | None:
     keys = ("mean_delta", "ci95_low", "ci95_high", "control_direction_mean_delta")
     scale = strips.strip_scale(row[k] for row in rows for k in keys)
     for row in rows:
-        label = f"feature {row['feature']}: {number(row['mean_delta'])}"
-        ends = (row["ci95_low"], row["ci95_high"])
-        row["strip"] = strips.strip(
-            label, scale, row["mean_delta"], *ends, [row["control_direction_mean_delta"]]
-        )
+        row["strip"] = strips.strip(scale, *(row[k] for k in keys))
     return {"rows": rows, "axis": strips.strip_axis(scale), "n_known": n_known}
 
 

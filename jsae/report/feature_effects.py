@@ -2,7 +2,7 @@
 
 from jsae.report import strips
 from jsae.report.fill_figures import fill_section
-from jsae.report.formatting import is_known, number
+from jsae.report.formatting import is_known
 from jsae.report.reading import Study
 
 SCOPES = (("map", "removed at every grid position"), ("peak", "removed at its peak only"))
@@ -14,7 +14,7 @@ MEASURES = (
     ("log_confidence", "log confidence"),
 )
 _ATLAS_SCOPES = ("map", "peak", "keep_only")
-_MAX_CLASSES = 10
+_MAX_CLASSES = 8
 
 
 def effects_data(study: Study, feature: int) -> dict:
@@ -117,9 +117,7 @@ def by_class(study: Study, feature: int) -> dict | None:
         found.append({"name": names[row["class"]], "mean": mean, "ends": ends, "n": row["n_images"]} | row)
     scale = strips.strip_scale(v for row in found for v in (row["mean"], *row["ends"]))
     for row in found:
-        row["strip"] = strips.strip(
-            f"{row['name']}: {number(row['mean'])}", scale, row["mean"], *row["ends"], []
-        )
+        row["strip"] = strips.strip(scale, row["mean"], *row["ends"])
     return {"rows": found, "axis": strips.strip_axis(scale), "n_more": len(rows) - len(found)}
 
 
@@ -155,12 +153,7 @@ def two_spaces(study: Study, feature: int) -> dict | None:
             "ends": (row["ci95_low"], row["ci95_high"]),
             "control": control,
             "n": n,
-            "strip": strips.strip(
-                f"{name}: {number(row['mean_delta'])}",
-                scale,
-                *(row[k] for k in ("mean_delta", "ci95_low", "ci95_high")),
-                [control],
-            ),
+            "strip": strips.strip(scale, row["mean_delta"], row["ci95_low"], row["ci95_high"], control),
         }
         for name, row, control, n in found
     ]

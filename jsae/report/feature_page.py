@@ -10,6 +10,7 @@ from jsae.report.reading import Study
 from jsae.report.sentences import in_words
 
 _MAX_BARS = 10
+_MAX_NEAREST = 6
 # Columns of features.parquet that have a place of their own on the page; any other one is listed by its name.
 _PLACED = frozenset(
     (
@@ -60,16 +61,12 @@ def feature_data(study: Study, feature: int, image_page: dict[int, str]) -> dict
 
 
 def patches(study: Study, feature: int, image_page: dict[int, str]) -> list[dict]:
-    """The top patches, best first, with the outline of the cell and the map as base64 ("" if not known)."""
+    """The top patches, best first, with the map as base64 ("" if not known)."""
     found = []
     for row in study.patches(feature):
-        outline = ""
-        if study.facts["grid"]:
-            outline = strips.cell_outline((row["y"], row["x"]), study.facts["grid"])
         found.append(
             row
             | {
-                "outline": outline,
                 "map": pictures.map_text(study.survey.maps.get((row["image"], feature))),
                 "right": row["label"] == row["prediction"],
                 "page": image_page.get(row["image"]),
@@ -119,7 +116,7 @@ def nearest(study: Study, feature: int) -> list[dict]:
     """Groups of similar features from nearest.parquet: title, what the number is, rows."""
     groups: dict[str, list] = {}
     for row in sorted(study.rows("nearest", feature), key=lambda row: (row["kind"], row["rank"])):
-        if is_known(row["value"]):
+        if is_known(row["value"]) and len(groups.get(row["kind"], ())) < _MAX_NEAREST:
             page = row["other"] in study.chosen
             name = study.feature(row["other"])["top_class_name"] if page else None
             groups.setdefault(row["kind"], []).append(row | {"page": page, "name": name})

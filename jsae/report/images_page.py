@@ -4,7 +4,7 @@ Images whose prediction changes when one of the features shown is removed come f
 most confidence in it.
 """
 
-from jsae.report import pictures, strips
+from jsae.report import pictures
 from jsae.report.reading import Study
 
 PER_PAGE = 48
@@ -66,9 +66,6 @@ def images_data(study: Study, order: list[int], number: int, image_ids) -> dict:
                 | {"page": row["feature"] in pages, "top_class_name": top, "flips": flips}
                 | {"map": pictures.map_text(row["map"]), "prediction_name": name(row.get("prediction"))}
             )
-        outline = ""
-        if rows and study.facts["grid"]:
-            outline = strips.cell_outline((rows[0]["y"], rows[0]["x"]), study.facts["grid"])
         images.append(
             {
                 "image": image,
@@ -79,7 +76,6 @@ def images_data(study: Study, order: list[int], number: int, image_ids) -> dict:
                 "confidence": entry["confidence"],
                 "n_flips": n_flips(entry),
                 "rows": rows,
-                "outline": outline,
             }
         )
     return {

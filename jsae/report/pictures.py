@@ -10,15 +10,22 @@ import numpy as np
 from PIL import Image
 
 _JPEG_QUALITY = 80
-_MAX_SIDE_PX = 176
+_MAX_SIDE_PX = 160
 
 
 def jpeg(image: np.ndarray) -> bytes:
-    """The JPEG of one uint8 [H, W, 3] image, at most 176 pixels wide and high."""
+    """The JPEG of one uint8 [H, W, 3] image, at most 160 pixels wide and high."""
     picture = Image.fromarray(np.asarray(image))
     picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
+def recoded(picture: bytes) -> bytes:
+    """A picture of any format as a JPEG of the same size."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture)).convert("RGB").save(buffer, "JPEG", quality=85, optimize=True)
     return buffer.getvalue()
 
 

@@ -4,32 +4,27 @@ Strips and bars use percentages for x, so that they stretch with their cell whil
 """
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from jsae.report.axes import padded, tick_text, ticks
 from jsae.report.formatting import is_known
 
 
-def strip(
-    label: str, scale: tuple[float, float], estimate, low, high, controls: list[float | None]
-) -> Markup:
-    """One row of a forest plot: interval and estimate (disc), controls (hollow diamonds), a line at zero."""
+def strip(scale: tuple[float, float], estimate, low, high, control=None) -> Markup:
+    """One row of a forest plot: interval and estimate (disc), control (hollow diamond), a line at zero.
+
+    Its numbers must stand beside it: it is not read out.
+    """
     at = _percent_of(scale)
     parts = [f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="0" y2="24"/>']
     if is_known(low) and is_known(high):
         parts.append(f'<line class="line s0" x1="{at(low)}" x2="{at(high)}" y1="12" y2="12"/>')
-    for control in controls:
-        if is_known(control):
-            parts.append(
-                f'<svg x="{at(control)}" y="12" overflow="visible">'
-                '<path class="hollow s1" d="M0,-5 L5,0 L0,5 L-5,0 Z"/></svg>'
-            )
+    if is_known(control):
+        diamond = '<path class="hollow s1" d="M0,-5 L5,0 L0,5 L-5,0 Z"/>'
+        parts.append(f'<svg x="{at(control)}" y="12" overflow="visible">{diamond}</svg>')
     if is_known(estimate):
         parts.append(f'<circle class="dot fill s0" cx="{at(estimate)}" cy="12" r="4.5"/>')
-    return Markup(
-        f'<svg class="strip" width="100%" height="24" role="img" aria-label="{escape(label)}">'
-        f"{''.join(parts)}</svg>"
-    )
+    return Markup(f'<svg class="strip" width="100%" height="24" aria-hidden="true">{"".join(parts)}</svg>')
 
 
 def strip_axis(scale: tuple[float, float]) -> Markup:
@@ -50,30 +45,20 @@ def strip_scale(values) -> tuple[float, float]:
 
 def _percent_of(scale):
     low, high = scale
-    return lambda value: f"{100.0 * (value - low) / ((high - low) or 1.0):.2f}%"
+    return lambda value: f"{100.0 * (value - low) / ((high - low) or 1.0):.1f}%"
 
 
 def class_bar(value: float, largest: float, null: tuple[float, float] | None) -> Markup:
-    """A horizontal bar from zero with a bracket over the range of the null."""
-    at = _percent_of((0.0, largest or 1.0))
-    mark = ""
-    if null:
-        low, high = at(max(null[0], 0.0)), at(min(null[1], largest))
-        mark = f'<line class="mark" x1="{low}" x2="{high}" y1="9" y2="9"/>'
-        mark += "".join(f'<line class="mark" x1="{x}" x2="{x}" y1="3" y2="15"/>' for x in (low, high))
+    """A horizontal bar from zero with a frame over the range of the null."""
+    low, high = (0.0, 0.0) if null is None else (max(null[0], 0.0), min(null[1], largest))
+    share = 100.0 / (largest or 1.0)
+    mark = (
+        f'<rect class="mark" x="{low * share:.1f}%" y="2" width="{(high - low) * share:.1f}%" height="14"/>'
+    )
     return Markup(
         '<svg class="strip" width="100%" height="18" aria-hidden="true">'
-        f'<rect class="bar fill s0" y="4" width="{at(max(value, 0.0))}" height="10" rx="2"/>{mark}</svg>'
-    )
-
-
-def cell_outline(cell: tuple[int, int], grid: tuple[int, int]) -> Markup:
-    """The outline of one cell (row, column) of a grid (H, W), laid over a picture of any size."""
-    (y, x), (height, width) = cell, grid
-    at = f'x="{x}" y="{y}" width="1" height="1"'
-    return Markup(
-        f'<svg class="overlay" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="cell-under" {at}/><rect class="cell" {at}/></svg>'
+        f'<rect class="fill s0" y="4" width="{max(value, 0.0) * share:.1f}%" height="10"/>'
+        f"{mark if null else ''}</svg>"
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jsae.report import figures, pictures, strips, survey
+from jsae.report import figures, pictures, survey
 from jsae.report.formatting import interval, number, percent, shown, wilson
 from jsae.report.reading import choose
 
@@ -203,12 +203,6 @@ def test_wilson_interval_holds_the_share_and_stays_within_zero_and_one():
     assert wilson(None, 10) is wilson(0.5, None) is None
 
 
-def test_outline_is_the_cell_of_row_y_and_column_x():
-    outline = str(strips.cell_outline((2, 1), (3, 4)))
-    assert 'viewBox="0 0 4 3"' in outline
-    assert '<rect class="cell" x="1" y="2" width="1" height="1"/>' in outline
-
-
 def images_of(rows):
     return [row["image"] for row in rows]
 
@@ -216,19 +210,20 @@ def images_of(rows):
 def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined_and_their_map(report):
     page = Parsed(report / "features" / "feature-2.html")
     rows = [row for row in fake_study.patches_table().to_pylist() if row["feature"] == 2]
-    outlines = [tag for tag in page.all("rect") if tag.get("class") == "cell"]
-    assert [(tag["x"], tag["y"]) for tag in outlines] == [(str(row["x"]), str(row["y"])) for row in rows]
+    outlines = [tag["style"] for tag in page.all("i")]
+    assert outlines == [f"--x:{row['x']};--y:{row['y']}" for row in rows]
     assert [img["src"] for img in page.all("img")] == [f"../images/{row['image']}.jpg" for row in rows]
     maps = [base64.b64decode(tag["data-map"]) for tag in page.all("canvas")]
     expected = [fake_study.SAE.encode(fake_study.read_acts(i, i + 1))[0, ..., 2] for i in images_of(rows)]
     assert maps == [survey.to_bytes(values, fake_study.LARGEST) for values in expected]
-    assert {(tag["width"], tag["height"]) for tag in page.all("canvas")} == {("3", "3")}
+    (gallery,) = (tag for tag in page.all("div") if tag.get("class") == "gallery")
+    assert (gallery["data-grid"], gallery["style"]) == ("3,3", "--h:3;--w:3")
 
 
 def test_thumbnails_are_bounded_jpegs(tmp_path):
     (tmp_path / "a.jpg").write_bytes(pictures.jpeg(np.zeros((500, 400, 3), np.uint8)))
     with Image.open(tmp_path / "a.jpg") as picture:
-        assert (picture.format, picture.size) == ("JPEG", (141, 176))
+        assert (picture.format, picture.size) == ("JPEG", (128, 160))
 
 
 def test_choice_without_ablation_is_by_class_selectivity_then_purity():

@@ -31,6 +31,9 @@
   function paint(canvas) {
     var context = canvas.getContext("2d");
     if (!context) return;
+    var grid = canvas.closest("[data-grid]").getAttribute("data-grid").split(",");
+    canvas.height = Number(grid[0]);
+    canvas.width = Number(grid[1]);
     var bytes = atob(canvas.getAttribute("data-map")), pixels = context.createImageData(canvas.width, canvas.height);
     var least = threshold ? threshold.value * 2.55 : 0;
     for (var i = 0; i < bytes.length; i++) {
@@ -57,10 +60,9 @@
       var article = button.closest("article"), canvas = article.querySelector("canvas.heat");
       canvas.setAttribute("data-map", button.getAttribute("data-map"));
       var cell = button.getAttribute("data-cell").split(",");
-      all(".cell, .cell-under", article).forEach(function (box) {
-        box.setAttribute("x", cell[0]);
-        box.setAttribute("y", cell[1]);
-      });
+      var outline = article.querySelector(".cell");
+      outline.style.setProperty("--x", cell[0]);
+      outline.style.setProperty("--y", cell[1]);
       all("button[data-map]", article).forEach(function (other) {
         other.setAttribute("aria-pressed", String(other === button));
       });
