@@ -11,7 +11,7 @@ import pyarrow.csv
 from jsae.report import figures
 from jsae.report.reading import Study
 
-_MAX_CELLS = 1_000_000  # about 10 MB; what is larger stays in the Parquet file
+_MAX_CELLS = 250_000  # about 4 MB; what is larger stays in the Parquet file
 
 
 def csv_tables(study: Study) -> dict[str, pa.Table]:

@@ -84,6 +84,7 @@ def atlas_table(study: Study, feature: int) -> dict | None:
             "rows": [
                 {"name": name, "cells": [cell(f"{scope}_{target}_{measure}") for scope in _ATLAS_SCOPES]}
                 for measure, name in MEASURES
+                if measure != "log_confidence"  # in atlas.csv: there is such a table on every page
             ],
         }
         for target, text in TARGETS
