@@ -20,7 +20,7 @@ def index_data(study: Study) -> dict:
         "facts": study.facts,
         "has_classifier": study.facts["site"] != stages.IMPORTED,
         "summary": study.summary,
-        "headlines": headlines(study.summary),
+        "headlines": headlines(study.summary, n_selective(study)),
         "cards": cards(study),
         "classifier": classifier,
         "sae": sae,
@@ -33,6 +33,13 @@ def index_data(study: Study) -> dict:
         "pages": frozenset(study.chosen),
         "n_images": len(study.survey.images),
     }
+
+
+def n_selective(study: Study) -> int | None:
+    """How many of the ablated features are class-selective, None where the analysis is not known."""
+    if not study.features or not study.ablated:
+        return None
+    return sum(bool(study.feature(feature)["class_selective"]) for feature in study.ablated)
 
 
 def cards(study: Study) -> list[dict]:

@@ -15,6 +15,12 @@ def _compare(value: float) -> str:
     return f"{number(abs(value))} {side}"
 
 
+def _over(n_selective: int | None) -> str:
+    if n_selective is None:
+        return ""
+    return f"Mean over {number(n_selective)} such feature{'' if n_selective == 1 else 's'}. "
+
+
 def _verdict(pair) -> str:
     if not pair:
         return "No interval is known, so read this as an anecdote."
@@ -23,8 +29,11 @@ def _verdict(pair) -> str:
     return "The interval excludes zero."
 
 
-def headlines(summary: dict) -> list[dict]:
-    """One plain sentence for each headline number: label, value, ci95, sentence."""
+def headlines(summary: dict, n_selective: int | None = None) -> list[dict]:
+    """One plain sentence for each headline number: label, value, ci95, sentence.
+
+    `n_selective` is how many class-selective features were ablated, None if that is not known.
+    """
     spaces = (
         (
             "feature_space",
@@ -47,7 +56,7 @@ def headlines(summary: dict) -> list[dict]:
         if is_known(value):
             sentence = (
                 f"When {what}, the margin of its class ends up {_compare(value)} on average than when "
-                f"{control}. " + _verdict(pair)
+                f"{control}. " + _over(n_selective) + _verdict(pair)
             )
         found.append(
             {"label": f"{label}, effect − control", "value": value, "ci95": pair, "sentence": sentence}

@@ -126,6 +126,9 @@ def test_the_index_shows_headline_numbers_with_their_intervals(report):
     assert "−1.23 [−1.34, −1.21]" in text
     assert "ends up 1.23 lower on average than when a direction of equal norm" in text
     assert "0.830 [0.610, 0.930]" in text
+    assert "By family: accuracy 0.912, mean per class 0.903." in text
+    selective = fake_study.features_table()["class_selective"].to_pylist()
+    assert f"Mean over {sum(selective[:10])} such features." in text  # the ten that are ablated
     assert "The interval excludes zero." in text
     assert "drawn by a program, not photographed" in text
 

@@ -125,6 +125,7 @@
   data.feature.forEach(function (feature, i) { place[feature] = i; });
   withCrops = withCrops - heads.length === 2;
 
+  function grouped(n) { return String(n).replace(/\B(?=(\d{3})+$)/g, ","); }
   function className(i) { return data["class"][i] < 0 ? "" : data.classes[data["class"][i]]; }
   function filtered() {
     var text = byId("search").value.trim().toLowerCase(), chosen = byId("top-class").value;
@@ -199,7 +200,8 @@
     here.forEach(function (i) { fragment.appendChild(makeRow(i)); });
     tbody.textContent = "";
     tbody.appendChild(fragment);
-    byId("where").textContent = shown.length ? first + 1 + "–" + (first + here.length) + " of " + shown.length : "none";
+    var end = first + here.length;
+    byId("where").textContent = shown.length ? grouped(first + 1) + "–" + grouped(end) + " of " + grouped(shown.length) : "none";
     byId("earlier").disabled = state.page === 0;
     byId("later").disabled = state.page === last;
   }
@@ -207,7 +209,7 @@
     shown = order(filtered());
     state.page = 0;
     var sorted = heads.filter(function (head) { return head.hasAttribute("aria-sort"); })[0];
-    byId("status").textContent = shown.length + " of " + rows.length + " features" +
+    byId("status").textContent = grouped(shown.length) + " of " + grouped(rows.length) + " features" +
       (sorted ? ", by " + sorted.textContent + (state.down ? ", largest first" : ", smallest first") : "");
     render();
   }
