@@ -126,7 +126,11 @@ def get_config(form: str = "full") -> ConfigDict:
         n_sweep_features=4,
         n_sweep_images=16,  # of each
     )
-    config.report = dict(n_features=48)
+    config.report = dict(
+        n_features=1000,  # features with a page of their own; the table has all
+        n_images=3000,  # test images whose strongest features are removed one by one; cheap at the final site
+        twin="",  # another workdir or SAE folder, to name each feature's match there
+    )
     config.runtime = dict(
         deterministic=False,
         data_axis=-1,
@@ -141,5 +145,5 @@ def get_config(form: str = "full") -> ConfigDict:
         config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
         config.ablation.n_sweep_features, config.ablation.n_sweep_images = 2, 8
-        config.report.n_features = 8
+        config.report.n_features, config.report.n_images = 8, 64
     return config

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.compute as pc
 from etils import epath
 
 from jsae import classifier, sae
@@ -21,6 +22,7 @@ from jsae.ablation import edit
 from jsae.activations import ActivationStore
 from jsae.classifier import convnext
 from jsae.data import augment, cache, decode
+from jsae.report import card
 from jsae.runtime import artifacts, stages
 
 _TABLES = {
@@ -200,6 +202,42 @@ class Study:
     def steer(self, features, amount, *, mode: str = "delta") -> edit.FeatureEdit:
         """Add `amount` (raw units) to features at every position."""
         return edit.steer(self.sae, features, amount, mode=mode)
+
+    def show(self, feature: int, n_patches: int = 12) -> card.FeatureCard:
+        """A card of one feature, which a notebook displays: numbers, top patches with maps, effect.
+
+        Raises ValueError for a feature that the SAE does not have, StageMissing before the analysis.
+        """
+        stages.require(self.config, self.workdir, "analysis")
+        rows = self._rows("features", feature)
+        if not rows:
+            raise ValueError(f"there is no feature {feature}; the SAE has 0 to {self.sae.n_features - 1}")
+        patches = sorted(self._rows("top_patches", feature), key=lambda row: row["rank"])[:n_patches]
+        store, images, effects = self.activations("test"), None, []
+        if "classifier" not in stages.skipped(self.config):
+            images = [self.data["test"].images[patch["image"]] for patch in patches]
+        if (self._folder("ablation") / "feature_space.parquet").exists():
+            wanted = ("map", "top_class", "margin")
+            effects = [
+                row
+                for row in self._rows("feature_space", feature)
+                if (row["scope"], row["target"], row["measure"]) == wanted
+            ]
+        with jax.default_matmul_precision("float32"):
+            acts = [store.read(patch["image"], patch["image"] + 1)[0] for patch in patches]
+            maps = np.asarray(self.sae.encode(np.stack(acts)))[..., feature] if acts else []
+        return card.make_card(
+            rows[0],
+            patches,
+            images=images,
+            maps=maps,
+            grid=store.grid,
+            effect=effects[0] if effects else None,
+        )
+
+    def _rows(self, name: str, feature: int) -> list[dict]:
+        table = self.table(name)
+        return table.filter(pc.equal(table["feature"], feature)).to_pylist()
 
     def _folder(self, stage: str) -> epath.Path:
         return stages.folder(self.config, self.workdir, stage)

@@ -77,6 +77,16 @@ def test_the_summary_agrees_with_what_it_summarises(study, study_dir):
     assert summary["sae"]["l0"] == pytest.approx((feats != 0).sum(1).mean(), rel=1e-4)
 
 
+def test_show_is_a_card_of_the_feature_for_a_notebook(study):
+    row = next(row for row in study.table("top_patches").to_pylist() if row["rank"] == 0)
+    html = study.show(row["feature"], n_patches=2)._repr_html_()
+    assert f"Feature {row['feature']}" in html and html.count("data:image/jpeg") == 2
+    assert f"test image {row['image_id']}, peak in row {row['y'] + 1}, column {row['x'] + 1}" in html
+    assert f'<rect x="{row["x"]}" y="{row["y"]}" width="1" height="1" opacity="0.75"/>' in html  # its maximum
+    with pytest.raises(ValueError, match="there is no feature 100000; the SAE has 0 to "):
+        study.show(100_000)
+
+
 def test_top_patches_are_the_encoded_activations(study):
     patches = study.table("top_patches").slice(0, 40).to_pylist()
     store = study.activations("test")

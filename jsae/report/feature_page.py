@@ -1,71 +1,87 @@
-"""Page data of one feature's page: pictures, class bars, statistics and effects with their controls."""
-
-import functools
+"""Page data of one feature's page: what it sees. What it does is in `jsae.report.feature_effects`."""
 
 import numpy as np
 
-from jsae.report import figures
+from jsae.report import figures, pictures, strips
+from jsae.report.feature_effects import effects_data
 from jsae.report.formatting import is_known
+from jsae.report.purity import purity_by_chance
 from jsae.report.reading import Study
 from jsae.report.sentences import in_words
 
 _MAX_BARS = 10
-_N_DRAWS = 4000  # random sets of 16 images behind the chance level of purity16
-SCOPES = (("map", "removed at every grid position"), ("peak", "removed at its peak only"))
-TARGETS = (("top_class", "its top class"), ("label", "the label"), ("prediction", "the clean prediction"))
-MEASURES = (
-    ("margin", "margin"),
-    ("logit", "logit"),
-    ("confidence", "confidence"),
-    ("log_confidence", "log confidence"),
+_MAX_NEAREST = 6
+# Columns of features.parquet that have a place of their own on the page; any other one is listed by its name.
+_PLACED = frozenset(
+    (
+        *("feature", "alive", "eligible", "n_active_images", "density", "density_train"),
+        *("max", "mean", "mean_active", "top_class", "top_class_name", "class_selective"),
+        *("purity16", "polysemanticity", "auroc", "auroc_p", "auroc_q"),
+        *("selectivity", "selectivity_null", "selectivity_excess", "selectivity_z"),
+        *("label_entropy", "label_entropy_null", "label_entropy_excess", "label_entropy_z"),
+    )
 )
+_KINDS = {
+    "decoder": ("Most similar direction", "cosine of the decoder rows"),
+    "coactivation": ("Most often active together", "shared vectors over the root of the product of both"),
+}
 
 
-def feature_data(study: Study, feature: int, heat: dict | None) -> dict:
+def feature_data(study: Study, feature: int, image_page: dict[int, str]) -> dict:
     """Everything a feature's page shows.
 
     Args:
       study: the tables.
       feature: one of `study.chosen`.
-      heat: (image, feature) -> the feature's map float [H, W] in raw units; None draws outlines only.
+      image_page: image -> the page that describes it, for those that one does.
     """
     row = study.feature(feature)
     position = study.chosen.index(feature)
+    survey = study.survey
+    histogram = ""
+    if survey.histograms is not None and row["max"]:
+        title = f"Values of feature {feature} on the test vectors where it fires"
+        histogram = figures.value_histogram(title, survey.histograms[feature], row["max"])
     return {
         "facts": study.facts,
         "feature": row,
         "previous": study.chosen[position - 1] if position else None,
         "next": study.chosen[position + 1] if position + 1 < len(study.chosen) else None,
-        "pictures": pictures(study, feature, heat),
-        "has_heat": bool(heat),
+        "patches": patches(study, feature, image_page),
         "purity16_chance": purity_by_chance(study.facts["class_sizes"]),
         "bars": class_bars(study, feature),
+        "histogram": histogram,
+        "nearest": nearest(study, feature),
+        "twin": study.twin.get(feature),
+        "more": [
+            (name, row[name]) for name in row if name not in _PLACED and not isinstance(row[name], list)
+        ],
         "in_words": in_words(study, row),
-        "scopes": effect_tables(study, feature),
-        "input_rows": input_table(study, feature),
-        "ablated": feature in study.ablated,
-    }
+    } | effects_data(study, feature)
 
 
-def pictures(study: Study, feature: int, heat: dict | None) -> list[dict]:
-    """The top patches with their overlay, best first; no overlay where the grid is not known."""
+def patches(study: Study, feature: int, image_page: dict[int, str]) -> list[dict]:
+    """The top patches, best first, with the map as base64 ("" if not known)."""
     found = []
-    largest = max((row["value"] for row in study.patches.get(feature, [])), default=1.0) or 1.0
-    for row in study.patches.get(feature, []):
-        overlay = ""
-        if study.facts["grid"]:
-            values = heat.get((row["image"], feature)) if heat else None
-            overlay = figures.heat_overlay(values, (row["y"], row["x"]), study.facts["grid"], largest)
-        found.append(row | {"overlay": overlay, "right": row["label"] == row["prediction"]})
+    for row in study.patches(feature):
+        found.append(
+            row
+            | {
+                "map": pictures.map_text(study.survey.maps.get((row["image"], feature))),
+                "right": row["label"] == row["prediction"],
+                "page": image_page.get(row["image"]),
+            }
+        )
     return found
 
 
 def class_bars(study: Study, feature: int) -> dict | None:
-    """Mean pooled activation of the strongest classes, with the mean over all images as null level.
+    """Mean pooled activation of the strongest classes, with what shuffled labels would give.
 
-    The null level is what every class would have if labels were shuffled (expected value).
+    The null is the mean over all images; its range is where 95% of shuffled labels put a class of that size,
+    normal, images drawn without replacement.
     """
-    means = study.class_means.get(feature)
+    means = study.class_means(feature)
     if means is None or not study.facts["class_names"]:
         return None
     sizes = study.facts["class_sizes"]
@@ -76,78 +92,42 @@ def class_bars(study: Study, feature: int) -> dict | None:
     null = float(np.nansum(means * weights) / weights.sum()) if weights.sum() else None
     order = np.argsort(-np.where(known, means, -np.inf), kind="stable")[:_MAX_BARS]
     largest = max(float(np.nanmax(means)), null or 0.0)
-    rows = [
-        {
-            "name": study.facts["class_names"][c],
-            "value": float(means[c]),
-            "bar": figures.class_bar(float(means[c]), largest, null),
-        }
-        for c in order
-        if known[c]
-    ]
+    rows = []
+    for c in (int(c) for c in order if known[c]):
+        band = _band(study, feature, null, None if sizes is None else int(sizes[c]))
+        bar = strips.class_bar(float(means[c]), largest, band or (None if null is None else (null, null)))
+        rows.append(
+            {"name": study.facts["class_names"][c], "value": float(means[c]), "band": band, "bar": bar}
+        )
     return {"rows": rows, "null": null, "n_more": len(means) - len(rows)}
 
 
-@functools.cache
-def _purity_by_chance(sizes: tuple[int, ...]) -> float | None:
-    if not sum(sizes):
+def _band(study: Study, feature: int, null, size: int | None) -> tuple[float, float] | None:
+    """The range of a class mean under shuffled labels, None where the spread over images is not known."""
+    if study.survey.pooled_sd is None or null is None or not size:
         return None
-    drawn = np.random.default_rng(0).multivariate_hypergeometric(
-        sizes, min(16, sum(sizes)), _N_DRAWS
-    )  # [n, L]
-    return float((drawn.max(axis=1) / drawn.sum(axis=1)).mean())
+    n = int(np.sum(study.facts["class_sizes"]))
+    share = (n - size) / (n - 1) if n > 1 else 0.0
+    half = 1.959964 * float(study.survey.pooled_sd[feature]) * (share / size) ** 0.5
+    return max(null - half, 0.0), null + half
 
 
-def purity_by_chance(class_sizes) -> float | None:
-    """Mean purity16 of 16 test images drawn at random, from the number of test images of each class."""
-    return None if class_sizes is None else _purity_by_chance(tuple(int(n) for n in class_sizes))
-
-
-def effect_tables(study: Study, feature: int) -> list[dict]:
-    """Feature-space effects: a table for each scope, a group of rows for each target."""
-    tables = []
-    for scope, text in SCOPES:
-        groups = []
-        for target, target_text in TARGETS:
-            rows = [
-                found | {"name": name, "reason": _reason(found["n_active"])}
-                for measure, name in MEASURES
-                if (found := study.effect(feature, scope, target, measure))
-            ]
-            if rows:
-                groups.append({"target": target_text, "rows": rows})
-        if groups:
-            first = groups[0]["rows"][0]
-            tables.append(
-                {
-                    "text": text,
-                    "groups": groups,
-                    "n": first["n_active"],
-                    "share": first["share_active"],
-                    "n_control": first.get("n_control_feature"),
-                }
+def nearest(study: Study, feature: int) -> list[dict]:
+    """Groups of similar features from nearest.parquet: title, what the number is, rows."""
+    groups: dict[str, list] = {}
+    for row in sorted(study.rows("nearest", feature), key=lambda row: (row["kind"], row["rank"])):
+        if is_known(row["value"]) and len(groups.get(row["kind"], ())) < _MAX_NEAREST:
+            page = row["other"] in study.chosen
+            name = study.feature(row["other"])["top_class_name"] if page else None
+            groups.setdefault(row["kind"], []).append(row | {"page": page, "name": name})
+    return [
+        dict(
+            zip(
+                ("title", "what"),
+                _KINDS.get(kind.removesuffix("_cosine"), (kind.replace("_", " "), "")),
+                strict=True,
             )
-    return tables
-
-
-def input_table(study: Study, feature: int) -> list[dict]:
-    """Input-space effects, a group of rows for each target."""
-    n_active = study.feature(feature)["n_active_images"]
-    found = {(row["target"], row["measure"]): row for row in study.input_space.get(feature, [])}
-    groups = []
-    for target, text in TARGETS:
-        rows = [
-            row | {"name": name, "reason": _reason(n_active)}
-            for measure, name in MEASURES
-            if (row := found.get((target, measure)))
-        ]
-        if rows:
-            groups.append({"target": text, "rows": rows})
-    return groups
-
-
-def _reason(n_active: int | None) -> str:
-    """Why a number of an effect's row may be unknown."""
-    if is_known(n_active) and n_active < 20:
-        return f"stated for features that fire on at least 20 test images; this one fires on {n_active}"
-    return "not defined here: one class only, or too few images have a matching control"
+        )
+        | {"rows": rows}
+        for kind, rows in groups.items()
+    ]

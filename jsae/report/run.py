@@ -1,20 +1,26 @@
 """The report stage: reads what the other stages left, writes report/ and summary.json, always anew."""
 
+import dataclasses
+
+import jax
 import numpy as np
 from etils import epath
 
-from jsae import sae
+from jsae import classifier, sae
+from jsae.ablation.forward import LogitsFromActs
 from jsae.activations.store import ActivationStore
 from jsae.data import cache
-from jsae.report import pictures
+from jsae.report import survey, twins
 from jsae.report.build import build
 from jsae.report.reading import Study, read_study
 from jsae.report.summary import complete_manifests, summarise, write_summary
 from jsae.runtime import artifacts, logs, mesh, stages
 
+_FOLDERS = ("features", "images", "tables", "figures")
+
 
 def run(config, workdir) -> None:
-    """Write workdir/report/index.html, a page for each of the first features, and workdir/summary.json.
+    """Write workdir/report/, a page for each of the first features, and workdir/summary.json.
 
     Raises StageMissing if the stage above has never been finished. Parts of the study that were skipped
     are left out, and the page says so.
@@ -24,12 +30,17 @@ def run(config, workdir) -> None:
     summary = summarise(config, workdir)
     facts = _facts(config, split, store, summary)
     study = read_study(config, workdir, summary, n_pages=config.report.n_features, facts=facts)
-    heat = _heat(config, workdir, study, store)  # on every process: a restore is a joint operation
+    study = _surveyed(config, workdir, study, store)  # on every process: a restore is a joint operation
     n_pages = 0
     if mesh.is_writer():
         _drop_pages(stage.folder)
-        images = None if split is None else split.images
-        n_pages = build(study, _writer(stage.folder), images=images, heat=heat)
+        n_pages = build(
+            study,
+            _writer(stage.folder),
+            images=None if split is None else split.images,
+            image_ids=None if store is None else store.image_ids,
+            augmented=_augmented(config, workdir),
+        )
     stage.finish({"n_feature_pages": n_pages})
     write_summary(config, workdir)
     logs.get_logger().info("report: %s", epath.Path(stage.folder) / "index.html")
@@ -50,6 +61,14 @@ def _test_store(config, workdir) -> ActivationStore | None:
     return ActivationStore.open(folder) if done and folder.exists() else None
 
 
+def _augmented(config, workdir) -> bytes | None:
+    """The classifier's picture of its augmented images, of this workdir or the one it was taken from."""
+    if "classifier" in stages.skipped(config):
+        return None
+    path = stages.folder(config, workdir, "classifier") / "augmented.png"
+    return path.read_bytes() if path.exists() else None
+
+
 def _facts(config, split, store, summary: dict) -> dict:
     """The `facts` of a Study."""
     known = split if split is not None else store  # both have labels and class_names
@@ -68,17 +87,35 @@ def _facts(config, split, store, summary: dict) -> dict:
     }
 
 
-def _heat(config, workdir, study: Study, store) -> dict | None:
-    """The maps of the chosen features over their top images, None without activations or patches."""
-    wanted = pictures.wanted_maps(study.patches)
-    if store is None or not wanted:
-        return None
+def _surveyed(config, workdir, study: Study, store) -> Study:
+    """The study with what is drawn from activations and the SAE's weights, as it is without either."""
+    if store is None or not study.features:
+        return study
     model = sae.load(stages.folder(config, workdir, "sae"))
-    return pictures.heat_maps(store.read, model.encode, wanted)
+    logits_from, listed = None, []
+    if "classifier" not in stages.skipped(config):
+        params = classifier.load(stages.folder(config, workdir, "classifier"))
+        logits_from = LogitsFromActs(params, store.site)
+        listed = survey.spread(store.n_images, config.report.n_images)
+    found = survey.take(
+        store.read,
+        jax.tree.map(np.asarray, model),
+        study.features["max"],
+        n_images=store.n_images,
+        maps=survey.wanted_maps({feature: study.patches(feature) for feature in study.chosen}),
+        images=listed,
+        logits_from=logits_from,
+        labels=store.labels,
+    )
+    twin = twins.matches(config.report.twin, np.asarray(model.w_dec), study.chosen)
+    return dataclasses.replace(study, survey=found, twin=twin)
 
 
 def _drop_pages(folder) -> None:
     """Remove the pages and pictures of an earlier report, so that none is left over from it."""
-    for name in ("features", "images"):
+    for name in _FOLDERS:
         if (folder / name).exists():
             (folder / name).rmtree()
+    for path in folder.glob("*"):
+        if path.name.endswith((".html", ".js", ".css")):
+            path.unlink()

@@ -15,6 +15,12 @@ def _compare(value: float) -> str:
     return f"{number(abs(value))} {side}"
 
 
+def _over(n_selective: int | None) -> str:
+    if n_selective is None:
+        return ""
+    return f"Mean over {number(n_selective)} such feature{'' if n_selective == 1 else 's'}. "
+
+
 def _verdict(pair) -> str:
     if not pair:
         return "No interval is known, so read this as an anecdote."
@@ -23,8 +29,11 @@ def _verdict(pair) -> str:
     return "The interval excludes zero."
 
 
-def headlines(summary: dict) -> list[dict]:
-    """One plain sentence for each headline number: label, value, ci95, sentence."""
+def headlines(summary: dict, n_selective: int | None = None) -> list[dict]:
+    """One plain sentence for each headline number: label, value, ci95, sentence.
+
+    `n_selective` is how many class-selective features were ablated, None if that is not known.
+    """
     spaces = (
         (
             "feature_space",
@@ -47,7 +56,7 @@ def headlines(summary: dict) -> list[dict]:
         if is_known(value):
             sentence = (
                 f"When {what}, the margin of its class ends up {_compare(value)} on average than when "
-                f"{control}. " + _verdict(pair)
+                f"{control}. " + _over(n_selective) + _verdict(pair)
             )
         found.append(
             {"label": f"{label}, effect − control", "value": value, "ci95": pair, "sentence": sentence}
@@ -134,10 +143,33 @@ def doubts(study: Study) -> list[str]:
             f"{number(facts['n_skipped'])} damaged images were skipped; the data manifest lists them "
             "with reasons."
         )
+    found += _measured_doubts(study)
     low = study.summary["classifier"]["test_accuracy"]
     if is_known(low) and low < 0.5:
         found.append(
             f"The classifier is right in only {percent(low)} of the test images; effects on a weak "
             "classifier may not carry over."
+        )
+    return found
+
+
+def _measured_doubts(study: Study) -> list[str]:
+    """Doubts with a number of this study in them."""
+    found = []
+    shares = [v for v in study.features.get("erf_share", []) if is_known(v)]
+    if shares:
+        mean = percent(sum(shares) / len(shares))
+        found.append(
+            f"On average over {number(len(shares))} features only {mean} of the "
+            "gradient of an activation falls inside the cell's own stride (erf share): the rest of what the "
+            "feature reads lies outside the outline."
+        )
+    mixed = [v for v in study.features.get("polysemanticity", []) if is_known(v)]
+    if mixed:
+        n = sum(v >= 0.5 for v in mixed)
+        found.append(
+            f"{number(n)} of {number(len(mixed))} features that fire are polysemantic by class: half of "
+            "their top patches or more are of other classes than the commonest. Many parts are shared by "
+            "classes, so this alone does not make a feature meaningless."
         )
     return found

@@ -3,15 +3,18 @@
 python tests/report/fake_study.py FOLDER   # writes FOLDER/report/index.html to look at
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
+from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from jsae.report import pictures
+from jsae.report import survey
 from jsae.report.build import build
 from jsae.report.reading import read_study
 from jsae.report.summary import summarise
@@ -25,11 +28,12 @@ CONFIG = {
     "sae": {"variant": "topk"},
     "analysis": {},
     "ablation": {},
-    "report": {"n_features": 12},
+    "report": {"n_features": 12, "n_images": 30, "twin": ""},
 }
 MARKUP = "<script>alert('a')</script> & \"Co\" F-16A/B"
 CLASSES = ("Arrow 100", "Arrow 200", "Boreal 7", "Cirrus Ünïted", MARKUP, "Dart", "Eider Mk IV", "Falke")
 N_FEATURES, N_IMAGES, GRID, IMAGE_PX = 64, 40, (3, 3), 96
+LARGEST = 3.0  # value that maps are relative to
 TARGETS = ("label", "prediction", "top_class")
 MEASURES = ("logit", "margin", "confidence", "log_confidence")
 LABELS = np.arange(N_IMAGES) % len(CLASSES)
@@ -179,6 +183,123 @@ def agreement_table() -> pa.Table:
     )
 
 
+def per_class_table() -> pa.Table:
+    rows = [
+        {"label": c, "class_name": name, "n_images": 5, "accuracy": 0.2 * (c % 6), "precision": 0.9}
+        | {"most_taken_for": CLASSES[c - 1] if c % 6 < 5 else None, "n_taken_for": 5 - c % 6}
+        for c, name in enumerate(CLASSES)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def confusion_table() -> pa.Table:
+    right = [{"label": c, "prediction": c, "n_images": c % 6} for c in range(len(CLASSES))]
+    wrong = [{"label": c, "prediction": c - 1, "n_images": 5 - c % 6} for c in range(1, len(CLASSES))]
+    return pa.Table.from_pylist(right + wrong)
+
+
+def calibration_table() -> pa.Table:
+    rows = [{"low": 0.0, "high": 0.5, "n_images": 0, "confidence": None, "accuracy": None}]
+    rows += [{"low": 0.5, "high": 0.75, "n_images": 11, "confidence": 0.617, "accuracy": 0.544}]
+    rows += [{"low": 0.75, "high": 1.0, "n_images": 29, "confidence": 0.893, "accuracy": 0.931}]
+    return pa.Table.from_pylist(rows)
+
+
+def nearest_table() -> pa.Table:
+    rows = [
+        {
+            "feature": f,
+            "kind": kind,
+            "rank": rank,
+            "other": (f + 1 + rank) % N_FEATURES,
+            "value": 0.737 - rank / 9,
+        }
+        for f in range(N_FEATURES)
+        for kind in ("decoder", "coactivation")
+        for rank in range(3)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def atlas_table() -> pa.Table:
+    rng = np.random.default_rng(8)
+    stems = [f"{s}_{t}_{m}" for s in ("map", "peak", "keep_only") for t in TARGETS for m in MEASURES]
+    stems += [f"{s}_flip_rate" for s in ("map", "peak", "keep_only")] + ["attribution_margin"]
+    rows = []
+    for feature in range(N_FEATURES):
+        row = {"feature": feature, "top_class": feature % len(CLASSES), "n_active": 31, "share_active": 0.775}
+        for stem in stems:
+            _with_interval(rng, row, stem, f"{stem}_low", f"{stem}_high", float(rng.normal(-0.3, 0.2)))
+        rows.append(row)
+    return pa.Table.from_pylist(rows)
+
+
+def atlas_classes_table() -> pa.Table:
+    rng = np.random.default_rng(9)
+    rows = [
+        {"feature": f, "class": c, "n_images": 5, "n_active": 4}
+        | {"label_margin": float(rng.normal(0, 0.3)), "label_margin_se": float(rng.uniform(0.01, 0.1))}
+        for f in range(N_FEATURES)
+        for c in range(len(CLASSES))
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def cumulative_table() -> pa.Table:
+    rows = []
+    for order, fall in (("attribution", 0.5), ("random", 0.05)):
+        for m in range(9):
+            row = {"order": order, "m": m, "n_images": N_IMAGES, "mean_removed": float(m)}
+            row |= {"mean_margin": 2 - fall * m, "accuracy": max(0.9 - fall * m / 5, 0.0)}
+            for name, value in (("margin", row["mean_margin"]), ("accuracy", row["accuracy"])):
+                row |= {f"{name}_ci95_low": value - 0.04, f"{name}_ci95_high": value + 0.03}
+            rows.append(row)
+    return pa.Table.from_pylist(rows)
+
+
+def sigma_sweep_table() -> pa.Table:
+    rows = [
+        {"feature": f, "fill": fill, "sigma_px": sigma, "size_px": 32, "n_images": 20}
+        | {"delta_margin": -(sigma or 3) / 20 - f, "control_delta_margin": -0.012, "feature_fall": 0.5}
+        for f in (0, 1)
+        for fill, sigma in (("blur", 2.0), ("blur", 8.0), ("mean", None))
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def localisation_table() -> pa.Table:
+    rng = np.random.default_rng(10)
+    rows = [
+        {"feature": f, "part": part, "n_images": 12, "auroc_train": float(rng.uniform(0.4, 0.9))}
+        | {"auroc": float(rng.uniform(0.4, 0.9)), "pointing": float(rng.uniform())}
+        for f in range(N_FEATURES)
+        for part in ("tail", "wing", "aircraft")
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def receptive_table() -> pa.Table:
+    return pa.table(
+        {"feature": list(range(9)), "n_patches": [8] * 9, "erf_share": [0.1 + f / 20 for f in range(9)]}
+    )
+
+
+def known_answer_table() -> pa.Table:
+    rows = [
+        {
+            "part": "tail",
+            "feature": 7,
+            "auroc": 0.912,
+            "auroc_low": 0.871,
+            "auroc_high": 0.944,
+            "found": True,
+        },
+        {"part": "<b>nose</b>", "feature": 9, "auroc": 0.613, "auroc_low": 0.551, "auroc_high": 0.668}
+        | {"found": False},
+    ]
+    return pa.Table.from_pylist(rows)
+
+
 def results() -> dict:
     """Stage -> what it would pass to `finish`."""
     means = {
@@ -198,7 +319,8 @@ def results() -> dict:
     ]
     return {
         "classifier": {"arch": {"name": "atto", "depths": [2, 2, 6, 2]}, "test_accuracy": 0.875}
-        | {"test_mean_per_class_accuracy": 0.865},
+        | {"test_mean_per_class_accuracy": 0.865}
+        | {"test_coarser": {"family": {"accuracy": 0.912, "mean_per_class_accuracy": 0.903}}},
         "activations": {"site": "stage4"},
         "sae": {"variant": "topk", "n_channels": 320, "n_features": N_FEATURES, "l0": 8.0, "fvu": 0.112}
         | {"pca_fvu": 0.243, "dead_fraction": 0.109},
@@ -229,6 +351,17 @@ def make_workdir(workdir, *, without=()) -> epath.Path:
         "ablation/feature_space.parquet": feature_space_table,
         "ablation/input_space.parquet": input_space_table,
         "ablation/agreement.parquet": agreement_table,
+        "classifier/per_class.parquet": per_class_table,
+        "classifier/confusion.parquet": confusion_table,
+        "classifier/calibration.parquet": calibration_table,
+        "analysis/nearest.parquet": nearest_table,
+        "analysis/localisation.parquet": localisation_table,
+        "analysis/receptive.parquet": receptive_table,
+        "ablation/atlas.parquet": atlas_table,
+        "ablation/atlas_classes.parquet": atlas_classes_table,
+        "ablation/cumulative.parquet": cumulative_table,
+        "ablation/sigma_sweep.parquet": sigma_sweep_table,
+        "ablation/known_answer.parquet": known_answer_table,
     }
     for path, table in tables.items():
         if path.split("/")[0] not in without:
@@ -272,9 +405,34 @@ def facts(**changes) -> dict:
     } | changes
 
 
-def encode(acts):
-    """A stand-in for an SAE: [B, H, W, C] -> [B, H, W, F], F features that repeat the channels."""
-    return acts[..., np.arange(N_FEATURES) % acts.shape[-1]]
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Repeating:
+    """A stand-in for an SAE: feature f is channel f % C above f / 50."""
+
+    w_dec: Any
+
+    def encode(self, acts):
+        features = np.arange(N_FEATURES)
+        kept = acts[..., features % acts.shape[-1]] - (features / 50).astype(np.float32)[None, None, None]
+        return kept * (kept > 0)
+
+
+SAE = Repeating(np.eye(8, dtype=np.float32)[np.arange(N_FEATURES) % 8])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A stand-in for the rest of the classifier: class c reads channel c."""
+
+    weights: Any
+
+    def __call__(self, acts):
+        return acts.mean((1, 2)) @ self.weights
+
+
+HEAD = Head(np.eye(8, dtype=np.float32))
 
 
 def read_acts(start: int, stop: int) -> np.ndarray:
@@ -291,13 +449,28 @@ def make_report(workdir, out, **changes) -> int:
     """Build the report of a made-up workdir into the folder `out`; the number of feature pages."""
     out = epath.Path(out)
     study = read_study(CONFIG, workdir, summarise(CONFIG, workdir), n_pages=12, facts=facts(**changes))
-    maps = pictures.heat_maps(read_acts, encode, pictures.wanted_maps(study.patches))
     with_images = changes.get("data_kind") != "arrays"
+    if study.features:
+        study = dataclasses.replace(study, survey=look(study, with_images), twin={1: (40, 0.875)})
     return build(
         study,
         lambda path, data: artifacts.write_bytes(out / path, data),
         images=images() if with_images else None,
-        heat=maps or None,
+        image_ids=[f"{i:07d}" for i in range(N_IMAGES)],
+    )
+
+
+def look(study, with_images=True):
+    """The survey of the made-up activations."""
+    return survey.take(
+        read_acts,
+        SAE,
+        np.full(N_FEATURES, LARGEST),
+        n_images=N_IMAGES,
+        maps=survey.wanted_maps({f: study.patches(f) for f in study.chosen}),
+        images=survey.spread(N_IMAGES, 12) if with_images else [],
+        logits_from=HEAD if with_images else None,
+        labels=LABELS,
     )
 
 

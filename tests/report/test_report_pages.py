@@ -1,8 +1,8 @@
 """The HTML report: escaping, self-containedness, numbers as in the tables, same bytes, missing stages."""
 
+import base64
 import html
 import html.parser
-import pathlib
 import re
 
 import fake_study
@@ -11,21 +11,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jsae.report import figures, pictures
+from jsae.report import figures, pictures, survey
 from jsae.report.formatting import interval, number, percent, shown, wilson
 from jsae.report.reading import choose
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return fake_study.make_workdir(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def report(workdir, tmp_path_factory):
-    out = tmp_path_factory.mktemp("report")
-    assert fake_study.make_report(workdir, out) == 12
-    return pathlib.Path(out)
 
 
 class Parsed(html.parser.HTMLParser):
@@ -58,15 +46,14 @@ class Parsed(html.parser.HTMLParser):
 
 
 def all_pages(report):
-    return [report / "index.html", *sorted((report / "features").glob("*.html"))]
+    return sorted(report.glob("*.html")) + sorted((report / "features").glob("*.html"))
 
 
 def test_class_names_with_markup_are_text_everywhere(report):
     seen = 0
     for path in all_pages(report):
         page = Parsed(path)
-        scripts = page.all("script")
-        assert [attrs["src"].endswith("sort.js") for attrs in scripts] == [True]
+        assert {attrs["src"].split("/")[-1] for attrs in page.all("script")} <= {"report.js", "features.js"}
         assert "<script>alert" not in path.read_text("utf-8")
         assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
         seen += fake_study.MARKUP in page.text
@@ -86,9 +73,13 @@ def test_the_folder_is_self_contained_and_every_link_leads_somewhere(report):
                 assert not re.match(r"[a-z]+:|/", link), f"{path.name}: {link}"
                 target, _, fragment = link.partition("#")
                 assert (path.parent / target).exists() if target else fragment in ids, f"{path.name}: {link}"
-    css = (report / "style.css").read_text() + (report / "sort.js").read_text()
+    css = (report / "style.css").read_text() + (report / "report.js").read_text()
     assert not re.search(r"url\(|@import|https?:", css)
-    assert len((report / "sort.js").read_bytes()) < 10_000
+    assert not re.search(r"fetch\(|XMLHttpRequest|localStorage|sessionStorage|innerHTML|import\(", css)
+    assert len((report / "report.js").read_bytes()) <= 40_000
+    for path in (report / "figures").glob("*.svg"):
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?:|href=\"(?!features/)|url\(", text), path.name
 
 
 def test_pages_are_accessible_in_the_plain_ways(report):
@@ -135,6 +126,9 @@ def test_the_index_shows_headline_numbers_with_their_intervals(report):
     assert "−1.23 [−1.34, −1.21]" in text
     assert "ends up 1.23 lower on average than when a direction of equal norm" in text
     assert "0.830 [0.610, 0.930]" in text
+    assert "By family: accuracy 0.912, mean per class 0.903." in text
+    selective = fake_study.features_table()["class_selective"].to_pylist()
+    assert f"Mean over {sum(selective[:10])} such features." in text  # the ten that are ablated
     assert "The interval excludes zero." in text
     assert "drawn by a program, not photographed" in text
 
@@ -154,8 +148,8 @@ def test_ablated_features_come_first_and_dead_ones_have_no_page(report):
     assert not any(f % 9 == 4 for f in made)
 
 
-def test_the_same_study_gives_the_same_bytes(workdir, report, tmp_path):
-    fake_study.make_report(workdir, tmp_path)
+def test_the_same_study_gives_the_same_bytes(made_up_study, report, tmp_path):
+    fake_study.make_report(made_up_study, tmp_path)
     files = sorted(p.relative_to(report) for p in report.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
     assert all((report / f).read_bytes() == (tmp_path / f).read_bytes() for f in files)
@@ -185,7 +179,7 @@ def test_a_study_of_bare_activations_has_no_pictures_and_no_classifier(tmp_path)
     assert not (tmp_path / "out" / "images").exists()
     pages = [Parsed(path) for path in all_pages(tmp_path / "out")]
     assert not any(page.all("img") for page in pages)
-    assert "No images belong to these activations" in pages[1].text
+    assert "No images belong to these activations" in pages[-1].text
 
 
 def test_numbers_have_three_significant_digits_and_a_true_minus():
@@ -212,35 +206,27 @@ def test_wilson_interval_holds_the_share_and_stays_within_zero_and_one():
     assert wilson(None, 10) is wilson(0.5, None) is None
 
 
-def test_heat_maps_are_the_features_of_the_image_whatever_the_batches():
-    wanted = {image: [image % 5, 7] for image in range(0, 40, 2)}  # 20 images: one batch and a part
-    maps = pictures.heat_maps(fake_study.read_acts, fake_study.encode, wanted)
-    assert len(maps) == 40 - sum(image % 5 == 7 for image in wanted)
-    for (image, feature), values in maps.items():
-        np.testing.assert_array_equal(values, fake_study.read_acts(image, image + 1)[0, ..., feature])
+def images_of(rows):
+    return [row["image"] for row in rows]
 
 
-def test_overlay_outlines_the_cell_of_row_y_and_column_x():
-    overlay = str(figures.heat_overlay(np.eye(4)[:3], (2, 1), (3, 4), 2.0))
-    assert 'viewBox="0 0 4 3"' in overlay
-    assert overlay.count('opacity="0.30"') == 3  # 0.6 * 1 / 2
-    assert '<rect class="cell" x="1" y="2" width="1" height="1"/>' in overlay
-
-
-def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined(report):
+def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined_and_their_map(report):
     page = Parsed(report / "features" / "feature-2.html")
     rows = [row for row in fake_study.patches_table().to_pylist() if row["feature"] == 2]
-    outlines = [tag for tag in page.all("rect") if tag.get("class") == "cell"]
-    assert [(tag["x"], tag["y"]) for tag in outlines] == [(str(row["x"]), str(row["y"])) for row in rows]
+    outlines = [tag["style"] for tag in page.all("i")]
+    assert outlines == [f"--x:{row['x']};--y:{row['y']}" for row in rows]
     assert [img["src"] for img in page.all("img")] == [f"../images/{row['image']}.jpg" for row in rows]
-    crops = [tag["style"] for tag in Parsed(report / "index.html").all("span") if tag.get("class") == "crop"]
-    assert "--x:{x};--y:{y};--w:3;--h:3".format(**rows[0]) in crops
+    maps = [base64.b64decode(tag["data-map"]) for tag in page.all("canvas")]
+    expected = [fake_study.SAE.encode(fake_study.read_acts(i, i + 1))[0, ..., 2] for i in images_of(rows)]
+    assert maps == [survey.to_bytes(values, fake_study.LARGEST) for values in expected]
+    (gallery,) = (tag for tag in page.all("div") if tag.get("class") == "gallery")
+    assert (gallery["data-grid"], gallery["style"]) == ("3,3", "--h:3;--w:3")
 
 
 def test_thumbnails_are_bounded_jpegs(tmp_path):
     (tmp_path / "a.jpg").write_bytes(pictures.jpeg(np.zeros((500, 400, 3), np.uint8)))
     with Image.open(tmp_path / "a.jpg") as picture:
-        assert (picture.format, picture.size) == ("JPEG", (256, 320))
+        assert (picture.format, picture.size) == ("JPEG", (128, 160))
 
 
 def test_choice_without_ablation_is_by_class_selectivity_then_purity():

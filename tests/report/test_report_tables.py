@@ -1,0 +1,224 @@
+"""The numbers behind the pages: data of the table, files, generic tables, matches in another SAE, cards."""
+
+import csv
+import dataclasses
+import json
+import re
+import types
+
+import fake_study
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jsae.report import card, classifier_figures, features_page, twins
+from jsae.report.any_table import shown_table
+from jsae.report.feature_page import class_bars
+from jsae.report.features_page import ranks
+from jsae.report.fill_figures import fill_section
+from jsae.report.formatting import number
+from jsae.report.reading import read_study
+from jsae.report.summary import summarise
+
+
+def read_data(report):
+    text = (report / "features.js").read_text()
+    assert text.startswith("window.JSAE_FEATURES=") and text.endswith(";\n")
+    return json.loads(text[len("window.JSAE_FEATURES=") : -2])
+
+
+def test_the_data_of_the_table_are_the_numbers_of_the_tables(report):
+    data = read_data(report)
+    rows = {row["feature"]: row for row in fake_study.features_table().to_pylist()}
+    assert sorted(data["feature"]) == sorted(rows)
+    heads = [head for name, head, *_ in features_page._COLUMNS]
+    assert len(data["columns"]) <= len(heads)
+    texts = dict(zip(("purity16", "selectivity_excess", "auroc", "density"), data["columns"], strict=False))
+    for name, column in texts.items():
+        values = [rows[f][name] for f in data["feature"]]
+        assert column["text"] == ["" if v is None else number(v) for v in values]
+        known = [(v, r) for v, r in zip(values, column["rank"], strict=True) if v is not None]
+        assert [r for _, r in sorted(known)] == sorted(r for _, r in known)
+    effects = {
+        r["feature"]: r["effect_minus_direction"]
+        for r in fake_study.feature_space_table().to_pylist()
+        if (r["scope"], r["target"], r["measure"]) == ("map", "top_class", "margin")
+    }
+    column = next(c for c in data["columns"] if effects[1] is not None and number(effects[1]) in c["text"])
+    shown = dict(zip(data["feature"], column["text"], strict=True))
+    assert shown == {f: "" if effects.get(f) is None else number(effects[f]) for f in data["feature"]}
+
+
+def test_a_table_of_thousands_of_features_stays_small():
+    n = 6144
+    rows = [
+        {"feature": f, "page": True, "name": f"class {f % 100}", "part": None, "flags": "sae"}
+        | {"values": [f / n] * 11}
+        for f in range(n)
+    ]
+    study = types.SimpleNamespace(
+        facts={"grid": (7, 7), "image_px": 224},
+        patches=lambda feature: [{"image": feature % 3000, "y": 3, "x": 4}] * 16,
+    )
+    columns = [{"name": c[0], "reason": c[3], "rising": False} for c in features_page._COLUMNS[:11]]
+    page = {"rows": rows, "columns": columns, "has_part": False}
+    page["classes"] = sorted({row["name"] for row in rows})
+    assert len(features_page.data_script(study, page)) < 2_000_000
+
+
+def test_ranks_order_by_value_and_leave_the_unknown_out():
+    assert ranks([0.5, None, -1.0, 0.5, float("nan"), 1e-300]) == [2, -1, 0, 2, -1, 1]
+
+
+def test_every_table_is_a_csv_file_with_the_numbers_in_full(report):
+    for name, table in (
+        ("features", fake_study.features_table()),
+        ("feature_space", fake_study.feature_space_table()),
+        ("agreement", fake_study.agreement_table()),
+        ("top_patches", fake_study.patches_table()),
+        ("known_answer", fake_study.known_answer_table()),
+    ):
+        with (report / "tables" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == len(table)
+        for row, expected in zip(rows, table.to_pylist(), strict=True):
+            assert set(row) == {k for k, v in expected.items() if not isinstance(v, list)}
+            for key, text in row.items():
+                value = expected[key]
+                if isinstance(value, float):
+                    assert float(text) == value
+                elif value is None:
+                    assert text == ""
+                elif isinstance(value, str):
+                    assert text == value
+    curve = (report / "tables" / "sae_curve.csv").read_text().splitlines()
+    assert "train/fvu" in curve[0] and len(curve) == 101
+
+
+def test_every_plot_of_the_overview_is_a_file_too(report):
+    page = (report / "index.html").read_text()
+    files = {path.stem for path in (report / "figures").glob("*.svg")}
+    assert {
+        "classifier-loss",
+        "confusion",
+        "calibration",
+        "density",
+        "agreement",
+        "cumulative-margin",
+    } <= files
+    assert set(re.findall(r'href="figures/([^"]+)\.svg"', page)) == files
+    for name in files:
+        text = (report / "figures" / f"{name}.svg").read_text()
+        assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "<style>" in text
+
+
+def test_a_table_of_any_columns_joins_numbers_with_their_intervals():
+    table = pa.table(
+        {
+            "name": ["a", "b"],
+            "score": [0.5, None],
+            "score_low": [0.4, None],
+            "score_high": [0.6, None],
+            "mean_delta": [1.0, 2.0],
+            "ci95_low": [0.0, 1.0],
+            "ci95_high": [3.0, 4.0],
+            "many": [[1.0], [2.0]],
+        }
+    )
+    shown = shown_table(table)
+    assert [column["name"] for column in shown["columns"]] == ["name", "score", "mean delta"]
+    assert shown["rows"][0] == [("a", None), (0.5, (0.4, 0.6)), (1.0, (0.0, 3.0))]
+    assert shown_table(None) is None and shown_table(table.slice(0, 0)) is None
+    assert len(shown_table(table, max_rows=1)["rows"]) == 1 and shown["n_rows"] == 2
+
+
+def test_a_square_of_the_confusion_matrix_says_its_numbers_and_fades_with_its_share():
+    figure = str(classifier_figures.confusion("c", [(0, 0, 3), (0, 1, 1), (1, 1, 4)], ["<a>", "b"]))
+    assert "&lt;a&gt; taken for b: 1 of 4" in figure
+    assert re.findall(r'class="fill (s\d)" opacity="([\d.]+)"', figure) == [
+        ("s0", "0.78"),
+        ("s1", "0.34"),
+        ("s0", "1.00"),
+    ]
+
+
+def test_calibration_leaves_empty_bins_out_and_draws_the_intervals():
+    figure = str(classifier_figures.reliability("r", fake_study.calibration_table().to_pylist()))
+    assert figure.count("<circle") == 2 and "29 images: confidence 89.3%, accuracy 93.1%" in figure
+
+
+def test_the_match_in_another_sae_is_the_row_of_largest_cosine(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 16)).astype(np.float32)
+    order = rng.permutation(300)
+    other = types.SimpleNamespace(w_dec=3 * rows[order])
+    monkeypatch.setattr(twins.sae, "load", lambda path: other)
+    found = twins.matches(str(tmp_path), rows, range(300))
+    assert {f: int(order[match]) for f, (match, _) in found.items()} == {f: f for f in range(300)}
+    assert all(cosine == pytest.approx(1, abs=1e-5) for _, cosine in found.values())
+    assert twins.matches("", rows, range(300)) == {}
+    with pytest.raises(ValueError, match=r"report\.twin=.* has 16 channels, this study's SAE 8"):
+        twins.matches(str(tmp_path), rows[:, :8], [0])
+
+
+def make_card(**changes):
+    row = fake_study.features_table().to_pylist()[1] | changes
+    patches = [r for r in fake_study.patches_table().to_pylist() if r["feature"] == 1][:3]
+    images = fake_study.images()[[p["image"] for p in patches]]
+    maps = np.zeros((3, *fake_study.GRID))
+    maps[0, 1, 2] = patches[0]["value"]
+    effect = fake_study.feature_space_table().to_pylist()[12]
+    return card.make_card(row, patches, images=images, maps=maps, grid=fake_study.GRID, effect=effect), effect
+
+
+def test_a_card_stands_alone_and_escapes_names():
+    made, effect = make_card(top_class_name=fake_study.MARKUP)
+    assert made._repr_html_() == made.html and "FeatureCard(1)" in repr(made)
+    assert made.html.count("data:image/jpeg;base64,") == 3
+    assert "<script" not in made.html and "&lt;script&gt;" in made.html
+    assert not re.search(r'(src|href)="(?!data:)', made.html)
+    assert number(effect["mean_delta"]) in made.html
+    assert '<rect x="2" y="1" width="1" height="1" opacity="0.75"/>' in made.html
+
+
+def test_the_class_bars_stand_beside_what_shuffled_labels_give(made_up_study):
+    """The range of the null against labels that are shuffled in fact."""
+    config = fake_study.CONFIG
+    study = read_study(
+        config, made_up_study, summarise(config, made_up_study), n_pages=3, facts=fake_study.facts()
+    )
+    study = dataclasses.replace(study, survey=fake_study.look(study))
+    pooled = fake_study.SAE.encode(fake_study.read_acts(0, fake_study.N_IMAGES)).mean((1, 2))[:, 0]
+    rng = np.random.default_rng(0)
+    shuffled = [pooled[rng.permutation(len(pooled))[:5]].mean() for _ in range(4000)]
+    bars = class_bars(study, 0)
+    low, high = bars["rows"][0]["band"]
+    half = (np.quantile(shuffled, 0.975) - np.quantile(shuffled, 0.025)) / 2
+    assert (high - bars["null"]) == pytest.approx(half, rel=0.1)  # five images: not quite normal
+    assert bars["null"] - low <= high - bars["null"] + 1e-12
+
+
+def test_a_feature_gets_the_part_that_it_finds_best_on_train(report):
+    data = read_data(report)
+    rows = fake_study.localisation_table().to_pylist()
+    for i, feature in enumerate(data["feature"]):
+        mine = [r for r in rows if r["feature"] == feature and r["part"] != "aircraft"]
+        best = max(mine, key=lambda r: r["auroc_train"])
+        assert data["part"][i] == best["part"]
+        assert number(best["auroc"]) in [column["text"][i] for column in data["columns"]]
+    page = (report / "features" / "feature-1.html").read_text()
+    assert "part auroc train" in page and "erf share" in page and number(0.15) in page
+    overview = (report / "index.html").read_text()
+    assert "falls inside the cell" in overview and "30.0%" in overview  # the mean of 0.1, 0.15, ... 0.5
+
+
+def test_fills_are_means_over_features_of_equal_settings():
+    found = fill_section(fake_study.sigma_sweep_table().to_pylist())
+    assert set(found["figures"]) == {"blur-blur", "blur-mean"}
+    assert [(r["fill"], r["sigma_px"], r["n_features"]) for r in found["rows"]] == [
+        ("blur", 2.0, 2),
+        ("blur", 8.0, 2),
+        ("mean", None, 2),
+    ]
+    assert found["rows"][0]["delta_margin"] == pytest.approx(-0.6)  # of -0.1 and -1.1
+    assert fill_section([]) is fill_section([{"feature": 1}]) is None

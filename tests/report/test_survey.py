@@ -1,0 +1,107 @@
+"""What is measured for the pictures, against the same by plain numpy, whatever the batches."""
+
+import itertools
+
+import fake_study
+import numpy as np
+import pytest
+
+from jsae.report import survey
+
+N = 20  # a whole batch and a part of one
+MAPS = {image: [image % 5, 7] for image in range(0, N, 2)}
+
+
+@pytest.fixture(scope="module")
+def feats():
+    """[N, H, W, F] of the made-up images."""
+    return fake_study.SAE.encode(fake_study.read_acts(0, N))
+
+
+@pytest.fixture(scope="module")
+def largest(feats):
+    return feats.max((0, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def found(largest):
+    labels = fake_study.LABELS[:N].copy()
+    labels[4] = -1
+    return survey.take(
+        fake_study.read_acts,
+        fake_study.SAE,
+        largest,
+        n_images=N,
+        maps=MAPS,
+        images=list(range(N)),
+        logits_from=fake_study.HEAD,
+        labels=labels,
+    )
+
+
+def test_maps_are_the_features_as_bytes_of_their_largest_value(found, feats, largest):
+    assert set(found.maps) == {(image, f) for image, features in MAPS.items() for f in features}
+    for (image, feature), text in found.maps.items():
+        values = np.frombuffer(text, np.uint8).reshape(fake_study.GRID)
+        expected = feats[image, :, :, feature] / largest[feature]
+        np.testing.assert_array_equal(values > 0, expected > 0)  # whatever is active can be seen
+        np.testing.assert_allclose(values / 255, expected, atol=1 / 255)  # one step of a byte
+    top = np.unravel_index(feats[..., 7].argmax(), feats[..., 7].shape)
+    if top[0] in MAPS:
+        assert max(found.maps[int(top[0]), 7]) == 255
+
+
+def test_histograms_count_the_vectors_on_which_a_feature_fires(found, feats, largest):
+    for feature in (0, 7, 40):
+        values = feats[..., feature]
+        edges = np.arange(survey.BINS + 1, dtype=np.float32) / survey.BINS * largest[feature]
+        expected = [((values > a) & (values <= b)).sum() for a, b in itertools.pairwise(edges)]
+        np.testing.assert_array_equal(found.histograms[feature], expected)
+        assert found.histograms[feature].sum() == (values > 0).sum()
+
+
+def test_spread_over_images_is_that_of_the_mean_over_the_grid(found, feats):
+    expected = feats.astype(np.float64).mean((1, 2)).std(0)
+    np.testing.assert_allclose(found.pooled_sd, expected, rtol=1e-5)  # float32 means
+
+
+def test_an_image_has_its_strongest_features_and_what_it_loses_without_each(found, feats):
+    acts = fake_study.read_acts(0, N)
+    clean = fake_study.HEAD(acts)
+    n_flips = 0
+    for image, entry in found.images.items():
+        assert entry["prediction"] == clean[image].argmax()
+        strength = feats[image].mean((0, 1))
+        rows = entry["features"]
+        expected = np.sort(strength[strength > 0])[::-1][: survey.N_STRONGEST]
+        np.testing.assert_allclose([strength[row["feature"]] for row in rows], expected, rtol=1e-5)
+        for row in rows:
+            f = row["feature"]
+            here = feats[image, :, :, f]
+            assert row["value"] == pytest.approx(here.max()) and here[row["y"], row["x"]] == here.max()
+            logits = fake_study.HEAD((acts[image] - here[..., None] * fake_study.SAE.w_dec[f])[None])[0]
+            assert row["prediction"] == logits.argmax()
+            n_flips += row["prediction"] != entry["prediction"]
+            label = fake_study.LABELS[image]
+            margin = [z[label] - np.delete(z, label).max() for z in (logits, clean[image])]
+            if image == 4:  # its label is unknown
+                assert entry["label"] is None and row["delta_margin"] is None
+            else:
+                assert row["delta_margin"] == pytest.approx(margin[0] - margin[1], abs=1e-5)
+            share = [np.exp(z) / np.exp(z).sum() for z in (logits, clean[image])]
+            target = entry["prediction"]
+            assert row["delta_confidence"] == pytest.approx(share[0][target] - share[1][target], abs=1e-5)
+    assert n_flips > 0
+
+
+def test_without_a_classifier_nothing_is_removed(largest):
+    found = survey.take(
+        fake_study.read_acts, fake_study.SAE, largest, n_images=3, maps={}, images=[1]
+    ).images[1]
+    assert found["prediction"] is None and "delta_margin" not in found["features"][0]
+
+
+def test_images_are_spread_over_the_split():
+    assert survey.spread(10, 4) == [0, 2, 5, 7]
+    assert survey.spread(3, 10) == [0, 1, 2]
+    assert survey.spread(0, 4) == survey.spread(4, 0) == []
