@@ -68,6 +68,13 @@ def _replace(path, data: bytes, sync: bool) -> None:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
 
 
+def remove(path) -> None:
+    """Remove a file that may not be there, in the writer process; one that cannot be removed stays."""
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            epath.Path(path).unlink(missing_ok=True)
+
+
 def drop_unfinished(folder) -> None:
     """Remove the temporary files that a killed run left in a local folder and the folders in it."""
     if jax.process_index() == 0 and not _is_remote(folder):

@@ -3,7 +3,7 @@
 `attempts.json` in the stage's folder has one entry an attempt: the seconds it is known to have lived
 (written every few seconds), the seconds after which its work lay on disk for good, and when it sent each
 checkpoint. Which checkpoint counts is known only when a later attempt goes on from it (`restored`).
-The book-keeping never fails a run: what cannot be written is left out.
+The book-keeping never fails a run: what cannot be written is left out. It ends with the stage.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ class Attempts:
     """The attempts at one stage, of which the last one is running."""
 
     def __init__(self, folder, clock=time.monotonic):
-        self._path, self._clock = epath.Path(folder) / FILE, clock
+        self.path, self._clock = epath.Path(folder) / FILE, clock
         self._began_s = self._written_s = clock()
         self.entries = []
-        if self._path.exists():
+        if self.path.exists():
             with contextlib.suppress(ValueError):
-                self.entries = json.loads(self._path.read_text())
+                self.entries = json.loads(self.path.read_text())
         self.entries.append({"alive_s": 0.0, "kept_s": 0.0, "saves": {}})
         self._write()
 
@@ -73,7 +73,7 @@ class Attempts:
         self._written_s = self._clock()
         self.entries[-1]["alive_s"] = self._now()
         with contextlib.suppress(OSError):
-            artifacts.write_bytes(self._path, json.dumps(self.entries, indent=1).encode())
+            artifacts.write_bytes(self.path, json.dumps(self.entries, indent=1).encode())
 
 
 def begin(folder) -> Attempts:
@@ -84,8 +84,10 @@ def begin(folder) -> Attempts:
 
 
 def end() -> None:
-    """The functions below do nothing until the next `begin`."""
+    """The stage is finished and its manifest has the totals: the file goes, and the functions below rest."""
     global _current
+    if _current is not None:
+        artifacts.remove(_current.path)
     _current = None
 
 
