@@ -21,7 +21,7 @@ from jsae import metrics
 from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints, logs, preemption, stages
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, evaluate, export, fit, mixing, model, restore, sources, train, variants
+from jsae.sae import evaluate, export, fit, mixing, model, resident, restore, sources, train, variants
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -127,7 +127,7 @@ def check_config(config) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c = config.sae
     variants.check_name(c.variant)
-    blocks.shape_of(1, 1, c.batch_size)
+    resident.shape_of(1, 1, c.batch_size)
     k = c.k if variants.VARIANTS[c.variant].has_k else None
     variants.check(c.variant, n_channels=1, n_features=c.n_features, k=k)
 
