@@ -21,7 +21,7 @@ from jsae import metrics
 from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints, logs, preemption, stages
 from jsae.runtime import mesh as meshes
-from jsae.sae import evaluate, export, fit, mixing, model, resident, restore, sources, train, variants
+from jsae.sae import blocks, evaluate, export, fit, mixing, model, resident, restore, sources, train, variants
 
 METRICS_FILE = "metrics.jsonl"
 
