@@ -32,12 +32,12 @@ def get_config(form: str = "full") -> ConfigDict:
         aux_alpha=1 / 8,
     )
     config.rows = dict(
-        relu_l1=dict(variant="relu_l1", l1=3.0, l1_warmup_steps=400, learning_rate=5e-3),
+        relu_l1=dict(variant="relu_l1", l1=3.0, l1_warmup_steps=400, learning_rate=1e-2),
         topk=dict(variant="topk", k=8),
         batch_topk=dict(variant="batch_topk", k=8),
         matryoshka=dict(variant="matryoshka", k=8),
-        jumprelu=dict(variant="jumprelu", l0=2.0, l0_warmup_steps=800, bandwidth=0.5, learning_rate=5e-3),
-        gated=dict(variant="gated", l1=6.0, l1_warmup_steps=400, learning_rate=5e-3),
+        jumprelu=dict(variant="jumprelu", l0=2.0, l0_warmup_steps=800, bandwidth=0.5, learning_rate=1e-2),
+        gated=dict(variant="gated", l1=6.0, l1_warmup_steps=400, learning_rate=1e-2),
         frozen_decoder=dict(variant="topk", k=8, frozen="decoder"),
         frozen_encoder=dict(variant="topk", k=8, frozen="encoder"),
     )
