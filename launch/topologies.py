@@ -81,7 +81,8 @@ def study(workdir: pathlib.Path, n_processes: int, n_devices: int, arguments) ->
 def is_written_once(workdir: pathlib.Path) -> bool:
     """Whether no row of metrics.jsonl comes twice: one process writes."""
     for stage in ("classifier", "sae"):
-        lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
+        path = workdir / stage / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []  # a short run logs nothing
         kinds = [(row["step"], *sorted(row)) for row in map(json.loads, lines)]
         if len(kinds) != len(set(kinds)):
             return False

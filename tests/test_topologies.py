@@ -1,20 +1,11 @@
-"""The whole study on two processes with two devices each: one writer, and the numbers of one process."""
+"""Studies on several processes: one writer, the numbers of one process, a run that changes its topology."""
 
+import json
 import os
 
 import pytest
 
 from launch import topologies
-
-SHORT = {
-    "data.n_train": 256,
-    "data.n_val": 64,
-    "data.n_test": 256,
-    "classifier.n_epochs": 1.0,
-    "sae.n_epochs": 8.0,
-    "sae.lr_warmup_steps": 2,
-    "sae.save_every_steps": 4,
-}
 
 
 @pytest.fixture
@@ -26,16 +17,32 @@ def environment(clean_environment, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_two_processes_make_the_study_that_one_makes_and_one_goes_on_where_two_stopped(environment, tmp_path):
-    arguments = ["--config=configs/demo.py:small", *(f"--config.{k}={v}" for k, v in SHORT.items())]
-    rows = [topologies.study(tmp_path / f"processes_{n}", n, 2, arguments) for n in (1, 2)]
-    one, two = rows
+def test_an_sae_stopped_on_two_processes_goes_on_in_one(study_dir, environment, tmp_path):
+    """From 2 processes x 2 devices with the dictionary dealt over two, to one process and its two devices."""
+    often = ["--config.sae.save_every_steps=10", "--config.sae.steps_per_dispatch=2"]
+    row = topologies.changed(
+        tmp_path / "change", study_dir, ((2, 2), (1, 1)), 2, ["--config=configs/demo.py:small", *often]
+    )
+    expected = json.loads((study_dir / "summary.json").read_text())["sae"]
+    assert abs(row["fvu"] / expected["fvu"] - 1) < 0.005
+    assert row["l0"] == pytest.approx(expected["l0"], rel=0.005)
+    assert topologies.is_written_once(tmp_path / "change")
+    assert "going on from step" in (tmp_path / "change" / "log.txt").read_text()
+
+
+@pytest.mark.skipif("JSAE_SLOW_TESTS" not in os.environ, reason="minutes; set JSAE_SLOW_TESTS to run it")
+def test_two_processes_make_the_study_that_one_makes(environment, tmp_path):
+    short = {
+        "data.n_train": 256,
+        "data.n_val": 64,
+        "data.n_test": 256,
+        "classifier.n_epochs": 1.0,
+        "sae.n_epochs": 8.0,
+        "sae.lr_warmup_steps": 2,
+    }
+    arguments = ["--config=configs/demo.py:small", *(f"--config.{k}={v}" for k, v in short.items())]
+    one, two = (topologies.study(tmp_path / f"processes_{n}", n, 2, arguments) for n in (1, 2))
     assert two["rows of the logs"] == "once each"
     assert abs(two["fvu"] / one["fvu"] - 1) < 0.005
     assert abs(two["accuracy"] - one["accuracy"]) < 0.005
-    log = (tmp_path / "processes_2" / "log.txt").read_text()
-    assert log.count("report: done") == 1
-
-    change = ((2, 2), (1, 1))  # processes and model axis before and after the stop
-    row = topologies.changed(tmp_path / "change", tmp_path / "processes_1", change, 2, arguments)
-    assert abs(row["fvu"] / one["fvu"] - 1) < 0.005
+    assert (tmp_path / "processes_2" / "log.txt").read_text().count("report: done") == 1

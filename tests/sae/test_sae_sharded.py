@@ -145,3 +145,25 @@ def test_evaluation_over_dealt_features_gives_the_sums_of_one_device(variant):
     for one, four in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[4]), strict=True):
         np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
     np.testing.assert_array_equal(found[4][0].fires, found[1][0].fires)
+
+
+def test_bfloat16_products_leave_a_float32_state(steps):
+    """Every product of the step has bfloat16 operands; what is kept and summed is float32."""
+    x, mask = vectors()
+    batch = {"x": jnp.asarray(x), "mask": jnp.asarray(mask)}
+    mesh, recipe = mesh_of(1, 1), recipe_of("relu_l1", precision="bfloat16")
+    state = jax.jit(lambda: fresh("relu_l1"))()
+    lowered = jax.jit(train.make_step(mesh, state.sae, recipe)).lower(state, batch)
+    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+    short = [line for line in products if line.count("xbf16>") == 2 and "xf32>" in line]
+    assert len(short) == 5  # encode, decode, and the gradients of features and of both matrices
+    assert len(products) == 6  # and one row of sums times w_enc, for b_dec
+    after, metrics = lowered.compile()(state, batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves((after, metrics))} <= {
+        jnp.dtype("float32"),
+        jnp.dtype("int32"),
+    }
+    _, exact = steps("relu_l1", False, 1, 1)
+    expected = exact(jax.jit(lambda: fresh("relu_l1"))(), batch)[1]
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=0.02)  # eight bits of every operand
+    assert metrics["loss"] != expected["loss"]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from jsae import sae
 from jsae.activations import store
 from jsae.runtime import artifacts, preemption, stages
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, fit, mixing, streamed
+from jsae.sae import blocks, fit, memory, mixing, sources, streamed
 from jsae.sae.run import run
 
 C, GRID, IMAGES = 3, (2, 2), (250, 130, 320)  # 700 images, 2,800 vectors
@@ -224,3 +225,26 @@ def test_memory_stays_flat_while_a_store_of_five_buffers_streams_by(clean_enviro
     assert n_pieces >= 5 and piece_mib <= 4
     # Two pieces on the device and one on its way through the host; what leaked would be 60 MiB by the end
     assert most - early <= 3 * piece_mib, done.stdout
+
+
+def test_auto_streams_what_does_not_fit_and_a_run_keeps_its_source(folder, tmp_path, monkeypatch):
+    opened, mesh = store.ActivationStore.open(folder), meshes.make_mesh(devices=jax.devices()[:1])
+    settings = {"store": "auto", "variant": "topk", "n_features": 8, "k": 2, "batch_size": 64}
+    c = types.SimpleNamespace(**settings, buffer_mib=BUFFER_MIB / 2, ema_decay=0.0)
+
+    def choose(available):
+        monkeypatch.setattr(memory, "of_device", lambda mesh: available)
+        return sources.choose(mesh, opened, c, tmp_path, 0)
+
+    beside = memory.estimate(
+        n_channels=C, n_features=8, batch_size=64, data=1, model=1, sparse=False, vector_bytes=0
+    ).total
+    resident_bytes = 2816 * (C * 4 + 4)  # 2,800 vectors in 64 blocks of 44 rows
+    assert choose(2 * (beside + resident_bytes))[0] is False
+    assert choose(None)[0] is False
+    is_streamed, shape = choose(beside + 0.8 * resident_bytes)
+    assert is_streamed and shape.n_pieces > 1
+    with pytest.raises(ValueError, match=r"lower sae\.buffer_mib"):
+        choose(beside)
+    sources.remember(tmp_path, True)
+    assert choose(2 * (beside + resident_bytes))[0] is True  # as it was started, though it would fit now
