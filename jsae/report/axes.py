@@ -66,10 +66,16 @@ def box(style: str, x: float, y: float, width: float, height: float, title: str 
     return f'<rect class="{style}" {at}>{inside}</rect>'
 
 
-def svg(title: str, parts: list[str], *, height: float = HEIGHT, role: str = "img") -> Markup:
-    """The figure, WIDTH wide, read out as its title; one with links in it is a "group"."""
+def svg(
+    title: str, parts: list[str], *, height: float = HEIGHT, above: float = 0.0, role: str = "img"
+) -> Markup:
+    """The figure, WIDTH wide, read out as its title; one with links in it is a "group".
+
+    `above` is room for what is drawn at negative y.
+    """
+    view = f"0 {0 - above:g} {WIDTH:g} {height + above:g}"
     return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="{role}" aria-label="{escape(title)}">'
+        f'<svg class="chart" viewBox="{view}" role="{role}" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
 

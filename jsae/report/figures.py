@@ -68,8 +68,8 @@ def line_panel(
     if not drawn:
         return Markup("")
     xs = [float(one.xs[i]) for one, kept in drawn for i in kept]
-    ys = [float(v[i]) for one, kept in drawn for v in (one.ys, one.low, one.high) if len(v) for i in kept]
-    ys = [y for y in ys if math.isfinite(y)]
+    ys = [v[i] for one, kept in drawn for v in (one.ys, one.low, one.high) if len(v) for i in kept]
+    ys = [float(y) for y in ys if is_known(y)]
     log_y = not share and min(ys) > 0 and max(ys) / min(ys) > 30
     spanned = [math.log10(y) for y in ys] if log_y else ys
     y_range = (0.0, 1.0) if share else padded(min(spanned), max(spanned))
@@ -77,7 +77,7 @@ def line_panel(
     whole = all(x == int(x) for x in xs)
     x_text = (lambda v: f"{v:,.0f}" if v == int(v) else "") if whole else drawing.tick_text
     parts = axes.frame(x_label + (", log y" if log_y else ""), y_label, x_text=x_text)
-    x_legend, y_legend = LEFT, 8 if len(drawn) > 4 or y_label else 14
+    legend, above = _legend([one.name for one, _ in drawn], 1 if y_label else 2)
     for i, (one, kept) in enumerate(drawn):
         if len(one.low):
             ends = [k for k in kept if is_known(one.low[k]) and is_known(one.high[k])]
@@ -90,13 +90,22 @@ def line_panel(
         for k in kept if dots or len(kept) <= 6 else ():
             at = f'cx="{axes.x(one.xs[k]):.1f}" cy="{axes.y(one.ys[k]):.1f}"'
             parts.append(f'<circle class="dot fill s{i % N_COLOURS}" {at} r="3"/>')
-        width = 36 + 6.2 * len(one.name)
-        if x_legend + width > WIDTH:
-            x_legend, y_legend = LEFT, y_legend + 13
-        parts.append(segment(f"line {style}", x_legend, x_legend + 18, y_legend, y_legend))
-        parts.append(label(x_legend + 23, y_legend + 4, one.name))
-        x_legend += width
-    return svg(title, parts)
+        x, y = legend[i]
+        parts += [segment(f"line {style}", x, x + 18, y, y), label(x + 23, y + 4, one.name)]
+    return svg(title, parts, above=above)
+
+
+def _legend(names: list[str], n_free: int) -> tuple[list[tuple[float, float]], float]:
+    """Where each name of a legend begins, and the room needed above where it has more than `n_free` lines."""
+    places, x, line = [], LEFT, 0
+    for name in names:
+        width = 36 + 6.2 * len(name)
+        if x + width > WIDTH and x > LEFT:
+            x, line = LEFT, line + 1
+        places.append((x, line))
+        x += width
+    above = 13.0 * max(line + 1 - n_free, 0)
+    return [(x, 8 + 13 * line - above) for x, line in places], above
 
 
 def scatter(

@@ -5,6 +5,7 @@ the size. Beside each stands the matched patch. Numbers are means over the featu
 """
 
 from jsae.report import figures
+from jsae.report.figures import Series
 from jsae.report.formatting import is_known, number
 
 _VALUES = ("delta_margin", "control_delta_margin", "effect_minus_control", "feature_fall")
@@ -13,6 +14,8 @@ _LINES = (("delta_margin", "feature's patch"), ("control_delta_margin", "matched
 
 def fill_section(rows: list[dict], y_label: str = "mean Δ margin over features") -> dict | None:
     """Figures named blur-FILL, and a table of means; None where the rows have no such columns.
+
+    Where there is one feature, its 95% intervals are drawn as bands; over features there is none.
 
     Returns:
       figures: by name; rows: dicts fill, sigma_px, size_px, n_features and the means of the columns known.
@@ -32,7 +35,8 @@ def fill_section(rows: list[dict], y_label: str = "mean Δ margin over features"
             for key, name in _LINES:
                 known = [row for row in line if is_known(row[key])]
                 label = name if size is None else f"{name}, {number(size)} px"
-                series.append((label, [row[x] for row in known], [row[key] for row in known]))
+                ends = [[row["ends"][key][i] for row in known] for i in (0, 1)]
+                series.append(Series(label, [row[x] for row in known], [row[key] for row in known], *ends))
         drawn[f"blur-{fill}"] = figures.line_panel(f"Fill: {fill}", series, x_label, y_label, dots=True)
     return {"figures": {name: figure for name, figure in drawn.items() if figure}, "rows": means}
 
@@ -47,6 +51,10 @@ def _means(rows: list[dict]) -> list[dict]:
     for (fill, sigma, size), here in groups.items():
         entry = {"fill": fill, "sigma_px": sigma, "size_px": size}
         entry["n_features"] = sum(is_known(row["delta_margin"]) for row in here)
+        entry["ends"] = {
+            name: tuple(here[0].get(f"{name}_{end}") if len(here) == 1 else None for end in ("low", "high"))
+            for name in _VALUES
+        }
         for name in _VALUES:
             known = [row[name] for row in here if is_known(row.get(name))]
             entry[name] = sum(known) / len(known) if known else None

@@ -250,5 +250,10 @@ def test_figures_survive_constant_single_and_unknown_values():
         svg = str(figures.line_panel("loss", [("train", list(range(len(ys))), ys)]))
         assert "nan" not in svg
         assert "<polyline" in svg
+    many = [(f"a long name {i}", [0, 1], [1.0, 2.0]) for i in range(4)]
+    svg = str(figures.line_panel("many", many, y_label="y"))
+    above = int(re.search(r'viewBox="0 -(\d+) ', svg).group(1))  # room for a legend of four lines
+    rows = [float(y) for y in re.findall(r'<line class="line s\d d\d"[^>]* y1="([-\d.]+)"', svg)]
+    assert len(rows) == 4 and -above <= min(rows) and max(rows) <= 8  # above the axis' name
     assert "nan" not in str(figures.scatter("s", [(0.0, 0.0, "f", None)], "x", "y"))
     assert "nan" not in str(figures.density_histogram("d", [1.0, 1.0], [True, False]))
