@@ -63,10 +63,10 @@ DAMAGE = (
 def draw(trace: list[str], n_a_stage: int, seed: int, kinds=BEFALL) -> list[Fault]:
     """`n_a_stage` faults of each stage at places of a calm run's trace, in the order of the trace."""
     rng, faults = random.Random(seed), []
-    for stage, visits in _by_stage(trace).items():
+    for number, (stage, visits) in enumerate(_by_stage(trace).items()):
         places = _places(visits)
         chosen = sorted(rng.sample(range(len(places)), min(n_a_stage, len(places))))
-        shuffled = rng.sample([kinds[i % len(kinds)] for i in range(len(chosen))], len(chosen))
+        shuffled = rng.sample([kinds[(number + i) % len(kinds)] for i in range(len(chosen))], len(chosen))
         faults += [Fault(kind, stage, places[i]) for kind, i in zip(shuffled, chosen, strict=True)]
     return faults
 
