@@ -30,7 +30,7 @@ def rare(x):
     x[0, 0, 0] = 30.0  # of train: next to it, all of test looks the same, and no fvu is below 1
 
 
-ALL_DIE = {"l1": 1e3, "learning_rate": 1.0, "variant": "relu_l1"}
+KILLING = {"l1": 1e3, "learning_rate": 1.0, "variant": "relu_l1"}
 CASES = [  # input, activations, settings of sae, what happens: numbers within bounds, or words of the error
     (
         "constant activations",
