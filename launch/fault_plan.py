@@ -9,11 +9,13 @@ import collections
 import dataclasses
 import pathlib
 import random
+import re
 
 from jsae.runtime import stages
 
 _NOISE = ("attempts.json",)  # book-keeping, written at times that depend on the clock
 _OF_THE_WORKDIR = ("config.json", "summary.json")  # their points carry the workdir's name
+_SHARD_NUMBER = re.compile(r"/(?:shard|logits)-(\d+)")
 BEFALL = ("kill", "term", "int", "full")
 
 
@@ -61,10 +63,10 @@ DAMAGE = (
 def draw(trace: list[str], n_a_stage: int, seed: int, kinds=BEFALL) -> list[Fault]:
     """`n_a_stage` faults of each stage at places of a calm run's trace, in the order of the trace."""
     rng, faults = random.Random(seed), []
-    for stage, visits in _by_stage(trace).items():
+    for number, (stage, visits) in enumerate(_by_stage(trace).items()):
         places = _places(visits)
         chosen = sorted(rng.sample(range(len(places)), min(n_a_stage, len(places))))
-        shuffled = rng.sample([kinds[i % len(kinds)] for i in range(len(chosen))], len(chosen))
+        shuffled = rng.sample([kinds[(number + i) % len(kinds)] for i in range(len(chosen))], len(chosen))
         faults += [Fault(kind, stage, places[i]) for kind, i in zip(shuffled, chosen, strict=True)]
     return faults
 
@@ -82,13 +84,17 @@ def _by_stage(trace: list[str]) -> dict[str, list[str]]:
 def _places(visits: list[str]) -> list[str]:
     """POINT#N in the order of the visits, of those that a run which goes on later will come to as well.
 
-    Names that occur once; and of a loop the first visits, for a resumed run has fewer of them.
+    Names that occur once; of a loop the first visits, for a resumed run has fewer of them; and every other
+    shard, for a run that is told to stop may write the rest of one, which is not written again.
     """
     count, seen, places = collections.Counter(visits), collections.Counter(), []
     for point in visits:
         seen[point] += 1
         looping = point == "poll" or point.startswith("progress/")
         if point.endswith(_OF_THE_WORKDIR + _NOISE) or (not looping and count[point] > 1):
+            continue
+        shard = _SHARD_NUMBER.search(point)
+        if shard and not (point.startswith("rename/") and "shard" in point and int(shard[1]) % 2 == 0):
             continue
         if seen[point] <= (min(3, count[point] // 4) if looping else 1):
             places.append(f"{point}#{seen[point]}")

@@ -1,6 +1,7 @@
 """One run of the pipeline that a fault befalls: started, watched line by line, and what it said and cost."""
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import json
@@ -94,10 +95,13 @@ def run(
     lines, times_s, struck_s = [], [], None
     while True:
         if due_s is not None and time.monotonic() >= due_s:
-            os.kill(pid, number)  # its end has not been asked for, so the number is still its own
-            struck_s, due_s, text = time.monotonic(), None, None
+            due_s, text = None, None
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(pid, number)
+                struck_s = time.monotonic()
         if time.monotonic() - began_s > ALL_S:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         try:
             line, at_s = said.get(timeout=1.0 if due_s is None else max(0.0, due_s - time.monotonic()))
         except queue.Empty:

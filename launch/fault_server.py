@@ -2,7 +2,8 @@
 
 It has imported them, and nothing of jsae; each request forks a process that becomes one run, with its own
 environment, arguments and signal handlers, and ends as any Python program does. Requests and answers are
-lines of JSON on stdin and stdout: {"module", "argv", "env", "stderr": path} -> pid, then the exit status.
+lines (what jax reads from the environment when it is imported is the server's own). They are JSON on stdin
+and stdout: {"module", "argv", "env", "stderr": path} -> pid, then the exit status.
 """
 
 import importlib

@@ -3,6 +3,7 @@
 Nothing is written after the process has ended, so its end is when its state is durable.
 """
 
+import os
 import pathlib
 import random
 import shutil
@@ -13,7 +14,7 @@ from launch import compare_runs, fault_process
 
 # phase -> (the stage made anew, the line after which it begins, the line at which it is over)
 PHASES = {
-    "start-up": ("classifier", "", "classifier: starting"),
+    "start-up": ("classifier", "installed", "classifier: starting"),
     "compile": ("classifier", "classifier: demo", "progress/classifier"),
     "train": ("classifier", "progress/classifier", "save/20"),
     "evaluate": ("classifier", "saved/20", "finish/classifier"),
@@ -38,15 +39,16 @@ def latencies(calm: pathlib.Path, folder: pathlib.Path, n: int, seed: int) -> di
         shutil.copytree(calm, base)
         for name in stages.STAGES[stages.STAGES.index(stage) :]:
             shutil.rmtree(base / name, ignore_errors=True)
-        length_s = _seconds_between(base, folder / "work", begins, ends)
+        _copy(base, folder / "work")
+        alone = fault_process.run(folder / "work", fail="trace@*", **_how(phase))
+        length_s = alone.time_of(ends) - alone.time_of(begins)
         found[phase] = []
         for _ in range(n * 3):
             if len(found[phase]) == n:
                 break
             _copy(base, folder / "work")
             strike = (begins, rng.uniform(0, 0.9 * length_s), signal.SIGTERM)
-            whole = phase == "start-up"
-            done = fault_process.run(folder / "work", fail="trace@*", strike=strike, whole=whole)
+            done = fault_process.run(folder / "work", fail="trace@*", strike=strike, **_how(phase))
             over = done.struck_s is None or any(
                 ends in line and time_s < done.struck_s
                 for line, time_s in zip(done.lines, done.times_s, strict=True)
@@ -56,12 +58,12 @@ def latencies(calm: pathlib.Path, folder: pathlib.Path, n: int, seed: int) -> di
     return found
 
 
-def _seconds_between(base, work, begins: str, ends: str) -> float:
-    """How long the phase takes in a run that is left alone."""
-    _copy(base, work)
-    done = fault_process.run(work, fail="trace@*", whole=not begins)
-    start_s = 0.0 if not begins else done.time_of(begins)
-    return done.time_of(ends) - start_s
+def _how(phase: str) -> dict:
+    """Starting up is a whole Python; compiling finds nothing compiled."""
+    if phase == "compile":
+        uncached = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
+        return {"whole": True, "environment": uncached}
+    return {"whole": phase == "start-up"}
 
 
 def _copy(base: pathlib.Path, work: pathlib.Path) -> None:

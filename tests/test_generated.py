@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from configs import demo
 from jsae.activations import store
-from jsae.runtime import artifacts, stages
+from jsae.runtime import artifacts, preemption, stages
 from launch import start
+
+preemption.reset()  # importing launch.start has taken Ctrl-C away from pytest
 
 
 def keys_of(config, prefix=""):

@@ -4,6 +4,7 @@ JSAE_FAIL="ACTION@POINT#N" arms one: at the N-th visit of a point whose name mat
 N = 1 where it is left out) the process says so on stderr and does ACTION to itself; "trace@*" says every
 visit and does nothing. Unset, a visit costs one comparison.
 
+    installed                         the signal handlers are there, nothing else is
     begin/STAGE finish/STAGE          a stage is opened, a stage is about to be marked complete
     poll                              a loop asks whether it should stop
     progress/LABEL                    some units of a progress bar are done

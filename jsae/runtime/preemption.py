@@ -91,6 +91,7 @@ def install() -> None:
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGINT, _on_signal)
+    failpoints.visit("installed")
 
 
 def reinstall() -> None:

@@ -180,10 +180,11 @@ def test_the_same_study_goes_on_on_other_devices(run, study, clean_environment, 
         study,
         [*SMALL, f"--config.data.dir={json.loads((study / 'config.json').read_text())['data']['dir']}"],
         environment=clean_environment | {"JAX_NUM_CPU_DEVICES": "4"},
+        whole=True,  # how many devices there are is read when jax is imported
     )
     assert done.code == 0 and done.says("4 x cpu, mesh data=4 x model=1"), done.lines
     assert done.says("sae: going on from step"), done.lines
-    note_case("5. runs", "killed with 1 device, started again with 4", "goes on from the last checkpoint")
+    note_case("5. runs", "killed with 8 devices, started again with 4", "goes on from the last checkpoint")
 
 
 def test_two_runs_on_one_workdir(run, study, note_case):
