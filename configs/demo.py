@@ -145,5 +145,6 @@ def get_config(form: str = "full") -> ConfigDict:
         config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
         config.ablation.n_sweep_features, config.ablation.n_sweep_images = 2, 8
+        config.ablation.sweep_sigmas_px = (6.0,)
         config.report.n_features, config.report.n_images = 8, 64
     return config

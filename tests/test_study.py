@@ -35,9 +35,11 @@ def test_the_artifacts_of_the_contract(study_dir):
             "report/index.html",
         ),
         *("sae/export/cfg.json", "sae/export/sae_weights.safetensors"),
-        *("analysis/features.parquet", "analysis/top_patches.parquet"),
+        *("analysis/features.parquet", "analysis/top_patches.parquet", "analysis/nearest.parquet"),
+        *("analysis/receptive.parquet", "analysis/localisation.parquet", "analysis/parts.parquet"),
         *("ablation/feature_space.parquet", "ablation/input_space.parquet", "ablation/agreement.parquet"),
         *("ablation/atlas.parquet", "ablation/atlas_classes.parquet", "ablation/cumulative.parquet"),
+        *("ablation/known_answer.parquet", "ablation/sigma_sweep.parquet"),
         *(f"activations/{split}/manifest.json" for split in ("train", "val", "test")),
         *(
             f"{stage}/manifest.json"

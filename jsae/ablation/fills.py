@@ -38,24 +38,28 @@ def cell_order(n_cells: int, seed: int) -> np.ndarray:
     return order
 
 
-def filled(
-    images, fill: str, blur_rows, blur_columns, order, grid: tuple[int, int], stride_px: int
-) -> jax.Array:
+def filled(images, fill, blur_rows, blur_columns, order, grid: tuple[int, int], stride_px: int) -> jax.Array:
     """The images [B, S, T, 3] filled everywhere; a patch is cut out of this.
 
     Args:
       images: normalised.
-      fill: one of FILLS, static.
+      fill: int scalar, the position in FILLS; may be traced: one program serves them all.
       blur_rows, blur_columns: [S, S] and [T, T] from `blur_matrix`.
       order: [H * W] from `cell_order`; pixels beyond the grid stay.
       grid, stride_px: H, W and pixels a cell; static.
     """
-    if fill == "blur":
+
+    def blur(images):
         return jnp.einsum("sp,tq,bpqc->bstc", blur_rows, blur_columns, images, precision="float32")
-    if fill == "mean":
+
+    def mean(images):
         return jnp.broadcast_to(images.mean((1, 2), keepdims=True), images.shape)
-    (height, width), px, b = grid, stride_px, len(images)
-    tiles = images[:, : height * px, : width * px].reshape(b, height, px, width, px, 3)
-    tiles = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(b, height * width, px, px, 3)[:, order]
-    tiles = tiles.reshape(b, height, width, px, px, 3).transpose(0, 1, 3, 2, 4, 5)
-    return images.at[:, : height * px, : width * px].set(tiles.reshape(b, height * px, width * px, 3))
+
+    def shuffle(images):
+        (height, width), px, b = grid, stride_px, len(images)
+        tiles = images[:, : height * px, : width * px].reshape(b, height, px, width, px, 3)
+        tiles = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(b, height * width, px, px, 3)[:, order]
+        tiles = tiles.reshape(b, height, width, px, px, 3).transpose(0, 1, 3, 2, 4, 5)
+        return images.at[:, : height * px, : width * px].set(tiles.reshape(b, height * px, width * px, 3))
+
+    return jax.lax.switch(fill, (blur, mean, shuffle), images)  # in the order of FILLS

@@ -69,7 +69,7 @@ def patch_profiles(n_cells: int, n_px: int, stride_px: int, size_cells: int) -> 
     return np.clip((size_cells * stride_px / 2 - distance) / max(stride_px / 4, 1.0), 0, 1).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("fill", "grid", "stride_px"))
+@functools.partial(jax.jit, static_argnames=("grid", "stride_px"))
 def _blurred_pass(
     forward,
     sae,
@@ -81,8 +81,8 @@ def _blurred_pass(
     blur_columns,
     profiles,
     order,
-    *,
     fill,
+    *,
     grid,
     stride_px,
 ):
@@ -153,8 +153,8 @@ def measure(
     sides = first.shape[1:3]
     profiles = [patch_profiles(g, n, stride_px, size_cells) for g, n in zip(grid, sides, strict=True)]
     fixed = [fills.blur_matrix(n, sigma_px) for n in sides]
-    order = fills.cell_order(grid[0] * grid[1], seed)
-    static = {"fill": fill, "grid": tuple(grid), "stride_px": stride_px}
+    order, kind = fills.cell_order(grid[0] * grid[1], seed), np.int32(fills.FILLS.index(fill))
+    static = {"grid": tuple(grid), "stride_px": stride_px}
 
     def run(which: np.ndarray, cells: np.ndarray | None):
         """Yield ((rows of `which`), logits, feature maps, energies) batch by batch; no cells: clean."""
@@ -168,7 +168,7 @@ def measure(
                 for axis in (0, 1):
                     alphas[axis][:n] = profiles[axis][cells[rows, axis]]
             out = _blurred_pass(
-                forward, sae, names, pixels, *alphas, *fixed, tuple(profiles), order, **static
+                forward, sae, names, pixels, *alphas, *fixed, tuple(profiles), order, kind, **static
             )
             on_batch(n)
             yield rows, *(np.asarray(part)[:n] for part in out)

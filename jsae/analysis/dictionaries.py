@@ -9,7 +9,8 @@ have unit norm unless said otherwise. All of them are made from train vectors on
     rotation     a random orthogonal basis             random        random directions, one sign each
     class_mean   mean of a class minus the mean of all: as detectors, not as a dictionary
     kmeans       directions of spherical k-means; only the nearest one fires
-    nmf          of the channels' positive and negative parts, by multiplicative updates
+    nmf          of the channels' positive and negative parts, by multiplicative updates, which bring
+                 features near 0 but never to it: all of them count as firing
 """
 
 import dataclasses

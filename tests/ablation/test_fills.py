@@ -34,7 +34,9 @@ PAIRS = {
 def filled(fill):
     blurs = [fills.blur_matrix(n, 2.0) for n in PIXELS.shape[1:3]]
     order = fills.cell_order(6, 0)
-    return np.asarray(fills.filled(jnp.asarray(PIXELS), fill, *blurs, order, GRID, STRIDE)), order
+    return np.asarray(
+        fills.filled(jnp.asarray(PIXELS), fills.FILLS.index(fill), *blurs, order, GRID, STRIDE)
+    ), order
 
 
 def test_the_mean_colour_is_the_images_own():
@@ -97,6 +99,7 @@ def test_each_row_is_a_measurement_of_its_own():
         )
         own, control = alone.deltas[:3, :, *top].astype(float).T
         assert row["delta_margin"] == pytest.approx(own.mean(), rel=1e-6)
+        assert row["control_delta_margin"] == pytest.approx(control.mean(), rel=1e-6)
         assert row["effect_minus_control"] == pytest.approx((own - control).mean(), rel=1e-6)
         assert row["feature_fall"] == pytest.approx(alone.falls[:3, 0].mean(), rel=1e-6)
         assert row["delta_margin_low"] <= row["delta_margin"] <= row["delta_margin_high"]
