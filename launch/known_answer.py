@@ -14,10 +14,6 @@ from absl import app, flags
 from jsae.runtime import allocator
 from jsae.runtime import mesh as meshes
 
-_CONFIG = flags.DEFINE_string("config", "configs/known_answer.py", "A config, FILE or FILE:form.")
-_ROWS = flags.DEFINE_list("rows", [], "Which rows; none means all.")
-_SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.", lower_bound=1)
-
 COLUMNS = ("recovered_frequent", "recovered", "share_true", "fvu", "l0", "dead_fraction")
 
 
@@ -46,17 +42,24 @@ def run_row(mesh, config, name: str, seed: int) -> dict:
     return found | {"seconds": time.monotonic() - start}
 
 
+def define_flags() -> None:
+    """The flags of this command; not where it is imported for its functions."""
+    flags.DEFINE_string("config", "configs/known_answer.py", "A config, FILE or FILE:form.")
+    flags.DEFINE_list("rows", [], "Which rows; none means all.")
+    flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.", lower_bound=1)
+
+
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; the flags are --config, --rows and --seeds")
-    path, *form = _CONFIG.value.split(":", 1)
+    path, *form = flags.FLAGS.config.split(":", 1)
     config = runpy.run_path(path)["get_config"](*form)
     allocator.keep_freed_memory()
     mesh = meshes.make_mesh(-1, 1)
     print("| | " + " | ".join((*COLUMNS, "seconds")) + " |")
     print("|---" * (len(COLUMNS) + 2) + "|")
-    for name in _ROWS.value or config.rows:
-        found = [run_row(mesh, config, name, config.seed + i) for i in range(_SEEDS.value)]
+    for name in flags.FLAGS.rows or config.rows:
+        found = [run_row(mesh, config, name, config.seed + i) for i in range(flags.FLAGS.seeds)]
         cells = []
         for column in (*COLUMNS, "seconds"):
             values = np.array([row[column] for row in found], float)
@@ -66,4 +69,5 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -9,7 +9,6 @@ preemption.install()
 
 import importlib
 import os
-import runpy
 import sys
 
 from absl import app, flags
@@ -17,6 +16,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from jsae.runtime import allocator, digests, logs, mesh, profiling, stages, watchdog, workdirs
+from launch import mistyped
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
@@ -67,35 +67,13 @@ def _parse(argv):
         _CONFIG.value.get("runtime")  # a config file that could not be read fails here, not above
         return rest
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        sys.exit(f"error: {_unknown_key(argv) or _last_line(error)}")
+        sys.exit(f"error: {mistyped.unknown_key(argv) or _last_line(error)}")
 
 
 def _last_line(error) -> str:
     """The message without the traceback that config_flags puts into it."""
     text = str(error.args[0]) if error.args else str(error)
     return text.strip().splitlines()[-1].strip() if "Traceback" in text else text
-
-
-def _unknown_key(argv) -> str | None:
-    """Which --config.KEY is not in the config file, and which keys are."""
-    files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
-    overrides = [a for a in argv if a.startswith("--config.")]
-    if not overrides or not files or not os.path.exists(files[-1].split(":")[0]):
-        return None
-    path, *form = files[-1].split(":", 1)
-    config = runpy.run_path(path)["get_config"](*form)
-    for argument in overrides:
-        node, path = config, "config"
-        for key in argument.removeprefix("--config.").split("=")[0].split("."):
-            if not hasattr(node, "keys") or key not in node:
-                valid = (
-                    f"its keys are {', '.join(sorted(node.keys()))}"
-                    if hasattr(node, "keys")
-                    else "it is a value"
-                )
-                return f"{argument}: {path} has no {key!r}; {valid}"
-            node, path = node[key], f"{path}.{key}"
-    return None
 
 
 def _main(argv, work) -> None:

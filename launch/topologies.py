@@ -20,14 +20,6 @@ import time
 
 from absl import app, flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the studies.", required=True)
-_CONFIG = flags.DEFINE_string("config", "configs/demo.py:small", "The experiment.")
-_PROCESSES = flags.DEFINE_list(
-    "processes", ["1", "2", "4"], "Numbers of processes; the first is compared with."
-)
-_DEVICES = flags.DEFINE_integer("devices", 2, "Devices of each process.")
-_CHANGES = flags.DEFINE_bool("changes", True, "Change topologies too.")
-
 PREEMPTED = 75
 # (processes, model axis) before and after the stop
 CHANGES = (((2, 1), (1, 1)), ((1, 1), (2, 2)), ((2, 4), (1, 2)))
@@ -128,15 +120,26 @@ def show(rows: list[dict]) -> None:
     print(flush=True)
 
 
+def define_flags() -> None:
+    """The flags of this command; not where it is imported for its functions."""
+    flags.DEFINE_string("workdir", None, "Folder for the studies.", required=True)
+    flags.DEFINE_string("config", "configs/demo.py:small", "The experiment.")
+    flags.DEFINE_list("processes", ["1", "2", "4"], "Numbers of processes; the first is compared with.")
+    flags.DEFINE_integer("devices", 2, "Devices of each process.")
+    flags.DEFINE_bool("changes", True, "Change topologies too.")
+
+
 def main(argv):
-    workdir, n_devices = pathlib.Path(_WORKDIR.value), _DEVICES.value
-    arguments = [f"--config={_CONFIG.value}", *argv[1:]]
-    rows = [study(workdir / f"processes_{n}", n, n_devices, arguments) for n in map(int, _PROCESSES.value)]
+    workdir, n_devices = pathlib.Path(flags.FLAGS.workdir), flags.FLAGS.devices
+    arguments = [f"--config={flags.FLAGS.config}", *argv[1:]]
+    rows = [
+        study(workdir / f"processes_{n}", n, n_devices, arguments) for n in map(int, flags.FLAGS.processes)
+    ]
     add_differences(rows, rows[0])
     show(rows)
-    if not _CHANGES.value:
+    if not flags.FLAGS.changes:
         return
-    first = workdir / f"processes_{_PROCESSES.value[0]}"
+    first = workdir / f"processes_{flags.FLAGS.processes[0]}"
     often = [*arguments, "--config.sae.save_every_steps=10"]
     changes = [
         changed(workdir / f"change_{i}", first, change, n_devices, often) for i, change in enumerate(CHANGES)
@@ -146,4 +149,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
