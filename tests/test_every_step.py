@@ -16,7 +16,7 @@ from jsae.classifier import convnext
 from jsae.classifier import train as classifier_train
 from jsae.data import cache, pipeline
 from jsae.runtime import checkpoints, mesh
-from jsae.sae import blocks, model
+from jsae.sae import model, resident
 from jsae.sae import train as sae_train
 
 N_STEPS = 200
@@ -81,7 +81,7 @@ def sae(one_device):
     """The same for an SAE."""
     rng = np.random.default_rng(0)
     acts = rng.normal(size=(700, N_CHANNELS)).astype(np.float32)
-    shape = blocks.shape_of(len(acts), N_CHANNELS, 128)
+    shape = resident.shape_of(len(acts), N_CHANNELS, 128)
     recipe = sae_train.Recipe(
         n_steps=N_STEPS + 1,
         learning_rate=1e-2,
@@ -100,18 +100,17 @@ def sae(one_device):
         k=3,
         **constants,
     )
-    resident = blocks.build(one_device, iter([acts]), shape, seed=0, **constants)
+    source = resident.Resident(one_device, iter([acts]), shape, seed=0)
     dispatch = sae_train.make_dispatch(one_device, fresh, recipe, shape, 1)
-    order_of = blocks.make_order(one_device, shape, 0)
 
     def steps_from(k):
         place = [k]
 
         def step(state):
-            order = order_of(place[0] // shape.steps_per_epoch)
+            piece = source.at(place[0])
             place[0] += 1
             copy = jax.tree.map(jax.numpy.copy, state)  # the dispatch takes its argument's memory
-            return dispatch(copy, *resident, order, 1)[0]
+            return dispatch(copy, piece.x, piece.mask, piece.order, piece.first, 1)[0]
 
         return step
 

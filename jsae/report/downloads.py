@@ -19,7 +19,8 @@ def csv_tables(study: Study) -> dict[str, pa.Table]:
     tables = dict(study.tables)
     for stage, rows in study.curves.items():
         if rows:
-            names = list(dict.fromkeys(name for row in rows for name in row))
+            names = dict.fromkeys(name for row in rows for name in row)
+            names = [name for name in names if not name.endswith("_s")]  # times differ from run to run
             tables[f"{stage}_curve"] = pa.table({name: [row.get(name) for row in rows] for name in names})
     found = {}
     for name, table in sorted(tables.items()):

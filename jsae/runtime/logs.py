@@ -59,7 +59,7 @@ def to_file(workdir) -> None:
     """Append the log to workdir/log.txt (local workdirs, writer process)."""
     if "://" in os.fspath(workdir) or jax.process_index() != 0:
         return
-    handler = logging.FileHandler(epath.Path(workdir) / "log.txt")
+    handler = _File(epath.Path(workdir) / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     get_logger().addHandler(handler)
 
@@ -77,6 +77,14 @@ def to_tensorboard() -> None:
             "config.runtime.tensorboard=True needs tensorboardX: pip install 'jsae[tensorboard]'"
         ) from error
     _tensorboard = SummaryWriter
+
+
+class _File(logging.FileHandler):
+    """On a full disk a line is lost: the terminal has it, and logging's own traceback would bury it."""
+
+    def handleError(self, record):
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _TqdmHandler(logging.Handler):

@@ -20,6 +20,12 @@ ARCHITECTURES = {
 }
 
 
+def as_from_elsewhere(folder, config):
+    """Another cfg.json, and no checksums: what a folder is like that another program has written."""
+    (folder / "cfg.json").write_text(json.dumps(config))
+    (folder / "checksums.json").unlink(missing_ok=True)
+
+
 def saelens(folder, x):
     """What SAELens computes from cfg.json and the weights (apply_b_dec_to_input), in float64.
 
@@ -98,7 +104,7 @@ def test_what_cannot_be_read_is_named(examples, tmp_path):
         ({"d_in": examples.C + 1}, "W_enc should have shape"),
         ({"k": 0}, "k in 1"),
     ):
-        (tmp_path / "cfg.json").write_text(json.dumps(good | change))
+        as_from_elsewhere(tmp_path, good | change)
         with pytest.raises(ValueError, match=message):
             export.load(tmp_path)
 
@@ -107,7 +113,7 @@ def test_what_cannot_be_read_is_named(examples, tmp_path):
 def test_a_decoder_bias_that_is_not_subtracted_from_the_input_is_folded_in(variant, examples, tmp_path):
     export.save(tmp_path, examples.make(variant))
     config = json.loads((tmp_path / "cfg.json").read_text())
-    (tmp_path / "cfg.json").write_text(json.dumps(config | {"apply_b_dec_to_input": False}))
+    as_from_elsewhere(tmp_path, config | {"apply_b_dec_to_input": False})
     weights = safetensors.numpy.load_file(tmp_path / "sae_weights.safetensors")
     x = examples.activations() / 100  # the bias of the gate is hardly felt at the full size
     pre = x.astype(np.float64) @ weights["W_enc"]
@@ -123,7 +129,7 @@ def test_a_decoder_bias_that_is_not_subtracted_from_the_input_is_folded_in(varia
 def test_acts_rescaled_by_decoder_norms_are_read_as_saelens_reads_them(examples, tmp_path):
     export.save(tmp_path, examples.make("topk"))
     config = json.loads((tmp_path / "cfg.json").read_text())
-    (tmp_path / "cfg.json").write_text(json.dumps(config | {"rescale_acts_by_decoder_norm": True}))
+    as_from_elsewhere(tmp_path, config | {"rescale_acts_by_decoder_norm": True})
     weights = safetensors.numpy.load_file(tmp_path / "sae_weights.safetensors")
     norms = np.random.default_rng(0).uniform(0.2, 3.0, examples.F).astype(np.float32)
     weights["W_dec"] = weights["W_dec"] * norms[:, None]
