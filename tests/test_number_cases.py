@@ -46,10 +46,10 @@ CASES = [  # input, activations, settings of sae, what happens: numbers within b
     ("a float64 beyond float32", activations(lambda x: put(1e300)(y := x.astype(float)) or y), {}, "1e.300"),
     ("one vector far from all others", activations(rare), {}, {"l0": (0.0, 16.0)}),
     (
-        "all features dead",
+        "a penalty that kills features",
         activations(),
         {"l1": 1e3, "learning_rate": 1.0, "variant": "relu_l1"},
-        {"dead_fraction": (1.0, 1.0)},
+        {"dead_fraction": (0.1, 1.0)},
     ),
     ("k = F", activations(), {"k": 16}, {"l0": (0.0, 16.0)}),
     ("one feature", activations(), {"n_features": 1, "k": 1}, {"fvu": (0.0, 1.5)}),
