@@ -11,6 +11,7 @@ Expected: fvu within 0.5% and accuracy within 0.5 points of one process.
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -27,10 +28,7 @@ CHANGES = (((2, 1), (1, 1)), ((1, 1), (2, 2)), ((2, 4), (1, 2)))
 
 def start(module: str, n_processes: int, n_devices: int, arguments) -> list[subprocess.Popen]:
     """Start a launch module in n processes that work together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
+    port, started = _free_port(), []
     for i in range(n_processes):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(n_devices)}
         if n_processes > 1:
@@ -45,6 +43,15 @@ def start(module: str, n_processes: int, n_devices: int, arguments) -> list[subp
             )
         )
     return started
+
+
+def _free_port() -> int:
+    """A port of this machine at which nothing answers; jax's coordinator will listen there."""
+    while True:
+        port = random.randrange(20000, 60000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def finish(processes, expected: int = 0) -> None:
