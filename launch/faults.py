@@ -56,7 +56,10 @@ class Survivor:
             self._fail(f"{what}: missed, the run ended with {outcome.code}", outcome)
         elif outcome.code != EXIT_CODES[fault.action]:
             self._fail(f"{what}: exit code {outcome.code}", outcome)
-        elif fault.kind == "full" and not outcome.says("error:", "Nothing that was finished is lost"):
+        elif fault.kind == "full" and not (
+            outcome.says("error:", "Nothing that was finished is lost")
+            or outcome.says("error:", "checkpoints before it are intact")
+        ):
             self._fail(f"{what}: the disk is not named", outcome)
         if fault.target:
             path = fault_plan.damage(self.workdir, fault)
