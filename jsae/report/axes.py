@@ -83,10 +83,12 @@ def svg(
 class Axes:
     """Maps data to the drawing area of a WIDTH x HEIGHT figure and draws its frame."""
 
-    def __init__(self, x_range, y_range, *, log_y: bool = False):
-        self.x_range, self.y_range, self.log_y = x_range, y_range, log_y
+    def __init__(self, x_range, y_range, *, log_x: bool = False, log_y: bool = False):
+        """Ranges are (low, high); of an axis that is logarithmic, the logarithms to base 10 of these."""
+        self.x_range, self.y_range, self.log_x, self.log_y = x_range, y_range, log_x, log_y
 
     def x(self, value) -> float:
+        value = math.log10(value) if self.log_x else value
         low, high = self.x_range
         return LEFT + (value - low) / ((high - low) or 1.0) * (WIDTH - LEFT - RIGHT)
 
@@ -102,7 +104,7 @@ class Axes:
             y = self.y(value)
             parts.append(segment("grid", LEFT, WIDTH - RIGHT, y, y))
             parts.append(label(LEFT - 6, y + 4, tick_text(value), "end"))
-        for value in ticks(*self.x_range):
+        for value in log_ticks(*self.x_range) if self.log_x else ticks(*self.x_range):
             parts.append(label(self.x(value), HEIGHT - BOTTOM + 15, x_text(value), "middle"))
         parts.append(label(WIDTH - RIGHT, HEIGHT - 4, x_label, "end"))
         if y_label:

@@ -52,11 +52,12 @@ def line_panel(
     *,
     dots: bool = False,
     share: bool = False,
+    log_x: bool = False,
 ) -> Markup:
     """Lines of (name, xs, ys) or `Series`, with `dots` a disc at every point; "" if nothing is known.
 
     The y axis is logarithmic where positive values span more than a factor 30, but for a `share`, which is
-    drawn from 0 to 1.
+    drawn from 0 to 1. With `log_x` the x axis is logarithmic too, and every x above 0.
     """
     drawn = []
     for one in (Series(*s) for s in series):
@@ -73,7 +74,8 @@ def line_panel(
     log_y = not share and min(ys) > 0 and max(ys) / min(ys) > 30
     spanned = [math.log10(y) for y in ys] if log_y else ys
     y_range = (0.0, 1.0) if share else padded(min(spanned), max(spanned))
-    axes = Axes((min(xs), max(xs)), y_range, log_y=log_y)
+    x_range = padded(math.log10(min(xs)), math.log10(max(xs))) if log_x else (min(xs), max(xs))
+    axes = Axes(x_range, y_range, log_x=log_x, log_y=log_y)
     whole = all(x == int(x) for x in xs)
     x_text = (lambda v: f"{v:,.0f}" if v == int(v) else "") if whole else drawing.tick_text
     parts = axes.frame(x_label + (", log y" if log_y else ""), y_label, x_text=x_text)

@@ -36,19 +36,23 @@ def plots(rows: list[dict]) -> dict[str, Markup]:
             (variant, *_line(rows, variant, name)) for variant in dict.fromkeys(r["variant"] for r in rows)
         ]
         if name == "fvu":
-            pairs = sorted({(row["l0"], row["pca_fvu"]) for row in rows if row["pca_fvu"] is not None})
+            known = [row for row in rows if row["pca_fvu"] is not None and row["l0"]]
+            pairs = sorted({(row["l0"], row["pca_fvu"]) for row in known})
+                {(row["l0"], row["pca_fvu"]) for row in rows if row["pca_fvu"] is not None and row["l0"]}
+            )
             series.append(("PCA", [x for x, _ in pairs], [y for _, y in pairs]))
-        figure = figures.line_panel(title, [s for s in series if s[1]], x_label="l0", dots=True)
+        series = [line for line in series if line[1]]
+        figure = figures.line_panel(title, series, "l0", title, dots=True, log_x=True)
         if figure:
             drawn[name] = figure
     return drawn
 
 
 def _line(rows, variant: str, name: str) -> tuple[list, list]:
-    """l0 and `name` of a variant's settings, means over seeds, by rising l0."""
+    """l0 (above 0) and `name` of a variant's settings, means over seeds, by rising l0."""
     settings = {}
     for row in rows:
-        if row["variant"] == variant and row[name] is not None:
+        if row["variant"] == variant and row[name] is not None and row["l0"]:
             key = tuple(row[k] for k in ("n_features", "k", "l1", "l0_coefficient", "learning_rate"))
             settings.setdefault(key, []).append((row["l0"], row[name]))
     means = sorted(tuple(np.mean(points, 0)) for points in settings.values())
