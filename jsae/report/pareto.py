@@ -38,8 +38,6 @@ def plots(rows: list[dict]) -> dict[str, Markup]:
         if name == "fvu":
             known = [row for row in rows if row["pca_fvu"] is not None and row["l0"]]
             pairs = sorted({(row["l0"], row["pca_fvu"]) for row in known})
-                {(row["l0"], row["pca_fvu"]) for row in rows if row["pca_fvu"] is not None and row["l0"]}
-            )
             series.append(("PCA", [x for x, _ in pairs], [y for _, y in pairs]))
         series = [line for line in series if line[1]]
         figure = figures.line_panel(title, series, "l0", title, dots=True, log_x=True)
