@@ -30,7 +30,7 @@ from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
 from jsae.activations import ActivationStore
 from jsae.analysis import cells
 from jsae.data import augment, cache
-from jsae.runtime import artifacts, logs, parts, preemption, stages
+from jsae.runtime import artifacts, logs, passes, preemption, stages
 
 KEPT = (feature_space.FeatureEffects, input_space.InputEffects)  # what the passes return
 
@@ -46,13 +46,13 @@ def run(config, workdir) -> None:
     if stage.up_to_date:
         return
     with jax.default_matmul_precision("float32"):
-        results, written = _measure(config, workdir, parts.Parts(stage.folder, KEPT))
+        results, written = _measure(config, workdir, passes.Passes(stage.folder, KEPT))
     for name, table in written.items():
         artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
     stage.finish(results)
 
 
-def _measure(config, workdir, keep: parts.Parts) -> tuple[dict, dict]:
+def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:
     """(results, table name -> pa.Table); `keep` keeps what each pass has found."""
     c = config.ablation
     where = {name: stages.folder(config, workdir, name) for name in stages.STAGES}
@@ -76,7 +76,7 @@ def _measure(config, workdir, keep: parts.Parts) -> tuple[dict, dict]:
             test.batches(c.batch_size),
             labels=test.labels,
             mean=test.mean,
-            on_batch=lambda n: _step(bar, n),
+            on_batch=lambda n: stage_tables.step(bar, n),
         )
     root = controls.covariance_root(_unpadded(train, c.batch_size), train.mean)
     with logs.progress(test.n_images, label="ablation: feature space", unit="image") as bar:
@@ -90,7 +90,7 @@ def _measure(config, workdir, keep: parts.Parts) -> tuple[dict, dict]:
             root=root,
             key=jax.random.key(config.seed),
             pair_batch=c.batch_size,
-            on_batch=lambda n: _step(bar, n),
+            on_batch=lambda n: stage_tables.step(bar, n),
         )
     pairs = input_space.choose_images(inside.features, inside.images, c.max_images, config.seed)
     stride_px = params.arch.stride(test.site)
@@ -121,7 +121,7 @@ def _measure(config, workdir, keep: parts.Parts) -> tuple[dict, dict]:
             **of_pairs,
             sigma_px=c.sigma_px,
             size_cells=c.size_cells,
-            on_batch=lambda n: _step(bar, n),
+            on_batch=lambda n: stage_tables.step(bar, n),
         )
     n_active = {f: int((inside.features == f).sum()) for f in features}
     agreed = agreement.rows(inside, outside, pairs, features)
@@ -160,11 +160,6 @@ def _measure(config, workdir, keep: parts.Parts) -> tuple[dict, dict]:
     kept = fill_sweep.first_of_each(inside.features[pairs], features[: c.n_sweep_features], c.n_sweep_images)
     swept = stage_tables.fills(config, *blurring(pairs[kept]), n_active)
     return results, written | more | known | swept
-
-
-def _step(bar, n: int) -> None:
-    bar.update(n)
-    preemption.check()
 
 
 def _unpadded(store: ActivationStore, batch_size: int):

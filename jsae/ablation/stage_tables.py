@@ -41,7 +41,7 @@ def known_parts(config, where, from_acts, model, test, split, root) -> tuple[dic
                 test.batches(c.batch_size),
                 labels=test.labels,
                 features=features,
-                on_batch=lambda n: _step(bar, n),
+                on_batch=lambda n: step(bar, n),
                 **control,
             )
     has = cells.parts_seen(split, np.arange(test.n_images))
@@ -85,7 +85,7 @@ def _by_closed_form(config, params, model, test, tops):
             top_classes=tops,
             n_joint=config.ablation.n_joint,
             seed=config.seed,
-            on_batch=lambda n: _step(bar, n),
+            on_batch=lambda n: step(bar, n),
         )
 
 
@@ -115,7 +115,7 @@ def _by_forward_pass(config, params, model, test, tops):
             top_classes=tops,
             n_classes=len(test.class_names),
             pair_batch=c.batch_size,
-            on_batch=lambda n: _step(bar, n),
+            on_batch=lambda n: step(bar, n),
         )
 
 
@@ -140,11 +140,12 @@ def fills(config, measured: tuple, of_pairs: dict, n_active: dict) -> dict:
             n_active=n_active,
             n_bootstrap=c.n_bootstrap,
             seed=config.seed,
-            on_batch=lambda n: _step(bar, n),
+            on_batch=lambda n: step(bar, n),
         )
     return {"sigma_sweep": make(found, fill_sweep.SCHEMA)}
 
 
-def _step(bar, n: int) -> None:
+def step(bar, n: int) -> None:
+    """Some of a pass is done: show it, and stop here if that was asked for."""
     bar.update(n)
     preemption.check()

@@ -11,7 +11,7 @@ from jsae import sae as saes
 from jsae.activations import ActivationStore
 from jsae.analysis import features, images, nearest, tables, top_patches
 from jsae.analysis.survey import Survey, survey
-from jsae.runtime import artifacts, logs, parts, stages
+from jsae.runtime import artifacts, logs, passes, stages
 from jsae.runtime import mesh as meshes
 
 MIN_TOP = 16
@@ -43,7 +43,7 @@ def run(config, workdir) -> None:
         n_permutations=c.n_permutations,
         seed=config.seed,
         mesh=mesh,
-        keep=parts.Parts(stage.folder, (Survey, top_patches.TopPatches)),
+        keep=passes.Passes(stage.folder, (Survey, top_patches.TopPatches)),
     )
     n_test = stores["test"].n_images
     with logs.progress(n_test, label="analysis: nearest", unit="image") as progress:
@@ -84,7 +84,7 @@ def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, 
       sae: a pytree with encode and n_features, see `survey`.
       n_top, batch_size, n_permutations, seed: the stage's settings.
       mesh: as for `survey`.
-      keep: keeps what each pass has found (`parts.Parts`), so that an interrupted stage need not pass again.
+      keep: keeps what each pass has found (`passes.Passes`), so that an interrupted stage need not pass anew.
 
     Returns:
       (top_patches table, features table, results dict).

@@ -110,12 +110,14 @@ def init_state(
     params = convnext.init(key, arch, **init) if pretrained is None else convnext.Params(pretrained, arch)
     if pretrained is None and images is not None:
         params = convnext.calibrate_norms(params, augment.normalise(images))
-    return {
+    state = {
         "params": params.variables,
         "opt": make_optimizer(recipe, arch).init(params.variables),
         "ema": jax.tree.map(jnp.copy, params.variables),
         "step": jnp.zeros((), jnp.int32),
     }
+    # fresh biases are weakly typed and those of a step are not: the second step would be compiled anew
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
 
 
 def loss_of(params: convnext.Params, images, targets, examples, key, recipe: Recipe):

@@ -85,7 +85,7 @@ def take(
       the clean prediction) and prediction.
     """
     largest = np.where(np.isfinite(np.asarray(largest, float)), np.asarray(largest, float), 0.0)
-    listed, counts, pooled_sums, found, described = set(images), 0, 0, {}, {}
+    listed, counts, of_pooled, found, described = set(images), 0, (0, 0.0, 0.0), {}, {}
     norms = jnp.linalg.norm(sae.w_dec, axis=1)
     with (
         jax.default_matmul_precision("float32"),
@@ -100,7 +100,8 @@ def take(
             feats, tops, above, pooled = _look(sae, padded, norms, largest.astype(np.float32), n)
             counts = counts + np.asarray(above, np.int64)
             pooled = np.asarray(pooled[:n], np.float64)
-            pooled_sums = pooled_sums + np.stack([pooled.sum(0), (pooled**2).sum(0)])
+            here_of = (n, pooled.mean(0), ((pooled - pooled.mean(0)) ** 2).sum(0))
+            of_pooled = metrics.join_moments(of_pooled, here_of)
             here = range(start, start + n)
             values, shown = None, [i for i in here if i in listed]
             if shown or any(i in maps for i in here):
@@ -120,8 +121,7 @@ def take(
             bar.update(n)
     sd = None
     if n_images:
-        mean, square = pooled_sums / n_images
-        sd = np.sqrt(np.maximum(square - mean**2, 0.0))
+        sd = np.sqrt(of_pooled[2] / n_images)
         # Counts above each edge become counts within each bin.
         counts = np.diff(-np.concatenate([counts, np.zeros((1, counts.shape[1]), np.int64)]), axis=0).T
     return Survey(found, counts if n_images else None, sd, described)

@@ -28,7 +28,7 @@ import subprocess
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, failpoints, logs, memory, mesh, parts
+from jsae.runtime import artifacts, attempts, failpoints, logs, memory, mesh, passes
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
@@ -106,7 +106,7 @@ class Stage:
             "peak_device_memory_mib": memory.peak_device_mib(),
             **self._attempts.totals(),
         }
-        parts.drop(self.folder)
+        passes.drop(self.folder)
         artifacts.write_json(self.folder / "manifest.json", self.manifest)
         mesh.wait_for_all(f"{self.name}: finished")  # the next stage reads what was written
         attempts.end()

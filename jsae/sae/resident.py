@@ -4,6 +4,8 @@ One seeded permutation deals the vectors to the blocks, so every block is a fair
 draw from the whole split. An epoch is one piece.
 """
 
+import functools
+
 import numpy as np
 
 from jsae.runtime import logs
@@ -77,9 +79,14 @@ class Resident:
         order = np.asarray(self._whole_order_of(epoch))
         rows = order[:, position * self.shape.rows : (position + 1) * self.shape.rows]
         slots = rows * blocks.N_BLOCKS + np.arange(blocks.N_BLOCKS)[:, None]
+        return self._vector_of[slots]
+
+    @functools.cached_property
+    def _vector_of(self) -> np.ndarray:
+        """Number of the vector in each slot, -1 for padding."""
         vector_of = np.full(blocks.N_BLOCKS * self.shape.length, -1)
         vector_of[deal(self.shape.n_vectors, self._seed)] = np.arange(self.shape.n_vectors)
-        return vector_of[slots]
+        return vector_of
 
     def close(self) -> None:
         """Free the devices' memory."""

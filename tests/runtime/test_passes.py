@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae.runtime import digests, parts
+from jsae.runtime import digests, passes
 
 
 class Moments(typing.NamedTuple):
@@ -37,7 +37,7 @@ def test_a_result_is_made_once_and_read_as_it_was(tmp_path):
         made.append((number, flag))
         return effects()
 
-    keep = parts.Parts(tmp_path, (Effects, Moments))
+    keep = passes.Passes(tmp_path, (Effects, Moments))
     for _ in range(2):
         found = keep("pass", make)(3, flag=True)
         np.testing.assert_array_equal(found.deltas, effects().deltas)
@@ -45,25 +45,25 @@ def test_a_result_is_made_once_and_read_as_it_was(tmp_path):
         assert found.by_scope["map"].n.tolist() == [0, 1, 2, 3] and found.by_scope["map"].name == "a|ä"
         assert found.by_scope[7] == [np.float64(0.1), (True, None, 1e-300)]
     assert made == [(3, True)], "the second time it is read"
-    parts.drop(tmp_path)
+    passes.drop(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_was_not_named_is_neither_kept_nor_made(tmp_path):
     with pytest.raises(TypeError, match=r"Effects cannot be kept; kinds named are Moments"):
-        parts.Parts(tmp_path, (Moments,))("pass", effects)()
+        passes.Passes(tmp_path, (Moments,))("pass", effects)()
     with pytest.raises(TypeError, match=r"Moments cannot be kept"):
-        parts.Parts(tmp_path, (Effects,))("pass", effects)()
+        passes.Passes(tmp_path, (Effects,))("pass", effects)()
     assert not (tmp_path / "parts").exists()
-    parts.Parts(tmp_path, (Effects, Moments))("pass", effects)()
+    passes.Passes(tmp_path, (Effects, Moments))("pass", effects)()
     with pytest.raises(KeyError):
-        parts.Parts(tmp_path, (Moments,))("pass", effects)()
+        passes.Passes(tmp_path, (Moments,))("pass", effects)()
 
 
 def test_a_damaged_result_is_named(tmp_path):
-    keep = parts.Parts(tmp_path, (Effects, Moments))
+    keep = passes.Passes(tmp_path, (Effects, Moments))
     keep("pass", effects)()
-    path = tmp_path / "parts/pass.npz"
+    path = tmp_path / "passes/pass.npz"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(digests.Damaged, match=r"parts/pass.npz is damaged"):
+    with pytest.raises(digests.Damaged, match=r"passes/pass.npz is damaged"):
         keep("pass", effects)()

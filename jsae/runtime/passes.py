@@ -1,9 +1,9 @@
 """Results of a stage's passes, kept until the stage is finished: interrupted, it goes on behind the last one.
 
-    keep = Parts(stage.folder, (FeatureEffects, Moments))
+    keep = Passes(stage.folder, (FeatureEffects, Moments))
     effects = keep("feature_space", measure)(acts, sae, features=features)
 
-Called for the first time `measure` runs and what it returned is written to parts/feature_space.npz, whole or
+Called for the first time `measure` runs and what it returned is written to passes/feature_space.npz, whole or
 not at all; called again after an interruption it is read. What comes back has passed through the file's form
 in both cases, so a resumed run sees the same values bit for bit. Arrays, numbers, text, None, lists, tuples
 and dicts can be kept, and the classes named (dataclasses and named tuples); nothing else is ever made from a
@@ -21,11 +21,11 @@ from etils import epath
 
 from jsae.runtime import artifacts, attempts, logs, mesh
 
-FOLDER = "parts"
+FOLDER = "passes"
 
 
-class Parts:
-    """The kept results in `folder`/parts; `kinds` are the classes they may consist of."""
+class Passes:
+    """The kept results in `folder`/passes; `kinds` are the classes they may consist of."""
 
     def __init__(self, folder, kinds=()):
         self._folder = epath.Path(folder) / FOLDER
@@ -38,7 +38,7 @@ class Parts:
         def kept(*args, **kwargs):
             path = self._folder / f"{name}.npz"
             found = path.exists()
-            mesh.wait_for_all(f"parts: {name}")  # all have looked before one writes
+            mesh.wait_for_all(f"passes: {name}")  # all have looked before one writes
             if found:
                 logs.get_logger().info("%s: there from before", name)
                 return self._unpack(artifacts.read_bytes(path))
