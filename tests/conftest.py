@@ -8,15 +8,20 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# compiling is most of the time: a program that other tests, or runs they start, need too is compiled once
-_COMPILED = tempfile.TemporaryDirectory(prefix="jsae-tests-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+# Compiling is most of the time. A program that other tests, other workers or runs they start need too is
+# compiled once, and LLVM spends no time on code that runs for milliseconds (XLA's own passes are the same).
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="jsae-tests-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 import jax
 import pytest
 from absl import flags
+
+from jsae.data import locks
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if not flags.FLAGS.is_parsed():
@@ -30,6 +35,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--cases-table", metavar="FILE", help="write what the tests of bad input have seen, as markdown"
     )
+
+
+def pytest_configure(config):
+    if config.getoption("--cases-table") and "PYTEST_XDIST_WORKER" in os.environ:
+        raise pytest.UsageError("--cases-table is written by one process: add --numprocesses=0")
 
 
 @pytest.fixture(scope="session")
@@ -81,22 +91,28 @@ def weights_path():
 
 
 @pytest.fixture(scope="session")
-def clean_environment(tmp_path_factory):
+def session_dir(tmp_path_factory):
+    """One folder for this run of pytest, whichever of its workers asks."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def clean_environment(session_dir):
     """Environment of the subprocesses that tests start: one CPU device, caches of this session only."""
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
-    folder = tmp_path_factory.mktemp("caches")
     return environment | {
-        "JSAE_CACHE": str(folder / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JSAE_CACHE": str(session_dir / "caches" / "data"),
+        "JAX_COMPILATION_CACHE_DIR": str(session_dir / "caches" / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "PYTHONPATH": str(ROOT),
     }
 
 
 @pytest.fixture(scope="session")
-def study_dir(clean_environment, tmp_path_factory):
+def study_dir(clean_environment, session_dir):
     """The small form of the demo, run once through `launch.pipeline` and shared by all end-to-end tests."""
-    workdir = tmp_path_factory.mktemp("study") / "small study"
+    workdir = session_dir / "small study"
     command = [
         sys.executable,
         "-m",
@@ -104,9 +120,10 @@ def study_dir(clean_environment, tmp_path_factory):
         "--config=configs/demo.py:small",
         f"--workdir={workdir}",
     ]
-    done = subprocess.run(
-        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+    with locks.locked(session_dir / "study.lock"):  # another worker waits, then finds all stages done
+        done = subprocess.run(
+            command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=600
+        )
     assert done.returncode == 0, done.stderr[-5000:]
     os.environ["JSAE_CACHE"] = clean_environment["JSAE_CACHE"]
     return workdir
