@@ -10,16 +10,19 @@ in the variants that have the part (95% interval of the difference below 0), in 
 import numpy as np
 from absl import app
 
+from jsae.ablation import known_answer
+
 SHOWN = (
     "auroc",
     "random_auroc",
     "centre_auroc",
     "position_auroc",
+    "mean_difference_auroc",
     "probe_auroc",
     "pointing",
     "random_pointing",
 )
-EFFECTS = ("difference", "control_difference", "random_difference")
+EFFECTS = tuple(f"{kind}difference" for kind in known_answer.KINDS)
 
 
 def markdown(tables: list[dict]) -> str:

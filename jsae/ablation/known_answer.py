@@ -3,8 +3,9 @@
 For each part the feature that `jsae.analysis.parts` chose on train is removed at every position of every test
 image. The margin of the label should fall for the variants that have the part and not for the others; what is
 tested is the difference of the two means over images (an image in which the feature is silent counts with 0).
-Beside it stand a direction of equal norm drawn from the activations' covariance, and the random direction
-that finds the part best. All go through the forward pass from the site on, whatever the site.
+Beside it stand a direction of equal norm drawn from the activations' covariance, the random direction that
+finds the part best, and the two directions that know the masks (`jsae.analysis.readouts`). All go through the
+forward pass from the site on, whatever the site.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,15 +18,17 @@ import pyarrow as pa
 from jsae import metrics
 from jsae.ablation import controls, edit, statistics
 from jsae.ablation.forward import as_argument
-from jsae.analysis import parts
+from jsae.analysis import parts, readouts
 from jsae.analysis.tables import schema
 
 FILE = "known_answer.parquet"
-KINDS = ("", "control_", "random_")  # the feature, a direction of equal norm, the best random direction
+KINDS = ("", "control_", "random_", *(f"{kind}_" for kind in readouts.KINDS))
 _WHO = {
     "": "the feature",
     "control_": "a direction of equal norm drawn from the activations' covariance, in place of the feature",
     "random_": "random_feature",
+    "mean_difference_": "what lies along the difference of the means, beyond the mean cell on the aircraft",
+    "probe_": "what lies along the probe's weights, beyond the mean cell on the aircraft",
 }
 
 

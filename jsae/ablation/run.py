@@ -57,8 +57,9 @@ def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:
     c = config.ablation
     where = {name: stages.folder(config, workdir, name) for name in stages.STAGES}
     table = artifacts.read_table(where["analysis"] / "features.parquet").to_pydict()
-    train, test = (ActivationStore.open(where["activations"] / name) for name in ("train", "test"))
-    split = cache.load_splits(**config.data)["test"]
+    stores = {name: ActivationStore.open(where["activations"] / name) for name in ("train", "test")}
+    splits = {name: split for name, split in cache.load_splits(**config.data).items() if name in stores}
+    (train, test), split = stores.values(), splits["test"]
     if list(split.ids) != list(test.image_ids):
         raise ValueError(
             f"the {len(split.ids)} test images of config.data are not the {test.n_images} whose activations "
@@ -155,7 +156,7 @@ def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:
     written = {name: tables.table(*parts) for name, parts in of_tables.items()}
     results["atlas"], more = stage_tables.every_feature(config, params, model, test, table["top_class"])
     results["known_answer"], known = stage_tables.known_parts(
-        config, where, from_acts, model, test, split, root
+        config, where, from_acts, model, stores, splits, stride_px, root
     )
     kept = fill_sweep.first_of_each(inside.features[pairs], features[: c.n_sweep_features], c.n_sweep_images)
     swept = stage_tables.fills(config, *blurring(pairs[kept]), n_active)

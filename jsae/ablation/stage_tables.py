@@ -13,14 +13,18 @@ from jsae.ablation import (
     site_atlas,
 )
 from jsae.ablation.forward import LogitsFromActs
-from jsae.analysis import cells, dictionaries, parts
+from jsae.analysis import cells, dictionaries, localisation, parts, readouts
 from jsae.analysis.tables import make
 from jsae.classifier import convnext
 from jsae.runtime import artifacts, logs, preemption
 
 
-def known_parts(config, where, from_acts, model, test, split, root) -> tuple[dict | None, dict]:
-    """(results, table name -> pa.Table) of removing what finds a part; (None, {}) without masks of parts."""
+def known_parts(config, where, from_acts, model, stores, splits, stride_px, root) -> tuple[dict | None, dict]:
+    """(results, table name -> pa.Table) of removing what finds a part; (None, {}) without masks of parts.
+
+    stores and splits are those of "train" and "test"; the train split gives the directions with labels.
+    """
+    split, test = splits["test"], stores["test"]
     if split.masks is None or not split.part_names:
         return None, {}
     c, seed = config.ablation, config.seed
@@ -28,13 +32,18 @@ def known_parts(config, where, from_acts, model, test, split, root) -> tuple[dic
     found = {name: np.array(values) for name, values in found.items()}
     random = dictionaries.random(model.mean, model.n_features, seed)
     key = jax.random.key(seed)
+    removed = [
+        ("", model, found["feature"], {}),
+        ("control_", model, found["feature"], {"root": root, "key": key}),
+        ("random_", random, found["random_feature"], {}),
+    ]
+    images = localisation.images_of(stores["train"], model.n_features)
+    on_train = readouts.read(stores["train"], cells.of_stores(splits, stores, stride_px)["train"], images)
+    for kind, rows in readouts.fit(on_train).items():
+        removed.append((f"{kind}_", readouts.as_dictionary(rows, on_train), np.arange(len(rows)), {}))
     effects = {}
-    with logs.progress(3 * test.n_images, label="ablation: known parts", unit="image") as bar:
-        for kind, dictionary, features, control in (
-            ("", model, found["feature"], {}),
-            ("control_", model, found["feature"], {"root": root, "key": key}),
-            ("random_", random, found["random_feature"], {}),
-        ):
+    with logs.progress(len(removed) * test.n_images, label="ablation: known parts", unit="image") as bar:
+        for kind, dictionary, features, control in removed:
             effects[kind] = known_answer.margin_effects(
                 from_acts,
                 dictionary,

@@ -119,39 +119,6 @@ def _encode(dictionary, acts):
         return dictionary.encode(acts)
 
 
-def probe(stores: dict, part_cells: dict, images: dict) -> np.ndarray:
-    """Test AUROC [P] of a linear readout that is fitted to the masks of train: a ceiling, not a null.
-
-    What no direction tells no feature can find; where the probe succeeds and the features fail, the part is
-    there but not along a direction of its own. Ridge regression over the cells that count for the part.
-
-    Args:
-      stores, part_cells, images: of "train" and "test"; images are numbers [n].
-    """
-    acts, positive, negative = {}, {}, {}
-    for split, store in stores.items():
-        read = [store.read(i, i + 1).reshape(-1, store.n_channels) for i in images[split].tolist()]
-        acts[split] = np.concatenate(read).astype(np.float64)
-        flat = [array.reshape(-1, array.shape[-1]) for array in part_cells[split](images[split])]
-        positive[split], negative[split] = flat
-    area = np.full(len(part_cells["test"].names), np.nan)
-    for part in range(len(area)):
-        at = {s: positive[s][:, part] | negative[s][:, part] for s in stores}
-        is_part = positive["train"][at["train"], part]
-        if is_part.all() or not is_part.any():
-            continue
-        x = acts["train"][at["train"]]
-        mean = x.mean(0)
-        x = x - mean[None, :]
-        ridge = 1e-3 * np.square(x).sum() / x.shape[1]
-        weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (is_part - is_part.mean()))
-        score = (acts["test"][at["test"]] - mean[None, :]) @ weights
-        score = (score - score.min(initial=0.0) + 1)[:, None]  # above 0, in the same order
-        truth = positive["test"][at["test"], part][:, None]
-        area[part] = metrics.cell_auroc(score, truth, ~truth)[0, 0]
-    return area
-
-
 def priors(train_cells, test_cells, train_images, test_images, grid) -> dict[str, np.ndarray]:
     """Test AUROC [P] of scores that look at no activation: "centre" and "position".
 

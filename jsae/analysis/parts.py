@@ -2,13 +2,13 @@
 
 The feature is the one with the largest part AUROC on train; what is reported is test. Beside it stand the
 best of F random directions, chosen on train in the same way, and the priors of `localisation.priors`; as a
-ceiling a linear readout that was fitted to the masks (`localisation.probe`).
+ceiling the two directions that were fitted to the masks (`jsae.analysis.readouts`).
 """
 
 import numpy as np
 import pyarrow as pa
 
-from jsae.analysis import dictionaries, localisation, tables
+from jsae.analysis import dictionaries, localisation, readouts, tables
 
 FILE = "parts.parquet"
 FOUND_AUROC, FOUND_MARGIN = 0.85, 0.10  # a part is found: at least this, and this much above every null
@@ -30,6 +30,12 @@ SCHEMA = tables.schema(
         pa.float64(),
         "test part AUROC of the share of train images with the part in which it covers the cell: it knows "
         "the part's name and where aircraft stand",
+    ),
+    (
+        "mean_difference_auroc",
+        pa.float64(),
+        "test part AUROC along the difference of the means of the part's cells and of the other cells on the "
+        "aircraft of train: it knows the masks",
     ),
     (
         "probe_auroc",
@@ -67,6 +73,8 @@ def measure(sae, stores: dict, cells: dict, *, batch_size: int, seed: int, on_ba
         cells["train"], cells["test"], images["train"], images["test"], stores["test"].grid
     )
     best, best_null = best_of(seen), best_of(null)
+    read = {split: readouts.read(stores[split], cells[split], images[split]) for split in stores}
+    labelled = readouts.fit(read["train"])
     columns = {
         "part": list(seen["test"].parts),
         "n_images": seen["test"].n_images,
@@ -76,7 +84,7 @@ def measure(sae, stores: dict, cells: dict, *, batch_size: int, seed: int, on_ba
         "random_pointing": best_null["pointing"],
         "centre_auroc": prior["centre"],
         "position_auroc": prior["position"],
-        "probe_auroc": localisation.probe(stores, cells, images),
+        **{f"{kind}_auroc": readouts.auroc(row, read["test"]) for kind, row in labelled.items()},
     }
     columns["found"] = found(columns)
     return columns, localisation.table(seen["train"], seen["test"])

@@ -9,8 +9,10 @@ from jsae.report.reading import Study
 
 _MAX_FOREST = 40
 _KNOWN = (
-    *("part", "feature", "auroc", "pointing", "random_auroc", "centre_auroc", "found"),
-    *("with_delta_margin", "without_delta_margin", "difference", "control_difference", "specific"),
+    *("part", "feature", "auroc", "pointing", "random_auroc", "centre_auroc"),
+    *("mean_difference_auroc", "probe_auroc", "found"),
+    *("with_delta_margin", "without_delta_margin", "difference", "control_difference"),
+    *("mean_difference_difference", "probe_difference", "specific"),
 )
 _ORDERS = {
     "attribution": "by attribution, largest first",

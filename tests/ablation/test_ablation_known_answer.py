@@ -72,7 +72,7 @@ def columns():
     deltas = np.zeros((30, n_parts))
     deltas[:, 0] = np.where(LABELS == 2, -0.1, -1.0) + 0.01 * RNG.normal(size=30)
     deltas[:, 1] = 0.01 * RNG.normal(size=30)
-    effects = {"": deltas, "control_": 0 * deltas, "random_": -deltas}
+    effects = dict.fromkeys(known_answer.KINDS, 0 * deltas) | {"": deltas, "random_": -deltas}
     return known_answer.columns(found, effects, has, LABELS, n_bootstrap=200, seed=0), deltas
 
 

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from jsae.analysis import cells, dictionaries, localisation, parts
+from jsae.analysis import cells, dictionaries, localisation, parts, readouts
 from jsae.analysis.tables import documentation, make
 
 STRIDE, GRID = 4, (3, 4)
@@ -96,7 +96,8 @@ def test_the_channel_of_a_part_finds_it(measured):
     np.testing.assert_array_equal(columns["n_images"], [40, 20, 0, 40])
     assert np.isnan(columns["auroc"][2]) and not columns["found"][2]
     assert (columns["centre_auroc"][:2] < 0.85).all()
-    assert (columns["probe_auroc"][:2] == 1).all() and np.isnan(columns["probe_auroc"][2])
+    for kind in readouts.KINDS:
+        assert (columns[f"{kind}_auroc"][:2] == 1).all() and np.isnan(columns[f"{kind}_auroc"][2])
     rows = table.to_pylist()
     assert len(rows) == 6 * 4 and rows[4]["feature"] == 1 and rows[5]["part"] == "tail"
     assert rows[5]["auroc"] == 1 and rows[1]["auroc"] < 0.9 and rows[6]["auroc"] is None
