@@ -22,7 +22,7 @@ class Store:
 
 
 def made_up(seed):
-    """(store, part_cells) of 40 images: part 0 shifts three channels, part 1 a small one beside a large one."""
+    """(store, part_cells) of 40 images: part 0 shifts three channels, part 1 a small one by a large one."""
     rng = np.random.default_rng(seed)
     acts = rng.normal(size=(40, 3, 4, CHANNELS)) * np.array([10.0, 1, 1, 1, 0.1])
     on_aircraft = rng.random((40, 12)) < 0.7
