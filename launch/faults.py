@@ -15,6 +15,7 @@ Prints tables in markdown; exits with 1 if anything failed or differs.
 
 import argparse
 import collections
+import os
 import pathlib
 import random
 import shutil
@@ -160,6 +161,9 @@ def main() -> None:
     parser.add_argument("--config", help="with --every: the experiment (default: the tiny one of the faults)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what every run needs is compiled by the first
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str((args.folder / "compiled").resolve())
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     if args.latency:
         good = fault_timing.report_latencies(args.folder, args.latency, args.seed)
     elif args.every:
