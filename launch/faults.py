@@ -69,10 +69,11 @@ class Survivor:
     def strike(self, kind: str, after_s: float) -> None:
         """A signal at a moment that has nothing to do with what the run does."""
         number = signal.Signals[f"SIG{kind.upper()}"]
-        outcome = self._run(strike=("", after_s, number), whole=True)
+        outcome = self._run(strike=("", after_s, number), whole=True, fail="trace@installed")
         self.counts[kind, "any moment"] += 1
-        early = (-15, -2)  # before Python has run a line of ours
-        codes = (EXIT_CODES[kind], *early) if after_s < 1 else (EXIT_CODES[kind],)
+        codes = [EXIT_CODES[kind]]
+        if not outcome.says("failpoint installed"):  # Python had not run a line of ours
+            codes += [-15, -2]
         if outcome.struck_s is None:
             self._fail(f"{kind} after {after_s:.1f} s: missed, the run ended with {outcome.code}", outcome)
         elif outcome.code not in codes:
