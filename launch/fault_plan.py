@@ -7,6 +7,7 @@ places: each is visited by the run that goes on after the fault before.
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 import random
 import re
@@ -56,6 +57,7 @@ DAMAGE = (
     Fault("truncate", "sae", "save/64", f"sae/{_NEWEST}", _UNREADABLE),
     Fault("flip", "analysis", "begin/analysis", f"sae/{_NEWEST}", _UNREADABLE),
     Fault("flip", "ablation", "begin/ablation", "analysis/features.parquet", _DAMAGED),
+    Fault("flip", "ablation", "rename/passes/atlas.npz", "ablation/passes/feature_space.npz", _DAMAGED),
     Fault("truncate", "report", "begin/report", "ablation/feature_space.parquet", _DAMAGED),
 )
 
@@ -67,8 +69,23 @@ def draw(trace: list[str], n_a_stage: int, seed: int, kinds=BEFALL) -> list[Faul
         places = _places(visits)
         chosen = sorted(rng.sample(range(len(places)), min(n_a_stage, len(places))))
         shuffled = rng.sample([kinds[(number + i) % len(kinds)] for i in range(len(chosen))], len(chosen))
-        faults += [Fault(kind, stage, places[i]) for kind, i in zip(shuffled, chosen, strict=True)]
+        chosen = [places[i] for i in chosen]
+        kinds_there = _that_leave_the_next(visits, chosen, shuffled)
+        faults += [Fault(kind, stage, place) for kind, place in zip(kinds_there, chosen, strict=True)]
     return faults
+
+
+def _that_leave_the_next(visits: list[str], places: list[str], kinds: list[str]) -> list[str]:
+    """The kinds, with a kill for a signal after which the run comes to the next place before it stops."""
+    at = []
+    for place in places:
+        point, _, number = place.rpartition("#")
+        at.append([i for i, visit in enumerate(visits) if visit == point][int(number) - 1])
+    found = list(kinds)
+    for i, (here, following) in enumerate(itertools.pairwise(at)):
+        if kinds[i] in ("term", "int") and "poll" not in visits[here + 1 : following + 1]:
+            found[i] = "kill"
+    return found
 
 
 def _by_stage(trace: list[str]) -> dict[str, list[str]]:

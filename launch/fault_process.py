@@ -68,7 +68,14 @@ class Outcome:
 
 
 def run(
-    workdir, settings=TINY, *, fail: str = "", strike=None, whole: bool = False, environment=None
+    workdir,
+    settings=TINY,
+    *,
+    fail: str = "",
+    strike=None,
+    whole: bool = False,
+    environment=None,
+    module: str = MODULE,
 ) -> Outcome:
     """Run launch.pipeline to its end.
 
@@ -80,6 +87,7 @@ def run(
         signal is sent to the run.
       whole: start Python anew instead of a fork of one that has imported the libraries.
       environment: instead of this process's own.
+      module: another script of launch.
     """
     environment = dict(os.environ if environment is None else environment)
     environment.pop(failpoints.VARIABLE, None)
@@ -87,7 +95,7 @@ def run(
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(":")
     start = _start_whole if whole else _start_forked
     began_s = time.monotonic()
-    pid, stderr, wait = start([f"--workdir={workdir}", *settings], environment)
+    pid, stderr, wait = start(module, [f"--workdir={workdir}", *settings], environment)
     said: queue.Queue = queue.Queue()
     threading.Thread(target=_read, args=(stderr, said), daemon=True).start()
     text, delay_s, number = strike or (None, 0.0, 0)
@@ -119,9 +127,9 @@ def run(
     return Outcome(code, lines, times_s, ended_s - began_s, None if struck_s is None else struck_s - began_s)
 
 
-def _start_whole(argv: list[str], environment: dict):
+def _start_whole(module: str, argv: list[str], environment: dict):
     process = subprocess.Popen(
-        [sys.executable, "-m", MODULE, *argv],
+        [sys.executable, "-m", module, *argv],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -133,12 +141,12 @@ def _start_whole(argv: list[str], environment: dict):
     return process.pid, process.stderr, process.wait
 
 
-def _start_forked(argv: list[str], environment: dict):
+def _start_forked(module: str, argv: list[str], environment: dict):
     server, folder = _server()
     fifo = folder / "stderr"
     fifo.unlink(missing_ok=True)
     os.mkfifo(fifo)
-    request = {"module": MODULE, "argv": argv, "env": environment, "stderr": str(fifo)}
+    request = {"module": module, "argv": argv, "env": environment, "stderr": str(fifo)}
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
     pid = int(server.stdout.readline())

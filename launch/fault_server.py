@@ -1,9 +1,9 @@
 """Starts runs of the pipeline without paying for the imports of other people's libraries each time.
 
 It has imported them, and nothing of jsae; each request forks a process that becomes one run, with its own
-environment, arguments and signal handlers, and ends as any Python program does. Requests and answers are
-lines (what jax reads from the environment when it is imported is the server's own). They are JSON on stdin
-and stdout: {"module", "argv", "env", "stderr": path} -> pid, then the exit status.
+environment, arguments and signal handlers, and ends as any Python program does. What jax reads from the
+environment when it is imported is the server's own, but for the number of CPU devices. Requests and answers
+are lines of JSON on stdin and stdout: {"module", "argv", "env", "stderr": path} -> pid, then the exit status.
 """
 
 import importlib
@@ -35,6 +35,8 @@ def become(request: dict) -> None:
     """Run the module as if this process had been started with it."""
     os.environ.clear()
     os.environ.update(request["env"])
+    jax = sys.modules["jax"]
+    jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", -1)))
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)

@@ -1,16 +1,10 @@
-"""Both training stages are killed by another process in mid-loop and started again; nothing may differ.
+"""Both training stages are killed in mid-loop and started again; nothing may differ.
 
 The disturbed run is killed twice, once in each training stage, at a step that is no multiple of the save
 interval, and compared bit for bit with a run that was left alone.
 """
 
 import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -18,42 +12,49 @@ import pytest
 
 from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints
+from launch import fault_process
 
-ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = [
     "--config=configs/demo.py:small",
-    "--config.data.n_train=320",
-    "--config.data.n_val=64",
-    "--config.data.n_test=64",
-    "--config.classifier.dims=(8,16,32,64)",
+    "--config.data.image_size=48",
+    "--config.data.n_train=192",
+    "--config.data.n_val=32",
+    "--config.data.n_test=32",
+    "--config.classifier.dims=(8,8,16,32)",
     "--config.classifier.n_epochs=6",
     "--config.classifier.warmup_epochs=1",
     "--config.classifier.batch_size=32",
     "--config.classifier.log_every_steps=1",
-    "--config.classifier.eval_every_steps=25",
+    "--config.classifier.eval_every_steps=15",
     "--config.classifier.save_every_steps=7",
-    "--config.sae.n_features=256",
+    "--config.sae.n_features=128",
     "--config.sae.n_epochs=40",
-    "--config.sae.batch_size=1024",
+    "--config.sae.batch_size=256",
     "--config.sae.steps_per_dispatch=4",
     "--config.sae.log_every_steps=4",
     "--config.sae.save_every_steps=60",
-    "--config.sae.eval_every_steps=200",
+    "--config.sae.eval_every_steps=100",
 ]
-PROGRAM = "from launch import start; start.run_stages(['classifier', 'activations', 'sae'])"
-KILL_AT = {"classifier": 38, "sae": 130}  # rows from these steps on appear in metrics.jsonl before the kill
-SAVE_EVERY = {"classifier": 7, "sae": 60}
+SCRIPTS = {
+    "classifier": "launch.train_classifier",
+    "activations": "launch.extract",
+    "sae": "launch.train_sae",
+}
+KILL_AT = {"classifier": 25, "sae": 40}  # the dispatch behind which it is killed
+SAVED = {"classifier": 21, "sae": 120}  # the last step that is saved by then
 
 
-def start(workdir, environment, *more):
-    command = [sys.executable, "-c", PROGRAM, f"--workdir={workdir}", *SETTINGS, *more]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def start(clean_environment):
+    """start(workdir, stage, *settings, fail=): an Outcome of one stage's script."""
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 
+    def start(workdir, stage, *settings, fail=""):
+        settings = [*SETTINGS, *settings]
+        module, environment = SCRIPTS[stage], clean_environment | quick
+        return fault_process.run(workdir, settings, environment=environment, module=module, fail=fail)
 
-def finish(workdir, environment):
-    process = start(workdir, environment)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-4000:]
+    return start
 
 
 def rows(path):
@@ -68,25 +69,16 @@ def rows(path):
     return found
 
 
-def kill_in_loop(folder, environment):
-    """Start the run and SIGKILL it once the loop of this stage has written the row of KILL_AT."""
-    process = start(folder.parent, environment)
-    deadline = time.monotonic() + 240
-    try:
-        while time.monotonic() < deadline and process.poll() is None:
-            seen = [row["step"] for row in rows(folder / "metrics.jsonl")]
-            if seen and seen[-1] >= KILL_AT[folder.name]:
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the stage ended before it could be killed"
+def kill_in_loop(start, folder):
+    """Start the stage and SIGKILL it some steps behind a save."""
+    stage = folder.name
+    done = start(folder.parent, stage, fail=f"kill@progress/{stage}#{KILL_AT[stage]}")
+    assert done.code == -9, done.lines[-5:]
+    steps = [int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
     last = rows(folder / "metrics.jsonl")[-1]["step"]
-    steps = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
-    assert steps and 0 < max(steps) < last, f"killed at step {last} with checkpoints {sorted(steps)}"
-    assert last % SAVE_EVERY[folder.name], "killed at a step that was being saved"
+    assert steps and max(steps) <= SAVED[stage] < last, (
+        f"killed at step {last} with checkpoints {sorted(steps)}"
+    )
 
 
 def final_arrays(folder):
@@ -104,12 +96,14 @@ def final_arrays(folder):
 
 
 @pytest.fixture(scope="module")
-def both(clean_environment, tmp_path_factory):
+def both(start, tmp_path_factory):
     calm, disturbed = tmp_path_factory.mktemp("calm"), tmp_path_factory.mktemp("disturbed")
-    finish(calm, clean_environment)
-    kill_in_loop(disturbed / "classifier", clean_environment)
-    kill_in_loop(disturbed / "sae", clean_environment)
-    finish(disturbed, clean_environment)
+    for workdir in (calm, disturbed):
+        for stage in SCRIPTS:
+            if workdir == disturbed and stage in KILL_AT:
+                kill_in_loop(start, workdir / stage)
+            done = start(workdir, stage)
+            assert done.code == 0, done.lines[-9:]
     return calm, disturbed
 
 
@@ -145,10 +139,8 @@ def test_results_are_identical(both):
         assert without_times[0] == without_times[1]
 
 
-def test_another_config_is_refused_by_name_before_anything_is_done(both, clean_environment):
-    process = start(both[0], clean_environment, "--config.sae.k=9")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "up to date" not in err
+def test_another_config_is_refused_by_name_before_anything_is_done(both, start):
+    done = start(both[0], "sae", "--config.sae.k=9")
+    assert done.code == 1 and not done.says("up to date")
     assert json.loads((both[0] / "config.json").read_text())["sae"]["k"] == 16
-    assert "config.sae.k: 16 there, 9 now" in err and "--restart=sae" in err
+    assert done.says("config.sae.k: 16 there, 9 now") and done.says("--restart=sae"), done.lines

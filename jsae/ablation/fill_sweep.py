@@ -6,6 +6,7 @@ matched control patch; effects are on the margin of the feature's top class.
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,14 @@ def settings(kinds, sigmas_px, sizes_cells) -> list[dict]:
 
 
 def measure(
-    points: list[dict], *arguments, stride_px: int, n_active: dict, n_bootstrap: int, seed: int, **others
+    points: list[dict],
+    *arguments,
+    stride_px: int,
+    n_active: dict,
+    n_bootstrap: int,
+    seed: int,
+    keep: Callable = lambda name, make: make,
+    **others,
 ):
     """Columns of SCHEMA, one row a (feature, setting).
 
@@ -60,10 +68,14 @@ def measure(
       arguments, stride_px, others: of `input_space.measure`.
       n_active: feature -> test images on which it fires.
       n_bootstrap, seed: of the intervals.
+      keep: (name, make) -> what is called in place of `make`, which finds the effects of one setting.
     """
     rows = []
     for point in points:
-        effects = input_space.measure(*arguments, stride_px=stride_px, seed=seed, **point, **others)
+        name = "fill-{fill}-{sigma_px}-{size_cells}".format(**point)
+        effects = keep(name, input_space.measure)(
+            *arguments, stride_px=stride_px, seed=seed, **point, **others
+        )
         for feature in np.unique(effects.features):
             row = {
                 "feature": int(feature),

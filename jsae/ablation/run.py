@@ -15,8 +15,10 @@ import numpy as np
 from jsae import classifier, sae
 from jsae.ablation import (
     agreement,
+    atlas_survey,
     choice,
     controls,
+    cumulative,
     feature_space,
     fill_sweep,
     input_space,
@@ -32,7 +34,12 @@ from jsae.analysis import cells
 from jsae.data import augment, cache
 from jsae.runtime import artifacts, logs, passes, preemption, stages
 
-KEPT = (feature_space.FeatureEffects, input_space.InputEffects)  # what the passes return
+KEPT = (  # what the passes return
+    feature_space.FeatureEffects,
+    input_space.InputEffects,
+    atlas_survey.AtlasEffects,
+    cumulative.Curves,
+)
 
 
 def run(config, workdir) -> None:
@@ -154,12 +161,13 @@ def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:
         "n_pairs": {"feature_space": len(inside.features), "input_space": len(outside.features)},
     }
     written = {name: tables.table(*parts) for name, parts in of_tables.items()}
-    results["atlas"], more = stage_tables.every_feature(config, params, model, test, table["top_class"])
+    of_atlas = params, model, test, table["top_class"]
+    results["atlas"], more = stage_tables.every_feature(config, keep, *of_atlas)
     results["known_answer"], known = stage_tables.known_parts(
-        config, where, from_acts, model, stores, splits, stride_px, root
+        config, keep, where, from_acts, model, stores, splits, stride_px, root
     )
     kept = fill_sweep.first_of_each(inside.features[pairs], features[: c.n_sweep_features], c.n_sweep_images)
-    swept = stage_tables.fills(config, *blurring(pairs[kept]), n_active)
+    swept = stage_tables.fills(config, keep, *blurring(pairs[kept]), n_active)
     return results, written | more | known | swept
 
 

@@ -1,4 +1,8 @@
-"""The stage's tables beyond the chosen features: every feature, the known parts, and the sweep over fills."""
+"""The stage's tables beyond the chosen features: every feature, the known parts, and the sweep over fills.
+
+`keep` (`jsae.runtime.passes`) keeps each pass: an interrupted stage repeats neither the atlas, nor a kind of
+the known parts, nor a setting of the sweep that was finished.
+"""
 
 import jax
 import numpy as np
@@ -19,7 +23,9 @@ from jsae.classifier import convnext
 from jsae.runtime import artifacts, logs, preemption
 
 
-def known_parts(config, where, from_acts, model, stores, splits, stride_px, root) -> tuple[dict | None, dict]:
+def known_parts(
+    config, keep, where, from_acts, model, stores, splits, stride_px, root
+) -> tuple[dict | None, dict]:
     """(results, table name -> pa.Table) of removing what finds a part; (None, {}) without masks of parts.
 
     stores and splits are those of "train" and "test"; the train split gives the directions with labels.
@@ -44,7 +50,8 @@ def known_parts(config, where, from_acts, model, stores, splits, stride_px, root
     effects = {}
     with logs.progress(len(removed) * test.n_images, label="ablation: known parts", unit="image") as bar:
         for kind, dictionary, features, control in removed:
-            effects[kind] = known_answer.margin_effects(
+            name = f"known_parts-{kind.rstrip('_') or 'feature'}"
+            effects[kind] = keep(name, known_answer.margin_effects)(
                 from_acts,
                 dictionary,
                 test.batches(c.batch_size),
@@ -61,12 +68,12 @@ def known_parts(config, where, from_acts, model, stores, splits, stride_px, root
     return known_answer.headline(columns), {"known_answer": make(columns, known_answer.SCHEMA)}
 
 
-def every_feature(config, params, model, test, top_classes) -> tuple[dict, dict]:
+def every_feature(config, keep, params, model, test, top_classes) -> tuple[dict, dict]:
     """(results, table name -> pa.Table) of every feature, in closed form at the final site."""
     c, log = config.ablation, logs.get_logger()
     tops = np.array([-1 if top is None else top for top in top_classes], np.int32)
     measure = _by_closed_form if test.site == convnext.FINAL_SITE else _by_forward_pass
-    seen = measure(config, params, model, test, tops)
+    seen = keep("atlas", measure)(config, params, model, test, tops)
     results = atlas_survey.headline(seen) | {
         "attribution": atlas_tables.attribution_agreement(seen, c.n_bootstrap, config.seed)
     }
@@ -128,10 +135,11 @@ def _by_forward_pass(config, params, model, test, tops):
         )
 
 
-def fills(config, measured: tuple, of_pairs: dict, n_active: dict) -> dict:
+def fills(config, keep, measured: tuple, of_pairs: dict, n_active: dict) -> dict:
     """Table name -> pa.Table of the sweep; {} if nothing is swept over.
 
     Args:
+      keep: keeps what each setting has found.
       measured, of_pairs: arguments of `input_space.measure`, less the fill.
       n_active: feature -> test images on which it fires.
     """
@@ -146,6 +154,7 @@ def fills(config, measured: tuple, of_pairs: dict, n_active: dict) -> dict:
             points,
             *measured,
             **of_pairs,
+            keep=keep,
             n_active=n_active,
             n_bootstrap=c.n_bootstrap,
             seed=config.seed,

@@ -17,7 +17,7 @@ import pyarrow as pa
 from etils import epath
 
 from jsae import classifier, sae
-from jsae.ablation import splice, tables
+from jsae.ablation import splice, stage_tables, tables
 from jsae.ablation.forward import LogitsFromActs
 from jsae.activations import ActivationStore
 from jsae.runtime import artifacts, logs, preemption, stages
@@ -128,7 +128,7 @@ def _spliced(config, workdir, folder) -> dict:
                 store.batches(config.ablation.batch_size),
                 labels=store.labels,
                 mean=store.mean,
-                on_batch=bar.update,
+                on_batch=lambda n: stage_tables.step(bar, n),
             )
         artifacts.write_json(path, found)
     return artifacts.read_json(path)

@@ -172,6 +172,7 @@ def measure(folder, sizes, dtype: str) -> dict:
                 image = int(np.argwhere(~np.isfinite(acts))[0][0])
                 raise ValueError(f"{path}: activations of image {image} of this shard are not finite")
             yield acts.reshape(-1, acts.shape[-1])
+            preemption.check()
 
     count, total = 0, 0.0
     for vectors in shards():

@@ -11,7 +11,7 @@ from jsae import sae as saes
 from jsae.activations import ActivationStore
 from jsae.analysis import features, images, nearest, tables, top_patches
 from jsae.analysis.survey import Survey, survey
-from jsae.runtime import artifacts, logs, passes, stages
+from jsae.runtime import artifacts, logs, passes, preemption, stages
 from jsae.runtime import mesh as meshes
 
 MIN_TOP = 16
@@ -108,13 +108,18 @@ def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, 
             test_store, sae, n_top=n_top, keep_pooled=True, on_batch=progress.update, **settings
         )
     with logs.progress(n_features, label="analysis: nulls", unit="feature") as progress:
+
+        def step(n: int) -> None:
+            progress.update(n)
+            preemption.check()
+
         columns = features.describe(
             train,
             test,
             test_store.labels,
             n_permutations=n_permutations,
             seed=seed,
-            on_block=progress.update,
+            on_block=step,
         )
     results = features.headline(columns) | {"n_images": n_test, "n_vectors": test.n_vectors, "n_top": n_top}
     log.info(

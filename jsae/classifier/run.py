@@ -11,6 +11,7 @@ from jsae.data import cache, order, pipeline
 from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, profiling, stages
 
 BEST = "val/mean_per_class_accuracy"
+METRICS_FILE = "metrics.jsonl"
 
 
 def run(config, workdir) -> None:
@@ -75,8 +76,9 @@ def run(config, workdir) -> None:
     restored = saved.restore(abstract)
     start, state = restored if restored else (0, make_state(weights, calibration))
     del weights
-    rows = logs.MetricsLog(stage.folder / "metrics.jsonl")
+    rows = logs.MetricsLog(stage.folder / METRICS_FILE)
     rows.rewind(start)
+    mesh.wait_for_all("classifier: rows beyond the restored step are gone")
     if start:
         log.info("classifier: restored step %d of %d", start, n_steps)
     else:
@@ -92,9 +94,30 @@ def run(config, workdir) -> None:
     )
     predict = evaluate.make_predict(device_mesh)
 
-    def logits_of(name, stop=lambda: None):
+    def logits_of(name):
+        """Raises Preempted between two batches if the run was asked to stop."""
         params = convnext.Params(state["ema"], arch)
-        return evaluate.predict_split(predict, params, splits[name], device_mesh, c.batch_size, stop)
+        return evaluate.predict_split(
+            predict, params, splits[name], device_mesh, c.batch_size, preemption.check
+        )
+
+    def is_scored(step) -> bool:
+        """Whether val is looked at after this step."""
+        return step % c.eval_every_steps == 0 or step == n_steps
+
+    def save_and_stop(step):
+        saved.save(step, state)
+        saved.close()
+        raise preemption.Preempted
+
+    def score_and_save(step):
+        try:
+            scores = evaluate.score(logits_of("val"), splits["val"].labels)
+        except preemption.Preempted:
+            save_and_stop(step)  # without a score, which the next start makes up for
+        saved.save(step, state, {BEST: scores["mean_per_class_accuracy"]})
+        rows.write(step, {f"val/{key}": value for key, value in scores.items()})
+        log.info("classifier: step %d, val accuracy %.3f", step, scores["accuracy"])
 
     n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
     log.info(
@@ -107,6 +130,8 @@ def run(config, workdir) -> None:
         start_step=start,
         process=mesh.process_slice(device_mesh),
     )
+    if start and is_scored(start) and not _has_score(stage.folder / METRICS_FILE, start):
+        score_and_save(start)
     pending, since = None, (time.monotonic(), start)  # metrics are read one step late: the device never waits
     with logs.progress(n_steps, start=start, label="classifier") as progress:
         for step in range(start + 1, n_steps + 1):
@@ -122,26 +147,20 @@ def run(config, workdir) -> None:
                 pending = step, values | {"images_per_s": rate}
             progress.update(1)
             stopping = preemption.requested()
-            if step % c.eval_every_steps == 0 or step == n_steps:
-                if pending is not None:
-                    _write(rows, *pending)
-                    pending = None
-                scores = evaluate.score(logits_of("val"), splits["val"].labels)
-                rows.write(step, {f"val/{key}": value for key, value in scores.items()})
-                log.info("classifier: step %d, val accuracy %.3f", step, scores["accuracy"])
-                saved.save(step, state, {BEST: scores["mean_per_class_accuracy"]})
-                since = (time.monotonic(), step)
-            elif step % c.save_every_steps == 0 or stopping:
-                if pending is not None:
-                    _write(rows, *pending)
-                    pending = None
-                saved.save(step, state)
+            saving = stopping or is_scored(step) or step % c.save_every_steps == 0
+            if pending is not None and saving:  # rows up to a checkpoint are on disk before it is
+                _write(rows, *pending)
+                pending = None
             if stopping:
-                saved.close()
-                preemption.check()
+                save_and_stop(step)
+            if is_scored(step):
+                score_and_save(step)
+                since = (time.monotonic(), step)
+            elif saving:
+                saved.save(step, state)
     profiling.end("classifier")
     saved.wait()
-    logits = logits_of("test", preemption.check)
+    logits = logits_of("test")
     saved.close()
     test = evaluate.score(logits, splits["test"].labels)
     for name, table in evaluate.tables(logits, splits["test"].labels, splits["test"].class_names).items():
@@ -179,6 +198,12 @@ def _network(c, n_classes: int, seed: int):
 def _calibration_images(split, seed: int) -> np.ndarray:
     """The first 256 images of the training order, uint8 [256, S, S, 3]; every process has the same."""
     return split.images[order.batch_indices(seed, 0, len(split.labels), 256)]
+
+
+def _has_score(path, step: int) -> bool:
+    """Whether a metrics.jsonl has the row of val at `step`: a run told to stop there saves without it."""
+    rows = logs.read_metrics(path) if path.exists() else []
+    return any(row["step"] == step and "val/accuracy" in row for row in rows)
 
 
 def _write(rows, step, values):

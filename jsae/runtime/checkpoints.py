@@ -144,12 +144,15 @@ class Checkpoints:
         return self._manager.restore(step, args=args)
 
     def save(self, step: int, state, metrics: dict | None = None) -> None:
-        """Save in the background; does nothing if `step` is saved already.
+        """Save in the background; does nothing if `step` is saved already, with metrics if some are given.
 
         What is written is a copy: the next step may be given the state's own memory meanwhile.
         """
         if step in self._manager.all_steps():
-            return
+            self.wait()  # it may be on its way
+            if metrics is None or self._manager.metrics(step) is not None:
+                return
+            self._manager.delete(step)
         copy = jax.tree.map(jnp.copy, _flat(state))
         copy[_DIGESTS] = digests.of_tree(copy)
         with self._writing():

@@ -226,3 +226,33 @@ def test_a_stop_leaves_the_stage_unfinished(make_workdir, monkeypatch):
         stage.run(config, workdir)
     assert stages.read_manifest(config, workdir, "ablation")["status"] == "started"
     assert not (workdir / "ablation" / "feature_space.parquet").exists()
+
+
+def test_a_stopped_stage_repeats_no_pass_that_was_finished(make_workdir, monkeypatch):
+    config = make_config()
+    workdir = make_workdir(config)
+    folder = workdir / "ablation"
+    first_fill = folder / "passes" / "fill-blur-2.0-1.npz"
+    monkeypatch.setattr(preemption, "requested", first_fill.exists)  # stops in the second setting
+    with pytest.raises(preemption.Preempted):
+        stage.run(config, workdir)
+    monkeypatch.setattr(preemption, "requested", lambda: False)
+    swept, measure = [], stage.input_space.measure
+    with monkeypatch.context() as patched:
+        for module, name in (
+            (stage.splice, "measure"),
+            (stage.feature_space, "measure"),
+            (stage.stage_tables, "_by_closed_form"),
+        ):
+            patched.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} was repeated"))
+        patched.setattr(
+            stage.input_space, "measure", lambda *a, **k: swept.append(k["fill"]) or measure(*a, **k)
+        )
+        stage.run(config, workdir)
+    assert swept == ["shuffle"] and not (folder / "passes").exists()
+    resumed = {path.name: artifacts.read_table(path) for path in folder.glob("*.parquet")}
+    assert {"atlas.parquet", "cumulative.parquet", "sigma_sweep.parquet"} <= resumed.keys()
+    folder.rename(workdir / "stopped")
+    stage.run(config, workdir)
+    for name, table in resumed.items():
+        assert table.equals(artifacts.read_table(folder / name)), name

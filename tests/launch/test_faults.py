@@ -20,8 +20,12 @@ def attacked(clean_environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     command = [sys.executable, "-m", "launch.faults", f"--folder={folder}"]
     command += ["--a_stage=1", "--damages=0", "--moments=0"]
+    compiled = {  # compiling is most of the time
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    }
     done = subprocess.run(
-        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=900
+        command, env=clean_environment | compiled, cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return folder, done.stdout
@@ -88,8 +92,15 @@ def test_a_plan_names_places_that_a_resumed_run_comes_to():
     assert order == sorted(order) and drawn == fault_plan.draw(TRACE, 4, seed=0)
 
 
+def test_no_signal_before_a_place_that_the_stopping_run_comes_to():
+    visits = ["begin/sae", "poll", "save/8", "poll", "write/sae/a", "write/sae/b", "finish/sae"]
+    places = ["begin/sae#1", "save/8#1", "write/sae/a#1", "write/sae/b#1", "finish/sae#1"]
+    kinds = fault_plan._that_leave_the_next(visits, places, ["term", "int", "int", "full", "term"])
+    assert kinds == ["term", "int", "kill", "full", "term"]
+
+
 def test_a_missed_window_is_a_failure(monkeypatch, tmp_path):
-    ended = faults.fault_process.Outcome(0, ["results: w"], [0.1], 0.2, None)
+    ended = faults.fault_process.Outcome(0, ["failpoint installed: trace"], [0.1], 0.2, None)
     monkeypatch.setattr(faults.fault_process, "run", lambda *_, **__: ended)
     survivor = faults.Survivor(tmp_path / "w")
     survivor.befall(fault_plan.Fault("kill", "sae", "save/8#1"))

@@ -1,0 +1,88 @@
+"""Told to stop while it looks at val, the stage stops between two batches; the next start scores val."""
+
+import jax
+import numpy as np
+import pytest
+
+import jsae.classifier.run as stage
+from configs import demo
+from jsae.data import cache
+from jsae.runtime import checkpoints, logs, mesh, preemption, stages
+from launch import compare_runs
+
+N_VAL, BATCH, EVAL_EVERY, N_STEPS = 64, 16, 3, 6
+
+
+def make_config():
+    config = demo.get_config("small")
+    config.classifier.update(
+        {
+            **{"dims": (4, 4, 4, 8), "batch_size": BATCH, "n_epochs": 2, "warmup_epochs": 0},
+            **{"log_every_steps": 1, "eval_every_steps": EVAL_EVERY, "save_every_steps": 2},
+            **{"depths": (0, 0, 0, 1), "calibrate_norms": False},
+        }
+    )
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def splits():
+    rng = np.random.default_rng(0)
+    made = {}
+    for name, n in (("train", 48), ("val", N_VAL), ("test", 16)):
+        images = rng.integers(0, 256, (n, 16, 16, 3), np.uint8)
+        ids = tuple(f"{name} {i}" for i in range(n))
+        made[name] = cache.Split(name, images, np.arange(n, dtype=np.int32) % 4, ids, ("a", "b", "c", "d"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "load_splits", lambda **data: made)
+        one_device = mesh.make_mesh(devices=jax.devices()[:1])  # compiles faster than eight
+        patch.setattr(mesh, "make_mesh", lambda *_: one_device)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("calm")
+    stage.run(make_config(), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("at_step", [EVAL_EVERY, N_STEPS])
+def test_a_stop_while_val_is_looked_at(calm, tmp_path, monkeypatch, at_step):
+    config, looked_at, stop = make_config(), [], []
+    make_predict = stage.evaluate.make_predict
+
+    def counting(device_mesh):
+        predict = make_predict(device_mesh)
+
+        def counted(params, images):
+            looked_at.append(len(images))
+            if len(looked_at) == 2 + (at_step == N_STEPS) * N_VAL // BATCH:  # the second batch of four
+                stop.append(True)
+            return predict(params, images)
+
+        return counted
+
+    monkeypatch.setattr(preemption, "requested", lambda: bool(stop))
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.evaluate, "make_predict", counting)
+        with pytest.raises(preemption.Preempted):
+            stage.run(config, tmp_path)
+    assert len(looked_at) == 2 + (at_step == N_STEPS) * N_VAL // BATCH, "no batch after the signal"
+    folder = tmp_path / "classifier"
+    saved = checkpoints.Checkpoints(folder / "checkpoints", best=stage.BEST)
+    assert saved.latest_step() == at_step, "the work up to the signal is on disk"
+    saved.close()
+    rows = logs.read_metrics(folder / "metrics.jsonl")
+    assert rows[-1]["step"] == at_step and not stage._has_score(folder / "metrics.jsonl", at_step)
+
+    stop.clear()
+    stage.run(config, tmp_path)
+    assert stages.read_manifest(config, tmp_path, "classifier")["status"] == "complete"
+    assert compare_runs.compare(calm / "classifier", folder) == []
+    best = []
+    for workdir in (calm, tmp_path):
+        saved = checkpoints.Checkpoints(workdir / "classifier" / "checkpoints", best=stage.BEST)
+        best.append(saved.best_step())
+        saved.close()
+    assert best[0] == best[1] is not None
