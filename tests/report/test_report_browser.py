@@ -6,7 +6,8 @@ Needs chromium on PATH, and playwright and axe-playwright-python of the test ext
 import re
 import shutil
 
-import fake_study
+import fake_analysis
+import fake_world
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (jsae[test])")
@@ -14,7 +15,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 VIEWS = ("index.html", "features.html", "features.html#feature-1+2", "features/feature-1.html", "images.html")
-FEATURES = fake_study.features_table().to_pylist()
+FEATURES = fake_analysis.features_table().to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_an_image_shows_the_map_of_the_feature_that_is_asked_for(open_page):
     assert button.get_attribute("aria-pressed") == "true"
     x, y = (int(n) for n in button.get_attribute("data-cell").split(","))
     cell, picture = article.locator(".cell").bounding_box(), article.locator("img").bounding_box()
-    height, width = fake_study.GRID
+    height, width = fake_world.GRID
     assert cell["x"] == pytest.approx(picture["x"] + x * picture["width"] / width, abs=1)  # whole pixels
     assert cell["y"] == pytest.approx(picture["y"] + y * picture["height"] / height, abs=1)
 
@@ -229,7 +230,7 @@ def test_deep_links_lead_to_one_feature_or_two_side_by_side(open_page):
 def test_a_class_name_with_markup_is_only_text(open_page):
     page = open_page("features.html")  # a dialog of the name's script would be heard
     page.get_by_label("Search").fill("<script>")
-    assert set(column(page, "top class")) == {fake_study.MARKUP}
+    assert set(column(page, "top class")) == {fake_world.MARKUP}
     assert page.locator("main script").count() == 0
 
 

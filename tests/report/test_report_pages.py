@@ -5,7 +5,10 @@ import html
 import html.parser
 import re
 
+import fake_ablation
+import fake_analysis
 import fake_study
+import fake_world
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -56,7 +59,7 @@ def test_class_names_with_markup_are_text_everywhere(report):
         assert {attrs["src"].split("/")[-1] for attrs in page.all("script")} <= {"report.js", "features.js"}
         assert "<script>alert" not in path.read_text("utf-8")
         assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-        seen += fake_study.MARKUP in page.text
+        seen += fake_world.MARKUP in page.text
     assert seen > 5
 
 
@@ -97,9 +100,9 @@ def test_pages_are_accessible_in_the_plain_ways(report):
 
 
 def test_numbers_of_a_feature_page_are_those_of_the_tables(report):
-    feature_space = fake_study.feature_space_table().to_pylist()
-    input_space = fake_study.input_space_table().to_pylist()
-    row = fake_study.features_table().to_pylist()[1]
+    feature_space = fake_ablation.feature_space_table().to_pylist()
+    input_space = fake_ablation.input_space_table().to_pylist()
+    row = fake_analysis.features_table().to_pylist()[1]
     text = Parsed(report / "features" / "feature-1.html").text
     names = ("purity16", "selectivity", "selectivity_null", "selectivity_excess", "selectivity_z", "density")
     names += ("label_entropy", "label_entropy_null", "auroc", "auroc_p", "auroc_q", "max", "mean_active")
@@ -127,7 +130,7 @@ def test_the_index_shows_headline_numbers_with_their_intervals(report):
     assert "ends up 1.23 lower on average than when a direction of equal norm" in text
     assert "0.830 [0.610, 0.930]" in text
     assert "By family: accuracy 0.912, mean per class 0.903." in text
-    selective = fake_study.features_table()["class_selective"].to_pylist()
+    selective = fake_analysis.features_table()["class_selective"].to_pylist()
     assert f"Mean over {sum(selective[:10])} such features." in text  # the ten that are ablated
     assert "The interval excludes zero." in text
     assert "drawn by a program, not photographed" in text
@@ -212,13 +215,13 @@ def images_of(rows):
 
 def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined_and_their_map(report):
     page = Parsed(report / "features" / "feature-2.html")
-    rows = [row for row in fake_study.patches_table().to_pylist() if row["feature"] == 2]
+    rows = [row for row in fake_analysis.patches_table().to_pylist() if row["feature"] == 2]
     outlines = [tag["style"] for tag in page.all("i")]
     assert outlines == [f"--x:{row['x']};--y:{row['y']}" for row in rows]
     assert [img["src"] for img in page.all("img")] == [f"../images/{row['image']}.jpg" for row in rows]
     maps = [base64.b64decode(tag["data-map"]) for tag in page.all("canvas")]
-    expected = [fake_study.SAE.encode(fake_study.read_acts(i, i + 1))[0, ..., 2] for i in images_of(rows)]
-    assert maps == [survey.to_bytes(values, fake_study.LARGEST) for values in expected]
+    expected = [fake_world.SAE.encode(fake_world.read_acts(i, i + 1))[0, ..., 2] for i in images_of(rows)]
+    assert maps == [survey.to_bytes(values, fake_world.LARGEST) for values in expected]
     (gallery,) = (tag for tag in page.all("div") if tag.get("class") == "gallery")
     assert (gallery["data-grid"], gallery["style"]) == ("3,3", "--h:3;--w:3")
 
