@@ -105,10 +105,16 @@ def facts(**changes) -> dict:
     } | changes
 
 
+def read_made_up(workdir, n_pages=12, **changes):
+    """The study of a made-up workdir, without a survey."""
+    summary = summarise(CONFIG, workdir)
+    return read_study(CONFIG, workdir, summary, n_pages=n_pages, facts=facts(**changes))
+
+
 def make_report(workdir, out, **changes) -> int:
     """Build the report of a made-up workdir into the folder `out`; the number of feature pages."""
     out = epath.Path(out)
-    study = read_study(CONFIG, workdir, summarise(CONFIG, workdir), n_pages=12, facts=facts(**changes))
+    study = read_made_up(workdir, **changes)
     with_images = changes.get("data_kind") != "arrays"
     if study.features:
         study = dataclasses.replace(study, survey=look(study, with_images), twin={1: (40, 0.875)})

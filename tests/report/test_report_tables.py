@@ -21,8 +21,6 @@ from jsae.report.feature_page import class_bars
 from jsae.report.features_page import ranks
 from jsae.report.fill_figures import fill_section
 from jsae.report.formatting import number
-from jsae.report.reading import read_study
-from jsae.report.summary import summarise
 
 
 def read_data(report):
@@ -109,11 +107,19 @@ def test_every_plot_of_the_overview_is_a_file_too(report):
         "density",
         "agreement",
         "cumulative-margin",
+        "sweep-fvu",
     } <= files
     assert set(re.findall(r'href="figures/([^"]+)\.svg"', page)) == files
     for name in files:
         text = (report / "figures" / f"{name}.svg").read_text()
-        assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "<style>" in text
+        assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+        style, drawn = text.split("</style>")
+        used = {one for names in re.findall(r'class="([^"]+)"', drawn) for one in names.split()}
+        assert used - {"dot", "bar", "d0"} <= set(re.findall(r"\.([a-z]\w*)", style)), (
+            name
+        )  # or it is drawn black
+        title = re.search("<title>(.*?)</title>", drawn).group(1)
+        assert f'font-weight="bold">{title}</text>' in drawn
 
 
 def test_a_table_of_any_columns_joins_numbers_with_their_intervals():
@@ -187,10 +193,7 @@ def test_a_card_stands_alone_and_escapes_names():
 
 def test_the_class_bars_stand_beside_what_shuffled_labels_give(made_up_study):
     """The range of the null against labels that are shuffled in fact."""
-    config = fake_study.CONFIG
-    study = read_study(
-        config, made_up_study, summarise(config, made_up_study), n_pages=3, facts=fake_study.facts()
-    )
+    study = fake_study.read_made_up(made_up_study, n_pages=3)
     study = dataclasses.replace(study, survey=fake_study.look(study))
     pooled = fake_world.SAE.encode(fake_world.read_acts(0, fake_world.N_IMAGES)).mean((1, 2))[:, 0]
     rng = np.random.default_rng(0)
@@ -211,7 +214,9 @@ def test_a_feature_gets_the_part_that_it_finds_best_on_train(report):
         assert data["part"][i] == best["part"]
         assert number(best["auroc"]) in [column["text"][i] for column in data["columns"]]
     page = (report / "features" / "feature-1.html").read_text()
-    assert "part auroc train" in page and "erf share" in page and number(0.15) in page
+    best = max((r for r in rows[3:6] if r["part"] != "aircraft"), key=lambda r: r["auroc_train"])
+    assert f">{best['part']}<" in page and f">train {number(best['auroc_train'])}<" in page
+    assert "erf share" in page and f">{number(0.15)}<" in page
     overview = (report / "index.html").read_text()
     assert "falls inside the cell" in overview and "30.0%" in overview  # the mean of 0.1, 0.15, ... 0.5
 
