@@ -104,7 +104,7 @@ def line_panel(
         parts.append(f'<polyline class="line {style}" points="{points}"/>')
         for k in kept if dots or len(kept) <= 6 else ():
             at = f'cx="{axes.x(one.xs[k]):.1f}" cy="{axes.y(one.ys[k]):.1f}"'
-            parts.append(f'<circle class="dot fill s{i % N_COLOURS}" {at} r="3"/>')
+            parts.append(f'<circle class="fill s{i % N_COLOURS}" {at} r="3"/>')
         x, y = legend[i]
         parts += [segment(f"line {style}", x, x + 18, y, y), label(x + 23, y + 4, one.name)]
     return svg(title, parts, above=above)
@@ -143,7 +143,7 @@ def scatter(
         parts.append(segment("grid", axes.x(low), axes.x(high), axes.y(low), axes.y(high)))
     for x, y, text, link in points:
         dot = (
-            f'<circle class="dot fill s0" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4">'
+            f'<circle class="fill s0" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4">'
             f"<title>{escape(text)}</title></circle>"
         )
         parts.append(f'<a href="{escape(link)}" aria-label="{escape(text)}">{dot}</a>' if link else dot)
@@ -193,5 +193,5 @@ def _bars(axes: Axes, edges, counts, style: str, inset: float) -> list[str]:
         if count:
             x, width = axes.x(edges[i]) + inset, axes.x(edges[i + 1]) - axes.x(edges[i]) - 2 * inset
             y = axes.y(int(count))
-            parts.append(box(f"bar {style}", x, y, max(width, 0.5), floor - y, number(int(count))))
+            parts.append(box(style, x, y, max(width, 0.5), floor - y, number(int(count))))
     return parts

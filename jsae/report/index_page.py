@@ -30,6 +30,7 @@ def index_data(study: Study) -> dict:
         "figures": drawn | more | still_more,
         "purity16_chance": purity_by_chance(study.facts["class_sizes"]),
         "costs": study.costs,
+        "made_by": next((row for row in reversed(study.costs) if row["versions"]), None),
         "doubts": doubts(study),
         "tables": list(csv_tables(study)),
         "pages": frozenset(study.chosen),

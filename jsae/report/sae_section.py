@@ -64,14 +64,12 @@ def counts(study: Study) -> dict | None:
     """How many features there are of each sort."""
     if not study.features:
         return None
-    total, pages = len(study.features["feature"]), len(study.chosen)
+    total = len(study.features["feature"])
     sums = {key: sum(map(bool, study.features[key])) for key in ("alive", "eligible", "class_selective")}
     return sums | {
         "total": total,
         "dead": total - sums["alive"],
         "ablated": len(study.ablated),
-        "pages": pages,
-        "rest": total - pages,
     }
 
 

@@ -80,7 +80,11 @@ def make_workdir(workdir, *, without=()) -> epath.Path:
             continue
         manifest = {"stage": name, "status": "complete", "digest": name, "upstream": None, "results": found}
         manifest |= {"seconds": 12.345 * (position + 1), "compile_seconds": 3.21, "config": {}}
-        manifest |= {"device": {"kind": "cpu", "count": 1}, "versions": {}, "git_revision": None}
+        manifest |= {
+            "device": {"kind": "cpu", "count": 1},
+            "versions": {"jax": "0.10.2"},
+            "git_revision": "0a1b2c",
+        }
         artifacts.write_json(workdir / name / "manifest.json", manifest)
     for stage, tables in _TABLES.items():
         for name, table in tables.items() if stage not in without else ():

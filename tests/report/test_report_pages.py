@@ -104,6 +104,7 @@ def test_the_index_shows_headline_numbers_with_their_intervals(report):
     assert "ends up 1.23 lower on average than when a direction of equal norm" in text
     assert "0.830 [0.610, 0.930]" in text
     assert "By family: accuracy 0.912, mean per class 0.903." in text
+    assert "as the stage ablation noted them: jax 0.10.2; git revision 0a1b2c." in text
     selective = fake_analysis.features_table()["class_selective"].to_pylist()
     assert f"Mean over {sum(selective[:10])} such features." in text  # the ten that are ablated
     assert "The interval excludes zero." in text
