@@ -61,7 +61,7 @@ class Study:
 
     Attributes:
       facts: data_kind, arch, site, grid (H, W) or None, image_px or None, n_test, n_skipped, class_names
-        (may be empty), class_sizes (test images by class, [L], or None), part_names.
+        (may be empty), class_sizes (test images by class, [L], or None).
       summary: content of summary.json.
       results: stage -> what it passed to `finish`; {} for a stage that is not complete.
       costs: a dict a stage: stage, seconds, compile_seconds, device, versions, git_revision; None or {}

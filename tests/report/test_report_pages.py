@@ -111,6 +111,26 @@ def test_the_index_shows_headline_numbers_with_their_intervals(report):
     assert "drawn by a program, not photographed" in text
 
 
+def luminance(colour: str) -> float:
+    """Relative luminance of #rgb or #rrggbb as WCAG 2 defines it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    shares = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_texts_and_lines_stand_out_from_every_background(report, scheme):
+    block = re.findall(r":root \{(.*?)\}", (report / "style.css").read_text(), re.S)[scheme]
+    colours = {name: luminance(colour) for name, colour in re.findall(r"--(\w+): (#\w+)", block)}
+    assert luminance("#fff") == pytest.approx(1) and luminance("#000") == 0
+    for name in ("ink", "quiet", "accent", "flip", "edge", *(f"s{i}" for i in range(7))):
+        least = 4.5 if name in ("ink", "quiet", "accent", "flip") else 3.0  # WCAG 2: text; graphics, controls
+        for ground in ("page", "card", "wash"):
+            low, high = sorted((colours[name], colours[ground]))
+            assert (high + 0.05) / (low + 0.05) >= least, (name, ground)
+
+
 def test_a_feature_that_fires_too_rarely_shows_dashes_with_the_reason(report):
     page = Parsed(report / "features" / "feature-3.html")
     reasons = {span["title"] for span in page.all("span") if span.get("class") == "null"}
