@@ -57,5 +57,5 @@ def reliability(title: str, bins: list[dict]) -> Markup:
         text = f"{number(row['n_images'])} images: confidence {percent(row['confidence'])}, "
         text += f"accuracy {percent(row['accuracy'])}"
         at = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"'
-        parts.append(f'<circle class="dot fill s0" {at}><title>{text}</title></circle>')
+        parts.append(f'<circle class="fill s0" {at}><title>{text}</title></circle>')
     return svg(title, parts)

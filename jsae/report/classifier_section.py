@@ -2,7 +2,7 @@
 
 from jsae.report import classifier_figures
 from jsae.report.formatting import is_known, wilson
-from jsae.report.panels import panels
+from jsae.report.panels import panels, titles
 from jsae.report.reading import Study
 
 _MAX_CONFUSIONS = 12
@@ -21,7 +21,7 @@ def classifier_section(study: Study) -> tuple[dict, dict]:
         drawn["calibration"] = classifier_figures.reliability("Accuracy against confidence", bins)
     results = study.results["classifier"]
     return {
-        "curves": [name for name in drawn if name.startswith("classifier-")],
+        "curves": titles(drawn, "classifier"),
         "classes": _classes(study),
         "confusions": _confusions(cells, names),
         "bins": [row | {"ci95": wilson(row["accuracy"], row["n_images"])} for row in bins if row["n_images"]],

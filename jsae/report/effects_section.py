@@ -8,10 +8,12 @@ from jsae.report.formatting import is_known, number
 from jsae.report.reading import Study
 
 _MAX_FOREST = 40
-_KNOWN = (
-    *("part", "feature", "auroc", "pointing", "random_auroc", "centre_auroc"),
-    *("mean_difference_auroc", "probe_auroc", "found"),
-    *("with_delta_margin", "without_delta_margin", "difference", "control_difference"),
+_FINDS = (
+    *("part", "n_images", "feature", "auroc", "pointing", "random_auroc", "centre_auroc"),
+    *("position_auroc", "mean_difference_auroc", "probe_auroc", "found"),
+)
+_DOES = (
+    *("part", "feature", "with_delta_margin", "without_delta_margin", "difference", "control_difference"),
     *("mean_difference_difference", "probe_difference", "specific"),
 )
 _ORDERS = {
@@ -31,12 +33,24 @@ def effects_section(study: Study) -> tuple[dict, dict]:
         "cumulative": [name for name in drawn if name.startswith("cumulative-")],
         "cumulative_rows": _cumulative_ends(study),
         "fills": fills,
-        "known_answer": shown_table(
-            study.tables.get("known_answer", study.tables.get("parts")), first=_KNOWN
-        ),
+        "known_answer": _known_answer(study),
         "baselines": shown_table(study.tables.get("baselines")),
         "attribution": (study.results["ablation"].get("atlas") or {}).get("attribution") or {},
     }, {name: figure for name, figure in drawn.items() if figure}
+
+
+def _known_answer(study: Study) -> dict | None:
+    """What finds each part and, where that was measured, what removing it does; None without masks."""
+    table = study.tables.get("known_answer", study.tables.get("parts"))
+    finds = shown_table(table, first=_FINDS)
+    if finds is None:
+        return None
+    names = table.column_names
+    return {
+        "finds": finds,
+        "does": shown_table(table, first=_DOES) if "difference" in names else None,
+        "n_found": sum(map(bool, table["found"].to_pylist())) if "found" in names else None,
+    }
 
 
 def mean_effects(summary: dict) -> list[dict]:

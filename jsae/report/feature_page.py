@@ -19,6 +19,7 @@ _PLACED = frozenset(
         *("purity16", "polysemanticity", "auroc", "auroc_p", "auroc_q"),
         *("selectivity", "selectivity_null", "selectivity_excess", "selectivity_z"),
         *("label_entropy", "label_entropy_null", "label_entropy_excess", "label_entropy_z"),
+        *("part", "part_auroc", "part_auroc_train", "part_pointing", "erf_share", "uniform_share"),
     )
 )
 _KINDS = {

@@ -33,6 +33,16 @@ _COLUMNS = (
         "fires on fewer than 20 test images",
     ),
     ("density", "density", "share of test vectors on which it fires", "silent on test"),
+    ("removed", "removed", "change of the top class's margin when the feature is removed everywhere", _FEW),
+    ("effect_minus_direction", "removed − control", "the same minus a direction of equal norm", _FEW),
+    ("p_direction", "p", "of the difference to the control, two-sided", _FEW),
+    ("q_direction", "q", "the same after Benjamini-Hochberg", _FEW),
+    (
+        "blurred_minus_control",
+        "blurred − control",
+        "change of that margin when its patch is blurred, minus the matched patch",
+        _FEW,
+    ),
     (
         "polysemanticity",
         "poly\u00adsemanticity",
@@ -45,16 +55,11 @@ _COLUMNS = (
         "share of the gradient that falls inside the cell's own stride",
         "not measured",
     ),
-    ("part_auroc", "part auroc", "of the part it finds best, over cells on the aircraft", "not measured"),
-    ("removed", "removed", "change of the top class's margin when the feature is removed everywhere", _FEW),
-    ("effect_minus_direction", "removed − control", "the same minus a direction of equal norm", _FEW),
-    ("p_direction", "p", "of the difference to the control, two-sided", _FEW),
-    ("q_direction", "q", "the same after Benjamini-Hochberg", _FEW),
     (
-        "blurred_minus_control",
-        "blurred − control",
-        "change of that margin when its patch is blurred, minus the matched patch",
-        _FEW,
+        "part_auroc",
+        "part auroc",
+        "how well it finds the part that it finds best, over cells on the aircraft; 0.5 by chance",
+        "not measured",
     ),
 )
 _RISING = ("removed", "effect_minus_direction", "p_direction", "q_direction", "blurred_minus_control")

@@ -6,6 +6,7 @@ series differ in dash or shape as well as in colour. All text is escaped here.
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from jsae.report.axes import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, box, label, 
 from jsae.report.formatting import is_known, number
 
 _MAX_POINTS = 300
+_TITLE = 20.0  # height of the line that an .svg file has above the figure
 N_COLOURS = 7
 
 
@@ -32,16 +34,24 @@ class Series(NamedTuple):
 
 
 def standalone(figure: Markup) -> str:
-    """A figure as the text of an .svg file, with the colours that a page's style sheet would give it."""
+    """A figure as the text of an .svg file: with its title, and the colours that a style sheet gives it."""
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
     style = "text{font:11px sans-serif;fill:#333}.grid{stroke:#ddd}.zero{stroke:#888}"
+    style += ".frame{fill:none;stroke:#ddd}"
     style += ".line{fill:none;stroke-width:2}.band{opacity:.18}.soft{fill-opacity:.45}"
     style += ".d1{stroke-dasharray:6 3}.d2{stroke-dasharray:2 3}.d3{stroke-dasharray:8 3 2 3}"
     style += "".join(f".line.s{i}{{stroke:{c}}}.fill.s{i}{{fill:{c}}}" for i, c in enumerate(colours))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH:g}"'
-    body = str(figure).replace("<svg", head, 1)
+    body = str(figure)
+    title = re.search("<title>(.*?)</title>", body).group(1)
+    top, height = (float(n) for n in re.search(r'viewBox="0 (\S+) \S+ (\S+)"', body).groups())
+    top, height = top - _TITLE, height + _TITLE
+    body = re.sub(r'viewBox="[^"]*"', f'viewBox="0 {top:g} {WIDTH:g} {height:g}"', body, count=1)
+    body = body.replace("<svg", head, 1)
     at = body.index(">") + 1
-    return f'{body[:at]}<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{body[at:]}\n'
+    paper = f'<rect y="{top:g}" width="{WIDTH:g}" height="{height:g}" fill="#fff"/>'
+    name = f'<text x="4" y="{top + 14:g}" font-weight="bold">{title}</text>'
+    return f"{body[:at]}<style>{style}</style>{paper}{name}{body[at:]}\n"
 
 
 def line_panel(
@@ -52,12 +62,14 @@ def line_panel(
     *,
     dots: bool = False,
     share: bool = False,
+    linear: bool = False,
     log_x: bool = False,
 ) -> Markup:
     """Lines of (name, xs, ys) or `Series`, with `dots` a disc at every point; "" if nothing is known.
 
-    The y axis is logarithmic where positive values span more than a factor 30, but for a `share`, which is
-    drawn from 0 to 1. With `log_x` the x axis is logarithmic too, and every x above 0.
+    The y axis is logarithmic where positive values span more than a factor 30, unless it shall be `linear`
+    or is that of a `share`, which is drawn from 0 to 1. With `log_x` the x axis is logarithmic too, and every
+    x above 0.
     """
     drawn = []
     for one in (Series(*s) for s in series):
@@ -71,14 +83,15 @@ def line_panel(
     xs = [float(one.xs[i]) for one, kept in drawn for i in kept]
     ys = [v[i] for one, kept in drawn for v in (one.ys, one.low, one.high) if len(v) for i in kept]
     ys = [float(y) for y in ys if is_known(y)]
-    log_y = not share and min(ys) > 0 and max(ys) / min(ys) > 30
+    log_y = not share and not linear and min(ys) > 0 and max(ys) / min(ys) > 30
     spanned = [math.log10(y) for y in ys] if log_y else ys
     y_range = (0.0, 1.0) if share else padded(min(spanned), max(spanned))
     x_range = padded(math.log10(min(xs)), math.log10(max(xs))) if log_x else (min(xs), max(xs))
     axes = Axes(x_range, y_range, log_x=log_x, log_y=log_y)
     whole = all(x == int(x) for x in xs)
     x_text = (lambda v: f"{v:,.0f}" if v == int(v) else "") if whole else drawing.tick_text
-    parts = axes.frame(x_label + (", log y" if log_y else ""), y_label, x_text=x_text)
+    x_label, y_label = x_label + ", log" * log_x, ", ".join(filter(None, (y_label, "log scale" * log_y)))
+    parts = axes.frame(x_label, y_label, x_text=x_text)
     legend, above = _legend([one.name for one, _ in drawn], 1 if y_label else 2)
     for i, (one, kept) in enumerate(drawn):
         if len(one.low):
@@ -91,7 +104,7 @@ def line_panel(
         parts.append(f'<polyline class="line {style}" points="{points}"/>')
         for k in kept if dots or len(kept) <= 6 else ():
             at = f'cx="{axes.x(one.xs[k]):.1f}" cy="{axes.y(one.ys[k]):.1f}"'
-            parts.append(f'<circle class="dot fill s{i % N_COLOURS}" {at} r="3"/>')
+            parts.append(f'<circle class="fill s{i % N_COLOURS}" {at} r="3"/>')
         x, y = legend[i]
         parts += [segment(f"line {style}", x, x + 18, y, y), label(x + 23, y + 4, one.name)]
     return svg(title, parts, above=above)
@@ -130,7 +143,7 @@ def scatter(
         parts.append(segment("grid", axes.x(low), axes.x(high), axes.y(low), axes.y(high)))
     for x, y, text, link in points:
         dot = (
-            f'<circle class="dot fill s0" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4">'
+            f'<circle class="fill s0" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4">'
             f"<title>{escape(text)}</title></circle>"
         )
         parts.append(f'<a href="{escape(link)}" aria-label="{escape(text)}">{dot}</a>' if link else dot)
@@ -180,5 +193,5 @@ def _bars(axes: Axes, edges, counts, style: str, inset: float) -> list[str]:
         if count:
             x, width = axes.x(edges[i]) + inset, axes.x(edges[i + 1]) - axes.x(edges[i]) - 2 * inset
             y = axes.y(int(count))
-            parts.append(box(f"bar {style}", x, y, max(width, 0.5), floor - y, number(int(count))))
+            parts.append(box(style, x, y, max(width, 0.5), floor - y, number(int(count))))
     return parts

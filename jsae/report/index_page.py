@@ -1,5 +1,7 @@
 """Page data of index.html, the overview: the answers, the two models, the effects, what to doubt."""
 
+import math
+
 from jsae.report.classifier_section import classifier_section
 from jsae.report.downloads import csv_tables
 from jsae.report.effects_section import effects_section
@@ -28,11 +30,25 @@ def index_data(study: Study) -> dict:
         "figures": drawn | more | still_more,
         "purity16_chance": purity_by_chance(study.facts["class_sizes"]),
         "costs": study.costs,
+        "made_by": next((row for row in reversed(study.costs) if row["versions"]), None),
         "doubts": doubts(study),
         "tables": list(csv_tables(study)),
         "pages": frozenset(study.chosen),
-        "n_images": len(study.survey.images),
+        "split_sizes": split_sizes(study),
     }
+
+
+def split_sizes(study: Study) -> list[tuple[str, int]]:
+    """(split, images or rows in it) of those whose activations were extracted, and of test."""
+    cells = math.prod(study.facts["grid"] or (0,))
+    found = {
+        split: n // cells
+        for split in ("train", "val", "test")
+        if cells and (n := study.results["activations"].get(f"n_vectors_{split}"))
+    }
+    if study.facts["n_test"] is not None:
+        found["test"] = study.facts["n_test"]
+    return list(found.items())
 
 
 def n_selective(study: Study) -> int | None:

@@ -10,13 +10,23 @@ _PANELS = (
     ("loss", "loss", ("loss",)),
     ("cross-entropy", "cross-entropy", ("cross_entropy",)),
     ("accuracy", "accuracy", ("accuracy", "mean_per_class_accuracy")),
-    ("ece", "calibration error (ECE)", ("ece",)),
-    ("fvu", "fvu (share of variance not explained)", ("fvu",)),
-    ("l0", "l0 (active features a vector)", ("l0",)),
+    ("ece", "expected calibration error", ("ece",)),
+    ("fvu", "variance not explained, fvu", ("fvu",)),
+    ("l0", "features active a vector, l0", ("l0",)),
     ("dead", "dead features, share of F", ("dead_fraction",)),
     ("learning-rate", "learning rate", ("learning_rate",)),
 )
 _SHORT = {"mean_per_class_accuracy": "mean per class"}
+_SPLITS = {"eval": "val"}  # eval/* of an SAE is measured on val
+
+
+def titles(drawn: dict, stage: str) -> dict[str, str]:
+    """The titles of the figures named STAGE-NAME among those drawn, by their names."""
+    return {
+        f"{stage}-{panel}": title[0].upper() + title[1:]
+        for panel, title, _ in _PANELS
+        if f"{stage}-{panel}" in drawn
+    }
 
 
 def panels(rows: list[dict], stage: str) -> dict[str, Markup]:
@@ -24,13 +34,16 @@ def panels(rows: list[dict], stage: str) -> dict[str, Markup]:
     drawn = {}
     for panel, title, names in _PANELS:
         series = []
-        for key in sorted({key for row in rows for key in row}):
+        found = {key for row in rows for key in row}
+        for key in sorted(found, key=lambda key: (not key.startswith("train/"), key)):
             split, _, name = key.rpartition("/")
+            split = _SPLITS.get(split, split)
             if name in names:
                 pairs = [(row["step"], row[key]) for row in rows if is_known(row.get(key))]
                 label = split if name == names[0] else f"{split}, {_SHORT.get(name, name)}"
                 series.append((label or name, [x for x, _ in pairs], [y for _, y in pairs]))
-        figure = figures.line_panel(title, series, share=panel == "accuracy") if series else ""
+        kinds = {"share": panel == "accuracy", "linear": panel == "learning-rate"}
+        figure = figures.line_panel(title, series, **kinds) if series else ""
         if figure:
             drawn[f"{stage}-{panel}"] = figure
     return drawn

@@ -61,10 +61,11 @@ class Study:
 
     Attributes:
       facts: data_kind, arch, site, grid (H, W) or None, image_px or None, n_test, n_skipped, class_names
-        (may be empty), class_sizes (test images by class, [L], or None), part_names.
+        (may be empty), class_sizes (test images by class, [L], or None).
       summary: content of summary.json.
       results: stage -> what it passed to `finish`; {} for a stage that is not complete.
-      costs: a dict a stage: stage, done, seconds, compile_seconds, device.
+      costs: a dict a stage: stage, seconds, compile_seconds, device, versions, git_revision; None or {}
+        where it has not run.
       curves: rows of metrics.jsonl of "classifier" and "sae".
       tables: name -> Arrow table of those that exist.
       by: name -> ByFeature of every table with a column feature, empty where the table does not exist.
@@ -198,7 +199,6 @@ def _cost(name: str, manifest: dict | None) -> dict:
     device = manifest.get("device") or {}
     return {
         "stage": name,
-        "done": bool(manifest),
         "seconds": manifest.get("seconds"),
         "compile_seconds": manifest.get("compile_seconds"),
         "device": f"{device['count']} × {device['kind']}" if device.get("kind") else None,

@@ -2,7 +2,7 @@
 
 from jsae.report import figures, pareto
 from jsae.report.formatting import wilson
-from jsae.report.panels import panels
+from jsae.report.panels import panels, titles
 from jsae.report.reading import Study
 
 _NUMBERS = (
@@ -25,7 +25,6 @@ def sae_section(study: Study) -> tuple[dict, dict]:
     density = _density(study)
     if density:
         drawn["density"] = density
-    curves = [name for name in drawn if name.startswith("sae-")]
     swept = study.tables["sweep"].to_pylist() if "sweep" in study.tables else []
     drawn |= {f"sweep-{name}": figure for name, figure in pareto.plots(swept).items()}
     results = study.results["sae"]
@@ -34,7 +33,7 @@ def sae_section(study: Study) -> tuple[dict, dict]:
     if last:
         numbers.insert(0, ("loss of the last logged training step", last["train/loss"]))
     return {
-        "curves": curves,
+        "curves": titles(drawn, "sae"),
         "numbers": numbers,
         "sweep": [name for name in drawn if name.startswith("sweep-")],
         "splice": splice_rows(study),
@@ -65,14 +64,12 @@ def counts(study: Study) -> dict | None:
     """How many features there are of each sort."""
     if not study.features:
         return None
-    total, pages = len(study.features["feature"]), len(study.chosen)
+    total = len(study.features["feature"])
     sums = {key: sum(map(bool, study.features[key])) for key in ("alive", "eligible", "class_selective")}
     return sums | {
         "total": total,
         "dead": total - sums["alive"],
         "ablated": len(study.ablated),
-        "pages": pages,
-        "rest": total - pages,
     }
 
 

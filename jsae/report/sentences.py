@@ -67,8 +67,8 @@ def headlines(summary: dict, n_selective: int | None = None) -> list[dict]:
     if is_known(value):
         sentence = (
             "Rank correlation across features between what blurring a feature's patch and what removing the "
-            f"feature itself does to the same images: {number(value)} (1 same order, 0 unrelated). "
-            + _verdict(pair)
+            f"feature itself does to the same images: {number(value)} (1 same order, 0 unrelated, "
+            "−1 opposite order). " + _verdict(pair)
         )
     found.append(
         {"label": "Agreement of the two, Spearman ρ", "value": value, "ci95": pair, "sentence": sentence}
@@ -158,11 +158,13 @@ def _measured_doubts(study: Study) -> list[str]:
     found = []
     shares = [v for v in study.features.get("erf_share", []) if is_known(v)]
     if shares:
+        even = next((v for v in study.features.get("uniform_share", []) if is_known(v)), None)
         mean = percent(sum(shares) / len(shares))
         found.append(
-            f"On average over {number(len(shares))} features only {mean} of the "
-            "gradient of an activation falls inside the cell's own stride (erf share): the rest of what the "
-            "feature reads lies outside the outline."
+            f"On average over {number(len(shares))} features only {mean} of the gradient of "
+            "an activation falls inside the cell's own stride (erf share"
+            + (f"; {percent(even)} if it were spread evenly over the image" if even else "")
+            + "): the rest of what the feature reads lies outside the outline."
         )
     mixed = [v for v in study.features.get("polysemanticity", []) if is_known(v)]
     if mixed:

@@ -23,7 +23,7 @@ def strip(scale: tuple[float, float], estimate, low, high, control=None) -> Mark
         diamond = '<path class="hollow s1" d="M0,-5 L5,0 L0,5 L-5,0 Z"/>'
         parts.append(f'<svg x="{at(control)}" y="12" overflow="visible">{diamond}</svg>')
     if is_known(estimate):
-        parts.append(f'<circle class="dot fill s0" cx="{at(estimate)}" cy="12" r="4.5"/>')
+        parts.append(f'<circle class="fill s0" cx="{at(estimate)}" cy="12" r="4.5"/>')
     return Markup(f'<svg class="strip" width="100%" height="24" aria-hidden="true">{"".join(parts)}</svg>')
 
 

@@ -6,15 +6,18 @@ Needs chromium on PATH, and playwright and axe-playwright-python of the test ext
 import re
 import shutil
 
-import fake_study
+import fake_analysis
+import fake_world
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (jsae[test])")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
-VIEWS = ("index.html", "features.html", "features.html#feature-1+2", "features/feature-1.html", "images.html")
-FEATURES = fake_study.features_table().to_pylist()
+VIEWS = ("index.html", "features.html#feature-1+2", "features/feature-1.html", "images.html")
+# Of table rows: the texts of their cells, but for pictures.
+CELLS = "rows => rows.map(r => [...r.cells].filter(c => c.className != 'crops').map(c => c.innerText.trim()))"
+FEATURES = fake_analysis.features_table().to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -25,38 +28,60 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def open_page(browser, report):
-    """(view, **context options) -> page; at the end nothing may have gone wrong and no host been asked."""
-    contexts, wrong = [], []
+@pytest.fixture(scope="module")
+def new_page(browser, report):
+    """(view, **context options) -> (page, what went wrong on it); pages of equal options share a context."""
+    contexts = {}
 
-    def heard(view, message):
-        if "Canvas2D: Multiple readback" not in message.text:  # these tests do that, not the page
-            wrong.append(f"{view}: {message.type}: {message.text}")
+    def new_page_(view, **options):
+        key = repr(sorted(options.items()))
+        if key not in contexts:
+            contexts[key] = browser.new_context(**options)
+        page, wrong = contexts[key].new_page(), []
 
-    def open_(view, *, init_script=None, **options):
-        context = browser.new_context(**options)
-        contexts.append(context)
-        if init_script:
-            context.add_init_script(init_script)
-        page = context.new_page()
-        page.on("console", lambda message: heard(view, message))
+        def heard(message):
+            if "Canvas2D: Multiple readback" not in message.text:  # these tests do that, not the page
+                wrong.append(f"{view}: {message.type}: {message.text}")
+
+        def asked(request):
+            if not re.match(r"file:|data:,", request.url):
+                wrong.append(f"{view}: asked {request.url}")
+
+        page.on("console", heard)
         page.on("pageerror", lambda error: wrong.append(f"{view}: {error}"))
         page.on("dialog", lambda dialog: wrong.append(f"{view}: dialog {dialog.message}"))
         page.on("requestfailed", lambda request: wrong.append(f"{view}: failed {request.url}"))
-        page.on(
-            "request",
-            lambda request: (
-                None if re.match(r"file:|data:,", request.url) else wrong.append(f"asked {request.url}")
-            ),
-        )
+        page.on("request", asked)
         page.goto(f"{report.as_uri()}/{view}")
-        return page
+        return page, wrong
+
+    yield new_page_
+    for context in contexts.values():
+        context.close()
+
+
+@pytest.fixture
+def open_page(new_page):
+    """(view, **context options) -> page; at the end nothing may have gone wrong and no host been asked."""
+    opened = []
+
+    def open_(view, **options):
+        opened.append(new_page(view, **options))
+        return opened[-1][0]
 
     yield open_
-    for context in contexts:
-        context.close()
-    assert not wrong
+    for page, _ in opened:
+        page.close()
+    assert [what for _, wrong in opened for what in wrong] == []
+
+
+@pytest.fixture(scope="module", params=VIEWS)
+def view(request, new_page):
+    """A page opened once for all tests that look at every view, as `open_page` opens it."""
+    page, wrong = new_page(request.param)
+    yield page
+    page.close()
+    assert wrong == []
 
 
 def column(page, head: str) -> list[str]:
@@ -74,15 +99,46 @@ def numbers(texts: list[str]) -> list[float]:
     return [float(text.replace("−", "-")) for text in texts if text != "–"]
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_view_opens_without_errors_and_asks_no_host(open_page, view):
-    page = open_page(view)
-    assert page.title()
-    assert page.evaluate("document.documentElement.classList.contains('scripted')")
+def faults(page, **options) -> list:
+    """What axe-core calls serious or critical; frames are views of their own."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
+    # Preloading would ask for files by XMLHttpRequest.
+    options = {"preload": False, "iframes": False, "resultTypes": ["violations"]} | options
+    found = axe.Axe().run(page, options=options).response
+    assert found["passes"]
+    return [
+        (fault["id"], node["html"], node.get("failureSummary"))
+        for fault in found["violations"]
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
+# In the order of the file, all tests of a view use one page; each sets what it needs.
+
+
+def test_a_view_opens_with_its_script_and_all_pictures(view):
+    assert view.title()
+    assert view.evaluate("document.documentElement.classList.contains('scripted')")
     for y in range(0, 4000, 800):  # pictures that load when they come into view
-        page.evaluate(f"window.scrollTo(0, {y})")
+        view.evaluate(f"window.scrollTo(0, {y})")
     broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
-    assert page.evaluate(broken) == []
+    assert view.evaluate(broken) == []
+
+
+def test_axe_finds_no_serious_or_critical_fault(view):
+    view.emulate_media(color_scheme="light")
+    assert faults(view) == []
+
+
+def test_axe_finds_enough_contrast_on_dark_pages(view):
+    view.emulate_media(color_scheme="dark")
+    assert faults(view, runOnly=["color-contrast"]) == []
+
+
+def test_a_view_fits_a_phone(view):
+    view.set_viewport_size({"width": 400, "height": 800})
+    assert view.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def test_the_table_is_sorted_by_a_head_and_unknown_numbers_stay_last(open_page):
@@ -147,19 +203,13 @@ def test_filters_and_search_show_exactly_the_rows_that_match(open_page):
 def test_the_script_shows_the_rows_that_are_there_without_it(open_page):
     plain = open_page("features.html", java_script_enabled=False)
     assert plain.locator("#explorer").is_hidden()
-    expected = {
-        row[0].strip(): [text.strip() for text in row[1:]]
-        for row in (
-            tr.locator("th, td").all_inner_texts() for tr in plain.locator("table:visible tbody tr").all()
-        )
-    }
+    expected = {row[0]: row[1:] for row in plain.locator("noscript tbody tr").evaluate_all(CELLS)}
     assert len(expected) == len(FEATURES)
     page = open_page("features.html")
     found = {}
     while True:
-        for tr in page.locator("#features tbody tr").all():
-            cells = tr.locator("th, td:not(.crops)").all_inner_texts()[1:]  # without the tick
-            found[cells[0].strip()] = [text.strip() for text in cells[1:]]
+        for row in page.locator("#features tbody tr").evaluate_all(CELLS):
+            found[row[1]] = row[2:]  # without the tick
         if page.locator("#later").is_disabled():
             break
         page.locator("#later").click()
@@ -199,7 +249,7 @@ def test_an_image_shows_the_map_of_the_feature_that_is_asked_for(open_page):
     assert button.get_attribute("aria-pressed") == "true"
     x, y = (int(n) for n in button.get_attribute("data-cell").split(","))
     cell, picture = article.locator(".cell").bounding_box(), article.locator("img").bounding_box()
-    height, width = fake_study.GRID
+    height, width = fake_world.GRID
     assert cell["x"] == pytest.approx(picture["x"] + x * picture["width"] / width, abs=1)  # whole pixels
     assert cell["y"] == pytest.approx(picture["y"] + y * picture["height"] / height, abs=1)
 
@@ -229,7 +279,7 @@ def test_deep_links_lead_to_one_feature_or_two_side_by_side(open_page):
 def test_a_class_name_with_markup_is_only_text(open_page):
     page = open_page("features.html")  # a dialog of the name's script would be heard
     page.get_by_label("Search").fill("<script>")
-    assert set(column(page, "top class")) == {fake_study.MARKUP}
+    assert set(column(page, "top class")) == {fake_world.MARKUP}
     assert page.locator("main script").count() == 0
 
 
@@ -242,12 +292,6 @@ def test_everything_is_there_without_the_script(open_page):
     assert page.locator("#feature-40").is_visible()
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_view_fits_a_phone(open_page, view):
-    page = open_page(view, viewport={"width": 400, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-
-
 def test_printing_shows_all_rows_and_no_controls(open_page):
     page = open_page("features.html")
     page.emulate_media(media="print")
@@ -257,35 +301,18 @@ def test_printing_shows_all_rows_and_no_controls(open_page):
     assert page.pdf()[:4] == b"%PDF"
 
 
-def test_no_storage_is_needed(open_page):
+def test_no_storage_is_needed(browser, report):
     """Every storage API throws, as it does inside a sandbox."""
     throwing = "".join(
         f"Object.defineProperty(window, '{name}', {{get() {{ throw new DOMException('denied') }}}});"
         for name in ("localStorage", "sessionStorage", "indexedDB", "caches")
     )
-    page = open_page("features/feature-1.html", init_script=throwing)
-    assert max(alpha(page)) > 0
-    page = open_page("features.html", init_script=throwing)
-    assert len(shown_features(page)) == 50
-
-
-@pytest.mark.parametrize(("scheme", "rules"), [("light", None), ("dark", ["color-contrast"])])
-def test_axe_finds_no_serious_or_critical_fault(open_page, scheme, rules):
-    """Everything in light; in dark what depends on colours."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
-    # Preloading would ask for files by XMLHttpRequest; what frames hold is looked at by itself.
-    options = {"preload": False, "iframes": False, "resultTypes": ["violations"]} | (
-        {"runOnly": rules} if rules else {}
-    )
-    for view in VIEWS:
-        if view == "features.html":
-            continue  # the view with the panel has it all
-        found = axe.Axe().run(open_page(view, color_scheme=scheme), options=options).response
-        assert found["passes"]
-        faults = [
-            (view, fault["id"], node["html"], node.get("failureSummary"))
-            for fault in found["violations"]
-            if fault["impact"] in ("serious", "critical")
-            for node in fault["nodes"]
-        ]
-        assert not faults
+    with browser.new_context() as context:
+        context.add_init_script(throwing)
+        page, wrong = context.new_page(), []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(f"{report.as_uri()}/features.html#feature-1")
+        assert len(shown_features(page)) == 50
+        page.frame_locator("#frames iframe").locator("canvas.heat").first.wait_for()
+        assert max(alpha(page.frames[1])) > 0
+        assert wrong == []

@@ -2,47 +2,20 @@
 
 import base64
 import html
-import html.parser
 import re
 
+import fake_analysis
 import fake_study
+import fake_world
 import numpy as np
 import pyarrow as pa
 import pytest
+from parsed_page import Parsed
 from PIL import Image
 
 from jsae.report import figures, pictures, survey
 from jsae.report.formatting import interval, number, percent, shown, wilson
 from jsae.report.reading import choose
-
-
-class Parsed(html.parser.HTMLParser):
-    """Tags with attributes, the text, and a check that tags are closed in order."""
-
-    VOID = frozenset(("meta", "link", "img", "input", "br"))
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.text, self._open = [], "", []
-        self.feed(path.read_text("utf-8"))
-        assert not self._open, self._open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 def all_pages(report):
@@ -56,7 +29,7 @@ def test_class_names_with_markup_are_text_everywhere(report):
         assert {attrs["src"].split("/")[-1] for attrs in page.all("script")} <= {"report.js", "features.js"}
         assert "<script>alert" not in path.read_text("utf-8")
         assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-        seen += fake_study.MARKUP in page.text
+        seen += fake_world.MARKUP in page.text
     assert seen > 5
 
 
@@ -73,13 +46,42 @@ def test_the_folder_is_self_contained_and_every_link_leads_somewhere(report):
                 assert not re.match(r"[a-z]+:|/", link), f"{path.name}: {link}"
                 target, _, fragment = link.partition("#")
                 assert (path.parent / target).exists() if target else fragment in ids, f"{path.name}: {link}"
-    css = (report / "style.css").read_text() + (report / "report.js").read_text()
-    assert not re.search(r"url\(|@import|https?:", css)
-    assert not re.search(r"fetch\(|XMLHttpRequest|localStorage|sessionStorage|innerHTML|import\(", css)
-    assert len((report / "report.js").read_bytes()) <= 40_000
-    for path in (report / "figures").glob("*.svg"):
-        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
-        assert not re.search(r"https?:|href=\"(?!features/)|url\(", text), path.name
+    script = (report / "report.js").read_text()
+    assert not re.search(r"localStorage|sessionStorage|indexedDB|innerHTML", script)
+    assert len(script.encode()) <= 40_000
+
+
+def asked_of_others(text: str) -> list[str]:
+    """What in a file could make a browser ask another host; a link to arXiv asks when it is clicked."""
+    text = re.sub(r'<a [^>]*href="https://arxiv\.org/[^"]*"', "", text)
+    text = text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    address = r"""(?:https?|wss?|ftp)://|(?:src|href|srcset|action|poster)\s*=\s*["']?//|url\(|@import"""
+    call = r"fetch\(|XMLHttpRequest|sendBeacon|WebSocket|EventSource|import\("
+    return re.findall(f"{address}|{call}", text)
+
+
+def test_no_file_asks_another_host(report):
+    paths = [path for path in report.rglob("*") if path.suffix in (".html", ".css", ".js", ".svg")]
+    assert len(paths) > 30
+    assert {path.name: found for path in paths if (found := asked_of_others(path.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        '<link rel="stylesheet" href="https://fonts.example/a.css">',
+        "<script src='//cdn.example/a.js'></script>",
+        '<img srcset="http://a.example/b.png 2x" alt="">',
+        '<link href="https://arxiv.org/a.css">',  # not a link that waits for a click
+        "body { background: url(a.png) }",
+        '@import "b.css";',
+        'fetch("features.json")',
+        'import("./a.js")',
+        'new WebSocket("wss://a.example")',
+    ],
+)
+def test_what_would_ask_another_host_is_seen(report, planted):
+    assert asked_of_others((report / "index.html").read_text() + planted)
 
 
 def test_pages_are_accessible_in_the_plain_ways(report):
@@ -96,41 +98,37 @@ def test_pages_are_accessible_in_the_plain_ways(report):
     assert "@media print" in css
 
 
-def test_numbers_of_a_feature_page_are_those_of_the_tables(report):
-    feature_space = fake_study.feature_space_table().to_pylist()
-    input_space = fake_study.input_space_table().to_pylist()
-    row = fake_study.features_table().to_pylist()[1]
-    text = Parsed(report / "features" / "feature-1.html").text
-    names = ("purity16", "selectivity", "selectivity_null", "selectivity_excess", "selectivity_z", "density")
-    names += ("label_entropy", "label_entropy_null", "auroc", "auroc_p", "auroc_q", "max", "mean_active")
-    values = [row[name] for name in names]
-    for effect in (r for r in feature_space if r["feature"] == 1):
-        stems = ("mean_delta", "effect_minus_direction", "effect_minus_feature")
-        values += [effect[stem] for stem in stems]
-        values += [effect[f"control_{c}_mean_delta"] for c in ("direction", "feature")]
-        values += [effect[f"{k}_{c}"] for k in ("p", "q") for c in ("direction", "feature")]
-        for stem in ("ci95", *stems[1:]):
-            assert str(interval(effect[f"{stem}_low"], effect[f"{stem}_high"]))[17:-7] in text
-    for effect in (r for r in input_space if r["feature"] == 1):
-        values += [effect[k] for k in ("mean_delta", "control_mean_delta", "effect_minus_control", "p", "q")]
-    margin = (1, "top_class", "margin")
-    head = next(r for r in input_space if (r["feature"], r["target"], r["measure"]) == margin)
-    values += [head["feature_fall"], head["control_feature_fall"], head["energy_matched_share"]]
-    missing = [value for value in values if number(value) not in text]
-    assert len(values) > 250
-    assert not missing
-
-
 def test_the_index_shows_headline_numbers_with_their_intervals(report):
     text = " ".join(Parsed(report / "index.html").text.split())
     assert "−1.23 [−1.34, −1.21]" in text
     assert "ends up 1.23 lower on average than when a direction of equal norm" in text
     assert "0.830 [0.610, 0.930]" in text
     assert "By family: accuracy 0.912, mean per class 0.903." in text
-    selective = fake_study.features_table()["class_selective"].to_pylist()
+    assert "as the stage ablation noted them: jax 0.10.2; git revision 0a1b2c." in text
+    selective = fake_analysis.features_table()["class_selective"].to_pylist()
     assert f"Mean over {sum(selective[:10])} such features." in text  # the ten that are ablated
     assert "The interval excludes zero." in text
     assert "drawn by a program, not photographed" in text
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rgb or #rrggbb as WCAG 2 defines it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    shares = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_texts_and_lines_stand_out_from_every_background(report, scheme):
+    block = re.findall(r":root \{(.*?)\}", (report / "style.css").read_text(), re.S)[scheme]
+    colours = {name: luminance(colour) for name, colour in re.findall(r"--(\w+): (#\w+)", block)}
+    assert luminance("#fff") == pytest.approx(1) and luminance("#000") == 0
+    for name in ("ink", "quiet", "accent", "flip", "edge", *(f"s{i}" for i in range(7))):
+        least = 4.5 if name in ("ink", "quiet", "accent", "flip") else 3.0  # WCAG 2: text; graphics, controls
+        for ground in ("page", "card", "wash"):
+            low, high = sorted((colours[name], colours[ground]))
+            assert (high + 0.05) / (low + 0.05) >= least, (name, ground)
 
 
 def test_a_feature_that_fires_too_rarely_shows_dashes_with_the_reason(report):
@@ -212,13 +210,13 @@ def images_of(rows):
 
 def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined_and_their_map(report):
     page = Parsed(report / "features" / "feature-2.html")
-    rows = [row for row in fake_study.patches_table().to_pylist() if row["feature"] == 2]
+    rows = [row for row in fake_analysis.patches_table().to_pylist() if row["feature"] == 2]
     outlines = [tag["style"] for tag in page.all("i")]
     assert outlines == [f"--x:{row['x']};--y:{row['y']}" for row in rows]
     assert [img["src"] for img in page.all("img")] == [f"../images/{row['image']}.jpg" for row in rows]
     maps = [base64.b64decode(tag["data-map"]) for tag in page.all("canvas")]
-    expected = [fake_study.SAE.encode(fake_study.read_acts(i, i + 1))[0, ..., 2] for i in images_of(rows)]
-    assert maps == [survey.to_bytes(values, fake_study.LARGEST) for values in expected]
+    expected = [fake_world.SAE.encode(fake_world.read_acts(i, i + 1))[0, ..., 2] for i in images_of(rows)]
+    assert maps == [survey.to_bytes(values, fake_world.LARGEST) for values in expected]
     (gallery,) = (tag for tag in page.all("div") if tag.get("class") == "gallery")
     assert (gallery["data-grid"], gallery["style"]) == ("3,3", "--h:3;--w:3")
 

@@ -5,6 +5,7 @@ import pathlib
 import types
 
 import fake_study
+import fake_world
 import ml_collections
 import numpy as np
 import pytest
@@ -17,22 +18,22 @@ from jsae.runtime import artifacts, stages
 def study(tmp_path, monkeypatch):
     """(config, workdir); images and SAE are stand-ins, the rest lies on disk."""
     workdir = fake_study.make_workdir(tmp_path)
-    n, classes = fake_study.N_IMAGES, len(fake_study.CLASSES)
+    n, classes = fake_world.N_IMAGES, len(fake_world.CLASSES)
     store = workdir / "activations" / "test"
-    artifacts.write_array(store / "shard-00000.npy", fake_study.read_acts(0, n))
-    artifacts.write_array(store / "labels.npy", fake_study.LABELS.astype(np.int32))
-    artifacts.write_array(store / "logits.npy", np.eye(classes, dtype=np.float32)[fake_study.LABELS])
+    artifacts.write_array(store / "shard-00000.npy", fake_world.read_acts(0, n))
+    artifacts.write_array(store / "labels.npy", fake_world.LABELS.astype(np.int32))
+    artifacts.write_array(store / "logits.npy", np.eye(classes, dtype=np.float32)[fake_world.LABELS])
     artifacts.write_json(store / "image_ids.json", [f"{i:07d}" for i in range(n)])
-    manifest = {"site": "stage4", "grid": fake_study.GRID, "n_channels": 8, "n_images": n, "shards": [n]}
-    manifest |= {"dtype": "float32", "mean": [0.0] * 8, "scale": 1.0, "class_names": fake_study.CLASSES}
+    manifest = {"site": "stage4", "grid": fake_world.GRID, "n_channels": 8, "n_images": n, "shards": [n]}
+    manifest |= {"dtype": "float32", "mean": [0.0] * 8, "scale": 1.0, "class_names": fake_world.CLASSES}
     artifacts.write_json(store / "manifest.json", manifest)
     split = types.SimpleNamespace(
-        images=fake_study.images(), labels=fake_study.LABELS, class_names=fake_study.CLASSES, skipped=()
+        images=fake_world.images(), labels=fake_world.LABELS, class_names=fake_world.CLASSES, skipped=()
     )
     monkeypatch.setattr(report_run.cache, "load_splits", lambda **data: {"test": split})
-    monkeypatch.setattr(report_run.sae, "load", lambda folder: fake_study.SAE, raising=False)
+    monkeypatch.setattr(report_run.sae, "load", lambda folder: fake_world.SAE, raising=False)
     monkeypatch.setattr(report_run.classifier, "load", lambda folder: None, raising=False)
-    monkeypatch.setattr(report_run, "LogitsFromActs", lambda params, site: fake_study.HEAD)
+    monkeypatch.setattr(report_run, "LogitsFromActs", lambda params, site: fake_world.HEAD)
     config = ml_collections.ConfigDict(fake_study.CONFIG)
     config.runtime = {"deterministic": False}
     return config, workdir

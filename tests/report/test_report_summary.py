@@ -2,6 +2,7 @@
 
 import json
 
+import fake_results
 import fake_study
 import pytest
 
@@ -85,7 +86,7 @@ def test_a_stage_that_is_not_finished_counts_as_missing(tmp_path):
 
 def test_nan_becomes_null_and_a_half_known_pair_is_unknown(tmp_path, monkeypatch):
     workdir = fake_study.make_workdir(tmp_path)
-    results = fake_study.results()
+    results = fake_results.results()
     results["sae"]["fvu"] = float("nan")
     results["ablation"]["agreement"]["spearman_ci95"] = [float("-inf"), 0.5]
     monkeypatch.setattr(

@@ -6,7 +6,11 @@ import json
 import re
 import types
 
+import fake_ablation
+import fake_analysis
 import fake_study
+import fake_trained
+import fake_world
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,8 +21,6 @@ from jsae.report.feature_page import class_bars
 from jsae.report.features_page import ranks
 from jsae.report.fill_figures import fill_section
 from jsae.report.formatting import number
-from jsae.report.reading import read_study
-from jsae.report.summary import summarise
 
 
 def read_data(report):
@@ -29,7 +31,7 @@ def read_data(report):
 
 def test_the_data_of_the_table_are_the_numbers_of_the_tables(report):
     data = read_data(report)
-    rows = {row["feature"]: row for row in fake_study.features_table().to_pylist()}
+    rows = {row["feature"]: row for row in fake_analysis.features_table().to_pylist()}
     assert sorted(data["feature"]) == sorted(rows)
     heads = [head for name, head, *_ in features_page._COLUMNS]
     assert len(data["columns"]) <= len(heads)
@@ -41,7 +43,7 @@ def test_the_data_of_the_table_are_the_numbers_of_the_tables(report):
         assert [r for _, r in sorted(known)] == sorted(r for _, r in known)
     effects = {
         r["feature"]: r["effect_minus_direction"]
-        for r in fake_study.feature_space_table().to_pylist()
+        for r in fake_ablation.feature_space_table().to_pylist()
         if (r["scope"], r["target"], r["measure"]) == ("map", "top_class", "margin")
     }
     column = next(c for c in data["columns"] if effects[1] is not None and number(effects[1]) in c["text"])
@@ -72,11 +74,11 @@ def test_ranks_order_by_value_and_leave_the_unknown_out():
 
 def test_every_table_is_a_csv_file_with_the_numbers_in_full(report):
     for name, table in (
-        ("features", fake_study.features_table()),
-        ("feature_space", fake_study.feature_space_table()),
-        ("agreement", fake_study.agreement_table()),
-        ("top_patches", fake_study.patches_table()),
-        ("known_answer", fake_study.known_answer_table()),
+        ("features", fake_analysis.features_table()),
+        ("feature_space", fake_ablation.feature_space_table()),
+        ("agreement", fake_ablation.agreement_table()),
+        ("top_patches", fake_analysis.patches_table()),
+        ("known_answer", fake_ablation.known_answer_table()),
     ):
         with (report / "tables" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -105,11 +107,17 @@ def test_every_plot_of_the_overview_is_a_file_too(report):
         "density",
         "agreement",
         "cumulative-margin",
+        "sweep-fvu",
     } <= files
     assert set(re.findall(r'href="figures/([^"]+)\.svg"', page)) == files
     for name in files:
         text = (report / "figures" / f"{name}.svg").read_text()
-        assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "<style>" in text
+        assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+        style, drawn = text.split("</style>")
+        used = {one for names in re.findall(r'class="([^"]+)"', drawn) for one in names.split()}
+        assert used - {"d0"} <= set(re.findall(r"\.([a-z]\w*)", style)), name  # or it is drawn black
+        title = re.search("<title>(.*?)</title>", drawn).group(1)
+        assert f'font-weight="bold">{title}</text>' in drawn
 
 
 def test_a_table_of_any_columns_joins_numbers_with_their_intervals():
@@ -143,7 +151,7 @@ def test_a_square_of_the_confusion_matrix_says_its_numbers_and_fades_with_its_sh
 
 
 def test_calibration_leaves_empty_bins_out_and_draws_the_intervals():
-    figure = str(classifier_figures.reliability("r", fake_study.calibration_table().to_pylist()))
+    figure = str(classifier_figures.reliability("r", fake_trained.calibration_table().to_pylist()))
     assert figure.count("<circle") == 2 and "29 images: confidence 89.3%, accuracy 93.1%" in figure
 
 
@@ -162,17 +170,17 @@ def test_the_match_in_another_sae_is_the_row_of_largest_cosine(monkeypatch, tmp_
 
 
 def make_card(**changes):
-    row = fake_study.features_table().to_pylist()[1] | changes
-    patches = [r for r in fake_study.patches_table().to_pylist() if r["feature"] == 1][:3]
-    images = fake_study.images()[[p["image"] for p in patches]]
-    maps = np.zeros((3, *fake_study.GRID))
+    row = fake_analysis.features_table().to_pylist()[1] | changes
+    patches = [r for r in fake_analysis.patches_table().to_pylist() if r["feature"] == 1][:3]
+    images = fake_world.images()[[p["image"] for p in patches]]
+    maps = np.zeros((3, *fake_world.GRID))
     maps[0, 1, 2] = patches[0]["value"]
-    effect = fake_study.feature_space_table().to_pylist()[12]
-    return card.make_card(row, patches, images=images, maps=maps, grid=fake_study.GRID, effect=effect), effect
+    effect = fake_ablation.feature_space_table().to_pylist()[12]
+    return card.make_card(row, patches, images=images, maps=maps, grid=fake_world.GRID, effect=effect), effect
 
 
 def test_a_card_stands_alone_and_escapes_names():
-    made, effect = make_card(top_class_name=fake_study.MARKUP)
+    made, effect = make_card(top_class_name=fake_world.MARKUP)
     assert made._repr_html_() == made.html and "FeatureCard(1)" in repr(made)
     assert made.html.count("data:image/jpeg;base64,") == 3
     assert "<script" not in made.html and "&lt;script&gt;" in made.html
@@ -183,12 +191,9 @@ def test_a_card_stands_alone_and_escapes_names():
 
 def test_the_class_bars_stand_beside_what_shuffled_labels_give(made_up_study):
     """The range of the null against labels that are shuffled in fact."""
-    config = fake_study.CONFIG
-    study = read_study(
-        config, made_up_study, summarise(config, made_up_study), n_pages=3, facts=fake_study.facts()
-    )
+    study = fake_study.read_made_up(made_up_study, n_pages=3)
     study = dataclasses.replace(study, survey=fake_study.look(study))
-    pooled = fake_study.SAE.encode(fake_study.read_acts(0, fake_study.N_IMAGES)).mean((1, 2))[:, 0]
+    pooled = fake_world.SAE.encode(fake_world.read_acts(0, fake_world.N_IMAGES)).mean((1, 2))[:, 0]
     rng = np.random.default_rng(0)
     shuffled = [pooled[rng.permutation(len(pooled))[:5]].mean() for _ in range(4000)]
     bars = class_bars(study, 0)
@@ -200,20 +205,22 @@ def test_the_class_bars_stand_beside_what_shuffled_labels_give(made_up_study):
 
 def test_a_feature_gets_the_part_that_it_finds_best_on_train(report):
     data = read_data(report)
-    rows = fake_study.localisation_table().to_pylist()
+    rows = fake_analysis.localisation_table().to_pylist()
     for i, feature in enumerate(data["feature"]):
         mine = [r for r in rows if r["feature"] == feature and r["part"] != "aircraft"]
         best = max(mine, key=lambda r: r["auroc_train"])
         assert data["part"][i] == best["part"]
         assert number(best["auroc"]) in [column["text"][i] for column in data["columns"]]
     page = (report / "features" / "feature-1.html").read_text()
-    assert "part auroc train" in page and "erf share" in page and number(0.15) in page
+    best = max((r for r in rows[3:6] if r["part"] != "aircraft"), key=lambda r: r["auroc_train"])
+    assert f">{best['part']}<" in page and f">train {number(best['auroc_train'])}<" in page
+    assert "erf share" in page and f">{number(0.15)}<" in page
     overview = (report / "index.html").read_text()
     assert "falls inside the cell" in overview and "30.0%" in overview  # the mean of 0.1, 0.15, ... 0.5
 
 
 def test_fills_are_means_over_features_of_equal_settings():
-    found = fill_section(fake_study.sigma_sweep_table().to_pylist())
+    found = fill_section(fake_ablation.sigma_sweep_table().to_pylist())
     assert set(found["figures"]) == {"blur-blur", "blur-mean"}
     assert [(r["fill"], r["sigma_px"], r["n_features"]) for r in found["rows"]] == [
         ("blur", 2.0, 2),

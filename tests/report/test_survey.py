@@ -2,7 +2,7 @@
 
 import itertools
 
-import fake_study
+import fake_world
 import numpy as np
 import pytest
 
@@ -15,7 +15,7 @@ MAPS = {image: [image % 5, 7] for image in range(0, N, 2)}
 @pytest.fixture(scope="module")
 def feats():
     """[N, H, W, F] of the made-up images."""
-    return fake_study.SAE.encode(fake_study.read_acts(0, N))
+    return fake_world.SAE.encode(fake_world.read_acts(0, N))
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +25,16 @@ def largest(feats):
 
 @pytest.fixture(scope="module")
 def found(largest):
-    labels = fake_study.LABELS[:N].copy()
+    labels = fake_world.LABELS[:N].copy()
     labels[4] = -1
     return survey.take(
-        fake_study.read_acts,
-        fake_study.SAE,
+        fake_world.read_acts,
+        fake_world.SAE,
         largest,
         n_images=N,
         maps=MAPS,
         images=list(range(N)),
-        logits_from=fake_study.HEAD,
+        logits_from=fake_world.HEAD,
         labels=labels,
     )
 
@@ -42,7 +42,7 @@ def found(largest):
 def test_maps_are_the_features_as_bytes_of_their_largest_value(found, feats, largest):
     assert set(found.maps) == {(image, f) for image, features in MAPS.items() for f in features}
     for (image, feature), text in found.maps.items():
-        values = np.frombuffer(text, np.uint8).reshape(fake_study.GRID)
+        values = np.frombuffer(text, np.uint8).reshape(fake_world.GRID)
         expected = feats[image, :, :, feature] / largest[feature]
         np.testing.assert_array_equal(values > 0, expected > 0)  # whatever is active can be seen
         np.testing.assert_allclose(values / 255, expected, atol=1 / 255)  # one step of a byte
@@ -66,8 +66,8 @@ def test_spread_over_images_is_that_of_the_mean_over_the_grid(found, feats):
 
 
 def test_an_image_has_its_strongest_features_and_what_it_loses_without_each(found, feats):
-    acts = fake_study.read_acts(0, N)
-    clean = fake_study.HEAD(acts)
+    acts = fake_world.read_acts(0, N)
+    clean = fake_world.HEAD(acts)
     n_flips = 0
     for image, entry in found.images.items():
         assert entry["prediction"] == clean[image].argmax()
@@ -79,10 +79,10 @@ def test_an_image_has_its_strongest_features_and_what_it_loses_without_each(foun
             f = row["feature"]
             here = feats[image, :, :, f]
             assert row["value"] == pytest.approx(here.max()) and here[row["y"], row["x"]] == here.max()
-            logits = fake_study.HEAD((acts[image] - here[..., None] * fake_study.SAE.w_dec[f])[None])[0]
+            logits = fake_world.HEAD((acts[image] - here[..., None] * fake_world.SAE.w_dec[f])[None])[0]
             assert row["prediction"] == logits.argmax()
             n_flips += row["prediction"] != entry["prediction"]
-            label = fake_study.LABELS[image]
+            label = fake_world.LABELS[image]
             margin = [z[label] - np.delete(z, label).max() for z in (logits, clean[image])]
             if image == 4:  # its label is unknown
                 assert entry["label"] is None and row["delta_margin"] is None
@@ -96,7 +96,7 @@ def test_an_image_has_its_strongest_features_and_what_it_loses_without_each(foun
 
 def test_without_a_classifier_nothing_is_removed(largest):
     found = survey.take(
-        fake_study.read_acts, fake_study.SAE, largest, n_images=3, maps={}, images=[1]
+        fake_world.read_acts, fake_world.SAE, largest, n_images=3, maps={}, images=[1]
     ).images[1]
     assert found["prediction"] is None and "delta_margin" not in found["features"][0]
 

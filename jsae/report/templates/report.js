@@ -184,11 +184,11 @@
     row.appendChild(head);
     if (withCrops) row.appendChild(crops(i));
     row.appendChild(make("td", className(i) || "–", { "class": "text" }));
-    if (data.part) row.appendChild(make("td", data.part[i] || "–", { "class": "text" }));
     data.columns.forEach(function (column) {
       var text = column.text[i];
       row.appendChild(text === "" ? make("td", "–", { title: column.reason }) : make("td", text));
     });
+    if (data.part) row.appendChild(make("td", data.part[i] || "–", { "class": "text" }));
     return row;
   }
   function render() {

@@ -1,0 +1,38 @@
+"""What the stages of the made-up study passed to `finish`, as it stands in their manifests."""
+
+from fake_world import N_FEATURES, N_IMAGES
+
+
+def results() -> dict:
+    """Stage -> what it would pass to `finish`."""
+    means = {
+        "mean_delta_logit": -0.61,
+        "mean_delta_margin": -0.823,
+        "mean_delta_confidence": -0.0912,
+        "control_mean_delta_margin": -0.0312,
+        "control_feature_mean_delta_margin": -0.214,
+        "mean_effect_minus_control_margin": -1.23,
+    }
+    space = {"n_features": 10, "n_images": N_IMAGES}
+    for key, value in means.items():
+        space |= {key: value, f"{key}_ci95": [value - 0.11, value + 0.02]}
+    rows = [
+        {"accuracy": a, "mean_per_class_accuracy": a - 0.01, "cross_entropy": c, "margin": 5.2 - c}
+        for a, c in ((0.875, 0.41), (0.85, 0.47), (0.125, 2.1))
+    ]
+    return {
+        "classifier": {"arch": {"name": "atto", "depths": [2, 2, 6, 2]}, "test_accuracy": 0.875}
+        | {"test_mean_per_class_accuracy": 0.865}
+        | {"test_coarser": {"family": {"accuracy": 0.912, "mean_per_class_accuracy": 0.903}}},
+        "activations": {"site": "stage4"},
+        "sae": {"variant": "topk", "n_channels": 320, "n_features": N_FEATURES, "l0": 8.0, "fvu": 0.112}
+        | {"pca_fvu": 0.243, "dead_fraction": 0.109},
+        "analysis": {"n_features_alive": 57, "n_class_selective": 17},
+        "ablation": {
+            "feature_space": space,
+            "input_space": space,
+            "agreement": {"spearman": 0.83, "spearman_ci95": [0.61, 0.93]},
+            "splice": dict(zip(("clean", "spliced", "mean_ablated"), rows, strict=True))
+            | {"kl": 0.05, "accuracy_recovered": 0.967, "ce_recovered": 0.964},
+        },
+    }

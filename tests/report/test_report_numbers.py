@@ -1,0 +1,122 @@
+"""Every number of a page is that of the table it comes from."""
+
+import fake_ablation
+import fake_analysis
+import fake_results
+import fake_study
+import fake_trained
+import fake_world
+from parsed_page import Parsed
+
+from jsae.report.formatting import interval, number, wilson
+
+
+def with_ends(value, pair) -> str:
+    return f"{number(value)} [{number(pair[0])}, {number(pair[1])}]"
+
+
+def test_numbers_of_the_overview_are_those_of_the_tables(report):
+    tables, results = Parsed(report / "index.html").tables, fake_results.results()
+    n = fake_world.N_IMAGES
+    splice = results["ablation"]["splice"]
+    assert tables["Splice"] == [
+        [
+            name,
+            with_ends(splice[key]["accuracy"], wilson(splice[key]["accuracy"], n)),
+            *(number(splice[key][k]) for k in ("mean_per_class_accuracy", "cross_entropy", "margin")),
+        ]
+        for name, key in (
+            ("clean", "clean"),
+            ("replaced by the SAE's reconstruction", "spliced"),
+            ("replaced by their mean", "mean_ablated"),
+        )
+    ]
+    classes = sorted(fake_trained.per_class_table().to_pylist(), key=lambda r: (r["accuracy"], r["label"]))
+    assert [row[:5] for row in tables["Accuracy by class"]] == [
+        [
+            *(str(r["label"]), r["class_name"], str(r["n_images"])),
+            *(with_ends(r["accuracy"], wilson(r["accuracy"], r["n_images"])), number(r["precision"])),
+        ]
+        for r in classes
+    ]
+    space = results["ablation"]["feature_space"]
+    assert [row[1] for row in tables["Mean effects"]] == [
+        with_ends(space[key], space[f"{key}_ci95"])
+        for key in (
+            *("mean_delta_logit", "mean_delta_margin", "control_mean_delta_margin"),
+            *("control_feature_mean_delta_margin", "mean_delta_confidence"),
+            "mean_effect_minus_control_margin",
+        )
+    ]
+    effects = {
+        row["feature"]: row
+        for row in fake_ablation.feature_space_table().to_pylist()
+        if (row["scope"], row["target"], row["measure"]) == ("map", "top_class", "margin")
+        and row["mean_delta"] is not None
+    }
+    shown = {int(row[0].split()[0]): row[2:] for row in tables["Effect of each ablated feature"]}
+    stem = "effect_minus_direction"
+    assert shown == {
+        feature: [
+            with_ends(r["mean_delta"], (r["ci95_low"], r["ci95_high"])),
+            number(r["control_direction_mean_delta"]),
+            with_ends(r[stem], (r[f"{stem}_low"], r[f"{stem}_high"])),
+        ]
+        for feature, r in effects.items()
+    }
+    cumulative = [r for r in fake_ablation.cumulative_table().to_pylist() if r["m"] in (4, 8)]
+    assert [row[3:] for row in tables["Many features at once"][1:]] == [
+        [
+            with_ends(r[value], (r[f"{name}_ci95_low"], r[f"{name}_ci95_high"]))
+            for name, value in (("margin", "mean_margin"), ("accuracy", "accuracy"))
+        ]
+        for r in cumulative
+    ]
+    stem = "effect_minus_control"
+    assert [row[-1] for row in tables["Other dictionaries"]] == [
+        with_ends(r[stem], (r[f"{stem}_low"], r[f"{stem}_high"]))
+        for r in fake_ablation.baselines_table().to_pylist()
+    ]
+    assert [row[1] for row in tables["Cost"]] == [number(12.345 * n) for n in (1, 2, 3, 4, 5, 15)]
+
+
+def test_numbers_of_an_image_are_those_of_the_survey(made_up_study, report):
+    study = fake_study.read_made_up(made_up_study)
+    tables = Parsed(report / "images.html").tables
+    survey = fake_study.look(study)
+    names, tops = fake_world.CLASSES, study.features["top_class_name"]
+    assert len(survey.images) == 12
+    for image, entry in survey.images.items():
+        assert [row[:6] for row in tables[f"Features of image {image:07d}"]] == [
+            [
+                *(str(r["feature"]), tops[r["feature"]] or "–", number(r["value"])),
+                *(number(r["delta_margin"]), number(r["delta_confidence"])),
+                "the same" if r["prediction"] == entry["prediction"] else names[r["prediction"]],
+            ]
+            for r in entry["features"]
+        ]
+
+
+def test_numbers_of_a_feature_page_are_those_of_the_tables(report):
+    feature_space = fake_ablation.feature_space_table().to_pylist()
+    input_space = fake_ablation.input_space_table().to_pylist()
+    row = fake_analysis.features_table().to_pylist()[1]
+    text = Parsed(report / "features" / "feature-1.html").text
+    names = ("purity16", "selectivity", "selectivity_null", "selectivity_excess", "selectivity_z", "density")
+    names += ("label_entropy", "label_entropy_null", "auroc", "auroc_p", "auroc_q", "max", "mean_active")
+    values = [row[name] for name in names]
+    for effect in (r for r in feature_space if r["feature"] == 1):
+        stems = ("mean_delta", "effect_minus_direction", "effect_minus_feature")
+        values += [effect[stem] for stem in stems]
+        values += [effect[f"control_{c}_mean_delta"] for c in ("direction", "feature")]
+        values += [effect[f"{k}_{c}"] for k in ("p", "q") for c in ("direction", "feature")]
+        for stem in ("ci95", *stems[1:]):
+            assert str(interval(effect[f"{stem}_low"], effect[f"{stem}_high"]))[17:-7] in text
+    for effect in (r for r in input_space if r["feature"] == 1):
+        values += [effect[k] for k in ("mean_delta", "control_mean_delta", "effect_minus_control", "p", "q")]
+    margin = (1, "top_class", "margin")
+    head = next(r for r in input_space if (r["feature"], r["target"], r["measure"]) == margin)
+    values += [head["feature_fall"], head["control_feature_fall"], head["energy_matched_share"]]
+    missing = [value for value in values if number(value) not in text]
+    assert len(values) > 250
+    assert not missing
