@@ -9,7 +9,7 @@ the last whole pass.
 
 from jsae import sae as saes
 from jsae.activations import ActivationStore
-from jsae.analysis import features, images, nearest, tables, top_patches
+from jsae.analysis import features, images, localisation, nearest, tables, top_patches
 from jsae.analysis.survey import Survey, survey
 from jsae.runtime import artifacts, logs, passes, stages
 from jsae.runtime import mesh as meshes
@@ -48,9 +48,9 @@ def run(config, workdir) -> None:
     n_test = stores["test"].n_images
     with logs.progress(n_test, label="analysis: nearest", unit="image") as progress:
         alike = nearest.columns(stores["test"], sae, batch_size=c.batch_size, on_batch=progress.update)
-    written = {top_patches.FILE: patches, features.FILE: rows}
-    written[nearest.FILE] = tables.make(alike, nearest.SCHEMA)
+    written = {top_patches.FILE: patches, nearest.FILE: tables.make(alike, nearest.SCHEMA)}
     more_results, more = images.every_table(config, workdir, stores, sae, patches, rows)
+    written[features.FILE] = features.with_parts(rows, more.get(localisation.FILE))
     for name, table in (written | more).items():
         artifacts.write_table(stage.folder / name, table, stage.manifest)
     stage.finish(results | more_results)
