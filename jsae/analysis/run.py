@@ -21,11 +21,13 @@ def run(config, workdir) -> None:
     """Analyse the SAE of the workdir.
 
     Raises:
-      ValueError: n_top, n_permutations or batch_size out of range, or activations that are not finite.
+      ValueError: n_top, n_permutations or batch_size out of range, embeddings by the study's own classifier
+        or by none, or activations that are not finite.
       stages.StageMissing: no finished SAE.
     """
     c = config.analysis
     check(c.n_top, c.n_permutations)  # before the stage keeps these settings as its own
+    images.check_embeddings(config, workdir)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     meshes.check_batch(mesh, c.batch_size, "config.analysis.batch_size")
     stage = stages.begin(config, workdir, "analysis")
@@ -59,6 +61,8 @@ def run(config, workdir) -> None:
 def check_config(config) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     check(config.analysis.n_top, config.analysis.n_permutations)
+    if config.analysis.embedding_workdir:
+        images.embedding_folder(config)
 
 
 def check(n_top: int, n_permutations: int) -> None:

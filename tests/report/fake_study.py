@@ -284,6 +284,12 @@ def receptive_table() -> pa.Table:
     )
 
 
+def monosemanticity_table() -> pa.Table:
+    values = [None if f % 9 == 4 else 0.2 + f / 200 for f in range(N_FEATURES)]
+    columns = {"feature": list(range(N_FEATURES)), "monosemanticity": values}
+    return pa.table(columns | {"monosemanticity_random": [0.04] * N_FEATURES})
+
+
 def known_answer_table() -> pa.Table:
     rows = [
         {
@@ -357,6 +363,7 @@ def make_workdir(workdir, *, without=()) -> epath.Path:
         "analysis/nearest.parquet": nearest_table,
         "analysis/localisation.parquet": localisation_table,
         "analysis/receptive.parquet": receptive_table,
+        "analysis/monosemanticity.parquet": monosemanticity_table,
         "ablation/atlas.parquet": atlas_table,
         "ablation/atlas_classes.parquet": atlas_classes_table,
         "ablation/cumulative.parquet": cumulative_table,
