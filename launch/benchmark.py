@@ -9,7 +9,8 @@
                  also growth with F and k, and streaming beside a resident store (launch/benchmark_sae.py)
     atlas        closed-form ablations/s, one a (feature, image) pair, reduced to moments over images: 256
                  images, 6,144 features, 768 channels, 100 classes, random numbers, every feature active; for
-                 one target class (the label) and for all three
+                 one target class (the label) and for all three; with --workdir=W also how near to the patched
+                 forward pass the closed form is in that study, and how long the study's pass takes
 
 Variants alternate round by round and medians are reported, since a machine's speed drifts. With --peers=DIR
 (a folder with convnext_peers.sh ARCH SIZE BATCH and sae_peers.sh C F K N, printing JSON lines) other people's
@@ -31,12 +32,10 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from jsae.ablation import atlas
-from jsae.ablation.feature_space import TARGETS
 from jsae.classifier import convnext, depthwise
 from jsae.data import augment, cache, decode, pipeline
 from jsae.runtime import allocator
-from launch import benchmark_sae
+from launch import benchmark_atlas, benchmark_sae
 
 SECTIONS = ("classifier", "data", "sae", "atlas")
 NETWORKS = {"atto_96_b32": ("atto", 96, 32), "tiny_224_b8": ("tiny", 224, 8)}
@@ -47,6 +46,7 @@ _OUT = flags.DEFINE_string("out", None, "Write the numbers as JSON to this file.
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; each variant runs once in each.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the classifier's computation.")
 _PEERS = flags.DEFINE_string("peers", None, "Folder of scripts that time other people's code.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "A finished study of the final site, for the section atlas.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Photos in FGVC layout, for the section data.")
 
 
@@ -184,43 +184,6 @@ def _augment_by_opencv(images, change: bool):
     return out
 
 
-def atlas_rates(
-    rounds: int, n_images: int = 256, n_features: int = 6144, n_channels: int = 768, n_classes: int = 100
-) -> dict:
-    """Ablations/s of the atlas on random numbers, every pair active, moments over the images included."""
-    keys = jax.random.split(jax.random.key(0), 6)
-    rows = jax.random.normal(keys[0], (n_features, n_channels))
-    pooled = jax.random.normal(keys[1], (n_images, n_channels))
-    head = atlas.Head(
-        scale=jnp.ones(n_channels),
-        bias=jnp.zeros(n_channels),
-        kernel=jax.random.normal(keys[2], (n_channels, n_classes)) / n_channels**0.5,
-        offset=jnp.zeros(n_classes),
-        eps=1e-6,
-    )
-    arguments = (
-        head,
-        rows / jnp.linalg.norm(rows, axis=-1, keepdims=True),
-        pooled,
-        0.01 + 2 * jax.random.exponential(keys[3], (n_images, n_features)),
-        jax.random.randint(keys[4], (n_images,), 0, n_classes),
-        jnp.argmax(atlas.head_logits(head, pooled), -1),
-        jax.random.randint(keys[5], (n_features,), 0, n_classes),
-    )
-    together = {"groups": jnp.zeros(n_images, jnp.int32), "n_groups": 1}
-    variants = {
-        "label": lambda: atlas.moments(*arguments, **together, targets=("label",)),
-        "three_targets": lambda: atlas.moments(*arguments, **together, targets=TARGETS),
-    }
-    rates = alternate(variants, n_images * n_features, rounds)
-    return {
-        "ablations_per_s": rates["label"],
-        "three_targets_ablations_per_s": rates["three_targets"],
-        "n_guarded": int(variants["label"]()[1]),
-        "n_pairs": n_images * n_features,
-    }
-
-
 def _sae_peers() -> list[dict]:
     return _peer_rows(_PEERS.value, "sae_peers.sh", 768, 6144, 32, 4096) if _PEERS.value else []
 
@@ -261,7 +224,9 @@ def main(argv):
                 results["sae"][name] = measure()
                 _print(f"sae.{name}", results["sae"][name])
     if "atlas" in sections:
-        results["atlas"] = atlas_rates(_ROUNDS.value)
+        results["atlas"] = benchmark_atlas.rates(alternate, _ROUNDS.value)
+        if _WORKDIR.value:
+            results["atlas"]["study"] = benchmark_atlas.study(_WORKDIR.value, _ROUNDS.value)
         _print("atlas", results["atlas"])
     if _OUT.value:
         pathlib.Path(_OUT.value).write_text(json.dumps(results, indent=2) + "\n")

@@ -255,6 +255,8 @@ def test_purity_counts_16_images_and_polysemanticity_all_of_them():
     labels[2, :3] = [7, 7, 1]
     np.testing.assert_allclose(metrics.purity16(labels), [12 / 16, 9 / 16, np.nan, np.nan])
     np.testing.assert_allclose(metrics.polysemanticity(labels), [8 / 20, 7 / 16, 1 / 3, np.nan])
+    by_parts = metrics.polysemanticity_by_parts([[0.81, 0.8, np.nan], [0.9, 0.1, 1.0], [np.nan] * 3])
+    assert by_parts.tolist() == [1, 2, 0]
 
 
 def test_auroc_and_p_are_those_of_scipy_with_ties():

@@ -27,7 +27,8 @@ from jsae.ablation.feature_space import TARGETS
 
 __all__ = ["Effects", "Head", "Moments", "effects", "head_logits", "head_of", "moments", "moments_of"]
 
-_BLOCK_LOGITS = {"cpu": 2**21, "else": 2**26}  # B * features * L of a block
+_BLOCK_LOGITS = {"cpu": 2**20, "else": 2**26}  # B * features * L of a block; on a CPU it stays in the cache
+_LANES = 16  # a block's features are a multiple, so that vector registers are full
 
 
 class Effects(NamedTuple):
@@ -132,6 +133,7 @@ def _every_block(head, w_dec, pooled, strength, labels, predictions, top_classes
             "prediction": predictions,
             "member": member,
         }
+        images["rest"] = closed_form.offset_of_the_rest(images, targets)
         images["clean"] = closed_form.clean_by_class(head, images)
         n_blocks = -(-n_features // block)
 
@@ -161,7 +163,7 @@ def _join(blocks: jax.Array, n_features: int) -> jax.Array:
 
 def _block_features(n_images: int, n_classes: int) -> int:
     budget = _BLOCK_LOGITS.get(jax.default_backend(), _BLOCK_LOGITS["else"])
-    return max(8, budget // (n_images * n_classes))
+    return max(1, budget // (n_images * n_classes * _LANES)) * _LANES
 
 
 def _one_block(head, images, features, targets):

@@ -5,6 +5,7 @@ import pyarrow as pa
 
 from jsae import metrics
 from jsae.analysis import class_statistics, tables, top_patches
+from jsae.analysis.cells import AIRCRAFT
 from jsae.analysis.survey import Survey
 
 FILE = "features.parquet"
@@ -57,11 +58,17 @@ SCHEMA = tables.schema(
     ("auroc_q", pa.float64(), "Benjamini-Hochberg over the eligible features; null for the others"),
     ("class_selective", pa.bool_(), f"auroc_q <= {MAX_Q} and auroc >= {MIN_AUROC}"),
     ("polysemanticity", pa.float64(), "share of the top patches whose class is not the commonest of them"),
+    (
+        "n_parts",
+        pa.int32(),
+        "parts that it finds with an auroc above 0.8 in localisation.parquet (polysemanticity by parts); "
+        "null without masks",
+    ),
 )
 
 
 def describe(train: Survey, test: Survey, labels, *, n_permutations: int, seed: int, on_block=None) -> dict:
-    """The columns of features.parquet but the name of the top class, as arrays (NaN: unknown).
+    """The columns of features.parquet but top_class_name and n_parts, as arrays (NaN: unknown).
 
     Args:
       train, test: surveys of the two splits; test with top patches and pooled activations.
@@ -109,11 +116,23 @@ def describe(train: Survey, test: Survey, labels, *, n_permutations: int, seed: 
 def table(columns: dict, class_names) -> pa.Table:
     """features.parquet from what `describe` returns."""
     chosen = columns["top_class"]
-    named = {
+    more = {
+        "n_parts": np.ma.masked_all(len(chosen), np.int32),
         "top_class": tables.known_class(chosen),
         "top_class_name": tables.class_name(chosen, class_names),
     }
-    return tables.make(columns | named, SCHEMA)
+    return tables.make(columns | more, SCHEMA)
+
+
+def with_parts(rows: pa.Table, localised: pa.Table | None) -> pa.Table:
+    """features.parquet with n_parts from localisation.parquet; as it was where no part has masks."""
+    parts = [] if localised is None else list(dict.fromkeys(localised["part"].to_pylist()))
+    if not set(parts) - {AIRCRAFT}:
+        return rows
+    auroc = localised["auroc"].to_numpy().reshape(len(rows), len(parts))
+    auroc = auroc[:, [name != AIRCRAFT for name in parts]]
+    counts = pa.array(metrics.polysemanticity_by_parts(auroc), pa.int32())
+    return rows.set_column(rows.column_names.index("n_parts"), SCHEMA.field("n_parts"), counts)
 
 
 def headline(columns: dict) -> dict:

@@ -43,6 +43,30 @@ def every_table(config, workdir, stores: dict, sae, patches, features) -> tuple[
     return {"parts": found}, written
 
 
+def embedding_folder(config) -> epath.Path:
+    """The classifier of config.analysis.embedding_workdir; ValueError if it has no finished one."""
+    name = config.analysis.embedding_workdir
+    folder = epath.Path(name) / "classifier"
+    if (stages.manifest_in(folder) or {}).get("status") != "complete":
+        raise ValueError(
+            f"config.analysis.embedding_workdir={name!r} has no finished classifier; "
+            "give the workdir of a study of another seed"
+        )
+    return folder
+
+
+def check_embeddings(config, workdir) -> None:
+    """Raise ValueError if the embeddings would come from this study's own classifier, or from none."""
+    if not config.analysis.embedding_workdir:
+        return
+    own = (stages.read_manifest(config, workdir, "classifier") or {}).get("digest")
+    if stages.manifest_in(embedding_folder(config))["digest"] == own:
+        raise ValueError(
+            f"config.analysis.embedding_workdir={config.analysis.embedding_workdir!r} is this study's own "
+            "classifier, which the features are made from; give a study of another seed"
+        )
+
+
 def _parts(config, stores, sae, where) -> tuple[dict, dict]:
     n_images = 2 * sum(len(localisation.images_of(store, sae.n_features)) for store in stores.values())
     with logs.progress(n_images, label="analysis: parts", unit="image") as progress:
@@ -84,7 +108,7 @@ def _receptive(config, params, site: str, split, sae, patches, features, stride_
 
 def _monosemanticity(config, store, sae, split):
     """monosemanticity.parquet, with the embeddings of another study's classifier."""
-    other = classifier.load(epath.Path(config.analysis.embedding_workdir) / "classifier")
+    other = classifier.load(embedding_folder(config))
 
     @jax.jit
     def embed(params, images):

@@ -18,7 +18,7 @@ SCHEMA = tables.schema(
         "mean cosine of the embeddings of two test images, weighted by the product of the feature's means "
         "over their grids; null if it fires in fewer than two",
     ),
-    ("random", pa.float64(), "the same for a feature that fires in all images alike"),
+    ("monosemanticity_random", pa.float64(), "the same for a feature that fires in all images alike"),
 )
 
 
@@ -27,5 +27,5 @@ def columns(values: np.ndarray, random: float) -> dict:
     return {
         "feature": np.arange(len(values)),
         "monosemanticity": values,
-        "random": np.full(len(values), random),
+        "monosemanticity_random": np.full(len(values), random),
     }

@@ -9,7 +9,7 @@ the last whole pass.
 
 from jsae import sae as saes
 from jsae.activations import ActivationStore
-from jsae.analysis import features, images, nearest, tables, top_patches
+from jsae.analysis import features, images, localisation, nearest, tables, top_patches
 from jsae.analysis.survey import Survey, survey
 from jsae.runtime import artifacts, logs, passes, preemption, stages
 from jsae.runtime import mesh as meshes
@@ -21,11 +21,13 @@ def run(config, workdir) -> None:
     """Analyse the SAE of the workdir.
 
     Raises:
-      ValueError: n_top, n_permutations or batch_size out of range, or activations that are not finite.
+      ValueError: n_top, n_permutations or batch_size out of range, embeddings by the study's own classifier
+        or by none, or activations that are not finite.
       stages.StageMissing: no finished SAE.
     """
     c = config.analysis
     check(c.n_top, c.n_permutations)  # before the stage keeps these settings as its own
+    images.check_embeddings(config, workdir)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     meshes.check_batch(mesh, c.batch_size, "config.analysis.batch_size")
     stage = stages.begin(config, workdir, "analysis")
@@ -48,9 +50,9 @@ def run(config, workdir) -> None:
     n_test = stores["test"].n_images
     with logs.progress(n_test, label="analysis: nearest", unit="image") as progress:
         alike = nearest.columns(stores["test"], sae, batch_size=c.batch_size, on_batch=progress.update)
-    written = {top_patches.FILE: patches, features.FILE: rows}
-    written[nearest.FILE] = tables.make(alike, nearest.SCHEMA)
+    written = {top_patches.FILE: patches, nearest.FILE: tables.make(alike, nearest.SCHEMA)}
     more_results, more = images.every_table(config, workdir, stores, sae, patches, rows)
+    written[features.FILE] = features.with_parts(rows, more.get(localisation.FILE))
     for name, table in (written | more).items():
         artifacts.write_table(stage.folder / name, table, stage.manifest)
     stage.finish(results | more_results)
@@ -59,6 +61,8 @@ def run(config, workdir) -> None:
 def check_config(config) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     check(config.analysis.n_top, config.analysis.n_permutations)
+    if config.analysis.embedding_workdir:
+        images.embedding_folder(config)
 
 
 def check(n_top: int, n_permutations: int) -> None:

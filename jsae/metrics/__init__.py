@@ -17,6 +17,7 @@ from jsae.metrics.class_selectivity import (
     label_entropy,
     monosemanticity,
     polysemanticity,
+    polysemanticity_by_parts,
     purity16,
     selectivity,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "pca_fvu",
     "pointing",
     "polysemanticity",
+    "polysemanticity_by_parts",
     "purity16",
     "recovered",
     "recovery",

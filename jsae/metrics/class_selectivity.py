@@ -7,6 +7,7 @@ import scipy.stats
 from jsae.metrics.sums import divide
 
 N_PURITY = 16  # top images that `purity16` looks at
+N_PARTS_AUROC = 0.8  # above it a feature finds a part
 
 
 def selectivity(class_means, top_class) -> np.ndarray:
@@ -54,6 +55,11 @@ def purity16(top_labels) -> np.ndarray:
 def polysemanticity(top_labels) -> np.ndarray:
     """Share of the top patches whose class is not the commonest one among them, [F]; NaN without patches."""
     return 1.0 - _commonest_share(np.asarray(top_labels))
+
+
+def polysemanticity_by_parts(auroc) -> np.ndarray:
+    """How many parts a feature finds, [F]: those with a part AUROC [F, P] above 0.8; NaN counts as none."""
+    return (np.nan_to_num(np.asarray(auroc)) > N_PARTS_AUROC).sum(-1)
 
 
 def monosemanticity(pooled, embeddings) -> tuple[np.ndarray, float]:

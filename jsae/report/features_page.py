@@ -49,6 +49,7 @@ _COLUMNS = (
         "share of the top patches whose class is not the commonest",
         "silent on test",
     ),
+    ("n_parts", "parts found", "number of parts with a part AUROC above 0.8 on test", "no masks"),
     (
         "erf_share",
         "erf share",

@@ -1,7 +1,7 @@
 """Columns about features from other tables of the analysis, in the order of features.parquet.
 
 localisation.parquet has a row a (feature, part): a feature gets the part that it finds best on train, and how
-well it does so on test. receptive.parquet has a row a feature.
+well it does so on test. receptive.parquet and monosemanticity.parquet have a row a feature.
 """
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ _SAME = ("feature", "n_images", "n_patches")
 def more_columns(tables: dict[str, pa.Table], features: list[int]) -> dict[str, list]:
     """Column name -> a value a feature, None where it is not known; {} without the tables."""
     found = {}
-    for name in ("localisation", "receptive"):
+    for name in ("localisation", "receptive", "monosemanticity"):
         table = tables.get(name)
         if table is None or "feature" not in table.column_names:
             continue

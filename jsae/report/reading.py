@@ -21,7 +21,9 @@ _LISTS = ("class_mean", "class_max")
 # stage -> its tables; those of no feature are shown as a whole.
 _TABLES = {
     "classifier": ("per_class", "confusion", "calibration"),
-    "analysis": ("features", "top_patches", "nearest", "localisation", "receptive", "parts"),
+    "analysis": (
+        *("features", "top_patches", "nearest", "localisation", "receptive", "parts", "monosemanticity"),
+    ),
     "ablation": (
         *("feature_space", "input_space", "agreement", "atlas", "atlas_classes", "cumulative"),
         *("sigma_sweep", "baselines", "known_answer"),

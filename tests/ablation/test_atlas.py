@@ -111,6 +111,22 @@ def test_one_class_has_no_margin_and_never_flips():
     assert np.isfinite(np.delete(found.deltas, MARGIN, axis=1)).all() and not found.flips.any()
 
 
+def test_two_classes_leave_none_that_is_no_target():
+    case = make_case(n_classes=2)
+    deltas, flips = naive(**case)
+    found = atlas.effects(**case)
+    np.testing.assert_allclose(found.deltas, deltas, atol=1e-5 * largest_logit(case))  # as above
+    np.testing.assert_array_equal(found.flips, flips)
+
+
+def test_powers_of_two_and_their_ends():
+    x = np.concatenate([np.linspace(-126, 0, 100_001, dtype=np.float32), np.float32([-0.0, 1e-7])])
+    found = np.asarray(jax.jit(closed_form._exp2)(x), np.float64)
+    np.testing.assert_allclose(found, np.exp2(x.astype(np.float64)), rtol=3e-7)  # five float32 roundings
+    found = np.asarray(closed_form._exp2(jnp.float32([-127, -1e30, -np.inf, np.nan])))
+    np.testing.assert_allclose(found, [2.0**-126] * 3 + [np.nan], rtol=3e-7)
+
+
 def test_targets_can_be_chosen_and_unknown_ones_are_named():
     case = make_case()
     three, one = atlas.effects(**case), atlas.effects(**case, targets=("label",))

@@ -17,7 +17,7 @@ from jsae.runtime import artifacts, stages
 def study(tmp_path, monkeypatch):
     """(config, workdir) whose stages above analysis are complete; the SAE is a toy."""
     config = ConfigDict({"seed": 0, "classifier": {"workdir": ""}})
-    config.analysis = {"n_top": 16, "batch_size": 16, "n_permutations": 5}
+    config.analysis = {"n_top": 16, "batch_size": 16, "n_permutations": 5, "embedding_workdir": ""}
     config.runtime = {"data_axis": -1, "model_axis": 1}
     stages.begin(config, tmp_path, "classifier").finish({})
     stage = stages.begin(config, tmp_path, "activations")
@@ -60,6 +60,7 @@ def test_the_stage_writes_both_tables_and_is_then_up_to_date(study, monkeypatch)
     [
         ("n_top", 15, "n_top=15: must be at least 16"),
         ("n_permutations", 0, "n_permutations=0"),
+        ("embedding_workdir", "nowhere", "embedding_workdir='nowhere' has no finished classifier"),
         ("batch_size", 12, "config.analysis.batch_size=12 must be a positive multiple"),
     ],
 )

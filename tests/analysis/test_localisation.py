@@ -3,9 +3,11 @@
 import types
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from jsae.analysis import cells, dictionaries, localisation, parts, readouts
+from jsae.analysis import cells, dictionaries, features, localisation, parts, readouts
 from jsae.analysis.tables import documentation, make
 
 STRIDE, GRID = 4, (3, 4)
@@ -103,6 +105,20 @@ def test_the_channel_of_a_part_finds_it(measured):
     assert rows[5]["auroc"] == 1 and rows[1]["auroc"] < 0.9 and rows[6]["auroc"] is None
     best = make(columns, parts.SCHEMA)
     assert all(documentation(table).values()) and all(documentation(best).values())
+
+
+def test_the_features_table_counts_the_parts_a_feature_finds(measured):
+    _, localised = measured
+    is_whole = pc.equal(localised["part"], "aircraft")
+    at = localised.column_names.index("auroc")
+    localised = localised.set_column(at, "auroc", pc.if_else(is_whole, 0.95, localised["auroc"]))
+    rows = pa.table([pa.nulls(6, kind) for kind in features.SCHEMA.types], schema=features.SCHEMA)
+    found = features.with_parts(rows, localised)
+    # relu(u) and relu(-u) of three channels; the aircraft as a whole, which all of them find, is no part
+    assert found["n_parts"].to_pylist() == [1, 1, 0, 0, 0, 0]
+    assert found.schema.equals(features.SCHEMA, check_metadata=True)
+    for without_masks in (None, localised.filter(is_whole)):
+        assert features.with_parts(rows, without_masks)["n_parts"].null_count == 6
 
 
 def test_random_directions_are_chosen_on_train_too(setting, measured):

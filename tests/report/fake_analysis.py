@@ -100,3 +100,9 @@ def receptive_table() -> pa.Table:
     return pa.table(
         {"feature": list(range(9)), "n_patches": [8] * 9, "erf_share": [0.1 + f / 20 for f in range(9)]}
     )
+
+
+def monosemanticity_table() -> pa.Table:
+    values = [None if f % 9 == 4 else 0.2 + f / 200 for f in range(N_FEATURES)]
+    columns = {"feature": list(range(N_FEATURES)), "monosemanticity": values}
+    return pa.table(columns | {"monosemanticity_random": [0.04] * N_FEATURES})

@@ -57,6 +57,7 @@ _TABLES = {
         "nearest": fake_analysis.nearest_table,
         "localisation": fake_analysis.localisation_table,
         "receptive": fake_analysis.receptive_table,
+        "monosemanticity": fake_analysis.monosemanticity_table,
     },
     "ablation": {
         "feature_space": fake_ablation.feature_space_table,
