@@ -8,6 +8,7 @@ SIGTERM on one topology, gone on with on another, and compared with the run that
 Expected: fvu within 0.5% and accuracy within 0.5 points of one process.
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -56,7 +57,8 @@ def _free_port() -> int:
 
 def finish(processes, expected: int = 0) -> None:
     """Wait for all of them. Raises RuntimeError with the end of the log if one ends otherwise."""
-    logs = [process.communicate()[1] for process in processes]
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:  # a full pipe would stop its process
+        logs = list(pool.map(lambda process: process.communicate()[1], processes))
     for process, log in zip(processes, logs, strict=True):
         if process.returncode != expected:
             raise RuntimeError(f"a process ended with {process.returncode}, not {expected}:\n{log[-4000:]}")

@@ -155,12 +155,21 @@ def _collect(x):
         return np.asarray(x)
     if x.is_fully_replicated:
         return np.asarray(x.addressable_data(0))
+    return _collect_in_parts(x)
+
+
+def _collect_in_parts(x) -> np.ndarray:
     whole, rows = np.empty(x.shape, x.dtype), max(1, _COLLECT_BYTES * len(x) // x.nbytes)
-    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
     for start in range(0, len(x), rows):
-        part = jax.jit(lambda x, a=start, b=start + rows: x[a:b], out_shardings=everywhere)(x)
+        part = rows_everywhere(x.sharding.mesh, start, start + rows)(x)
         whole[start : start + rows] = part.addressable_data(0)
     return whole
+
+
+def rows_everywhere(mesh: Mesh, start: int, stop: int):
+    """A jitted (array) -> its rows start..stop-1 on every device; never more of it is sent than a shard."""
+    # Fixed bounds: with traced ones XLA sends the whole array and then takes the rows
+    return jax.jit(lambda x: x[start:stop], out_shardings=replicated(mesh))
 
 
 def to_host(tree):
