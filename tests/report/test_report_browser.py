@@ -139,6 +139,9 @@ def test_axe_finds_enough_contrast_on_dark_pages(view):
 def test_a_view_fits_a_phone(view):
     view.set_viewport_size({"width": 400, "height": 800})
     assert view.evaluate("document.documentElement.scrollWidth") <= 400
+    # what lies in an image's article is cut, not counted above
+    fits = "e.getBoundingClientRect().right <= 400 && getComputedStyle(e).overflowX == 'auto'"
+    assert view.evaluate(f"[...document.querySelectorAll('.scroll')].every(e => {fits})")
 
 
 def test_the_table_is_sorted_by_a_head_and_unknown_numbers_stay_last(open_page):
