@@ -63,8 +63,12 @@ class Survivor:
         ):
             self._fail(f"{what}: the disk is not named", outcome)
         if fault.target:
-            path = fault_plan.damage(self.workdir, fault)
-            self._heard.append((f"{fault.kind} of {path.relative_to(self.workdir)}", fault.heard))
+            try:
+                path = fault_plan.damage(self.workdir, fault)
+            except FileNotFoundError as error:  # after a fault that was missed
+                self._fail(f"{what}: {error}", outcome)
+            else:
+                self._heard.append((f"{fault.kind} of {path.relative_to(self.workdir)}", fault.heard))
 
     def strike(self, kind: str, after_s: float) -> None:
         """A signal at a moment that has nothing to do with what the run does."""

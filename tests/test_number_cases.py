@@ -48,8 +48,14 @@ CASES = [  # input, activations, settings of sae, what happens: numbers within b
     (
         "a penalty that kills features",
         activations(),
-        {"l1": 1e3, "learning_rate": 1.0, "variant": "relu_l1"},
+        KILLING,
         {"dead_fraction": (0.1, 1.0)},
+    ),
+    (
+        "a penalty that kills all features",
+        activations(),
+        KILLING | {"l1": 1e6, "n_epochs": 20.0},
+        {"dead_fraction": (1.0, 1.0), "l0": (0.0, 0.0), "n_features_alive": (0, 0)},
     ),
     ("k = F", activations(), {"k": 16}, {"l0": (0.0, 16.0)}),
     ("one feature", activations(), {"n_features": 1, "k": 1}, {"fvu": (0.0, 1.5)}),

@@ -131,7 +131,7 @@ class ActivationStore:
         """Raw vectors start..stop-1 in the store's order, as stored [n, C].
 
         They are read, not mapped: the process's memory does not grow with what it has read. Safe to call from
-        several threads at once.
+        several threads at once. Raises `digests.Damaged` if a shard is not what was written.
         """
         row_bytes, pieces = self.n_channels * self.vector_dtype.itemsize, []
         at = bisect.bisect_right(self._files, start, key=lambda shard: shard[1]) - 1
@@ -153,6 +153,7 @@ class ActivationStore:
         cells, files, first = self.grid[0] * self.grid[1], [], 0
         for i, images in enumerate(self.manifest["shards"]):
             path = self.folder / shard_name(i)
+            artifacts.check(path)
             with path.open("rb") as file:
                 version = np.lib.format.read_magic(file)
                 shape, _, _ = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)

@@ -5,7 +5,7 @@ import pytest
 
 from jsae.activations import ActivationStore, store
 from jsae.activations.run import measure
-from jsae.runtime import artifacts
+from jsae.runtime import artifacts, digests
 
 
 def write(folder, acts, per_shard, dtype="float32", **more):
@@ -85,3 +85,16 @@ def test_unfinished_and_damaged_stores_are_named(tmp_path):
     artifacts.write_array(tmp_path / store.shard_name(1), acts[:1])
     with pytest.raises(ValueError, match=r"shard-00001.npy has shape \(1, 1, 1, 3\).*it is damaged"):
         ActivationStore.open(tmp_path).read(0, 4)
+
+
+@pytest.mark.parametrize("how", ["read", "stored_vectors"])
+@pytest.mark.parametrize("kind", ["flipped", "halved"])
+def test_a_changed_shard_is_found_however_it_is_read(tmp_path, kind, how):
+    write(tmp_path, np.random.default_rng(0).normal(size=(7, 2, 2, 3)).astype(np.float32), 3)
+    path = tmp_path / store.shard_name(1)
+    data, middle = path.read_bytes(), path.stat().st_size // 2 + 64
+    path.write_bytes(
+        data[:middle] + (b"" if kind == "halved" else bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    )
+    with pytest.raises(digests.Damaged, match=r"shard-00001.npy is damaged"):
+        getattr(ActivationStore.open(tmp_path), how)(0, 5)

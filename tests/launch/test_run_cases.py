@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from jsae.runtime import workdirs
-from launch import fault_process
+from jsae.runtime import stages, workdirs
+from launch import fault_plan, fault_process
 
 SMALL = (
     "--config=configs/arrays.py",
@@ -181,11 +181,10 @@ def test_the_same_study_goes_on_on_other_devices(run, study, clean_environment, 
         study,
         [*SMALL, f"--config.data.dir={json.loads((study / 'config.json').read_text())['data']['dir']}"],
         environment=clean_environment | {"JAX_NUM_CPU_DEVICES": "4"},
-        whole=True,  # how many devices there are is read when jax is imported
     )
     assert done.code == 0 and done.says("4 x cpu, mesh data=4 x model=1"), done.lines
     assert done.says("sae: going on from step"), done.lines
-    note_case("5. runs", "killed with 8 devices, started again with 4", "goes on from the last checkpoint")
+    note_case("5. runs", "killed with 1 device, started again with 4", "goes on from the last checkpoint")
 
 
 def test_two_runs_on_one_workdir(run, study, note_case):
@@ -201,6 +200,9 @@ def test_two_runs_on_one_workdir(run, study, note_case):
     "given, fail, code, words",
     [
         ("kill -9 while training", "kill@save/12", -9, ["failpoint save/12: kill"]),
+        ("SIGTERM while extracting", "term@rename/train/shard-00000.npy", 75, ["SIGTERM: stopping"]),
+        ("SIGTERM while compiling", "term@begin/sae", 75, ["SIGTERM: stopping"]),
+        ("SIGTERM while evaluating", "term@saved/*", 75, ["SIGTERM: stopping"]),
         ("SIGTERM while training", "term@progress/sae#2", 75, ["SIGTERM: stopping at the next consistent"]),
         ("SIGINT while analysing", "int@progress/analysis of test", 75, ["SIGINT: stopping"]),
         (
@@ -218,15 +220,29 @@ def test_two_runs_on_one_workdir(run, study, note_case):
     ],
 )
 def test_what_machines_do(run, study, finished, note_case, given, fail, code, words):
-    done = run(study, "--restart=sae", fail=fail)
+    restart = "activations" if "shard" in fail else "sae"
+    done = run(study, f"--restart={restart}", fail=fail)
     assert done.struck_s is not None, "the run never came to that place"
     assert done.code == code and done.says(*words), done.lines
     again = run(study)
     assert again.code == 0, again.lines
     table = "analysis/features.parquet"
-    numbers = [json.loads((w / "sae/manifest.json").read_text())["results"]["fvu"] for w in (study, finished)]
+    numbers = [stages.manifest_in(w / "sae")["results"]["fvu"] for w in (study, finished)]
     assert numbers[0] == numbers[1] and (study / table).exists()
     said = next(line for line in done.lines if all(word in line for word in words))
     note_case(
         "5. runs", given, f"exit code {code}: {said.replace(str(study), 'W')}; started again: the same fvu"
     )
+
+
+def test_a_half_written_newest_checkpoint(run, study, finished, note_case):
+    assert run(study, "--restart=sae", fail="kill@save/12").code == -9
+    index = "sae/checkpoints/*/default/d/*"  # of files with arrays as small as these not all are read
+    path = fault_plan.damage(study, fault_plan.Fault("truncate", "sae", "save/12", index))
+    done = run(study)
+    assert done.code == 0 and done.says("checkpoint", "cannot be read", "dropped, going on from step"), path
+    fvu = [stages.manifest_in(w / "sae")["results"]["fvu"] for w in (study, finished)]
+    assert fvu[0] == fvu[1]
+    said = next(line for line in done.lines if "cannot be read" in line)
+    given = "the newest checkpoint is half written"
+    note_case("5. runs", given, said.replace(str(study), "W") + "; the same fvu")
