@@ -108,6 +108,8 @@ def atlas_columns(effects: AtlasEffects, top_classes) -> dict:
 
     def add(name, mean, m2):
         low, high = metrics.t_interval(n, mean, m2)
+        if name.endswith("flip_rate"):  # a share; Student's interval of a small one reaches below 0
+            low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
         for end, value in (("", mean), ("_low", low), ("_high", high)):
             columns[name + end] = np.where(stated, value, np.nan)
 

@@ -166,6 +166,7 @@ def test_the_tables_hold_means_intervals_and_nulls(found):
             assert row["map_label_margin"] == mean[1, f]
             assert row["map_label_margin_low"] < mean[1, f] - 1.9 * error < row["map_label_margin"]
             assert row["map_flip_rate"] == mean[-1, f]
+            assert 0 <= row["map_flip_rate_low"] <= row["map_flip_rate"] <= row["map_flip_rate_high"] <= 1
             assert row["keep_only_prediction_logit"] == found.by_feature["keep_only"][1][4, f]
 
 

@@ -195,6 +195,27 @@ def test_the_gradient_at_keep_one_is_the_first_order_effect(sae, acts):
     np.testing.assert_allclose(jax.jacfwd(readout)(jnp.ones(F)), grad, rtol=1e-4, atol=1e-4)
 
 
+def test_amounts_and_positions_of_a_composed_edit_go_through_jit_vmap_and_grad(sae, acts):
+    amounts = jnp.array([0.5, -1.0, 2.0])
+    places = jax.nn.one_hot(jnp.arange(3), acts.shape[1] * acts.shape[2]).reshape(3, *acts.shape[1:3])
+    weights = jax.random.normal(jax.random.key(4), acts.shape)
+
+    def edited(amount, where):
+        both = edit.compose(edit.suppress(sae, [1]), edit.steer(sae, [2], amount))
+        return edit.at(both, where)(acts)
+
+    def readout(amount, where):
+        return jnp.sum(weights * edited(amount, where))
+
+    many = jax.jit(jax.vmap(edited))(amounts, places)
+    slopes = jax.jit(jax.vmap(jax.grad(readout)))(amounts, places)
+    for i in range(3):
+        # float32 sums in another order
+        np.testing.assert_allclose(many[i], edited(amounts[i], places[i]), atol=1e-5)
+        expected = np.einsum("bhwc,hw,c->", weights, places[i], sae.w_dec[2])
+        np.testing.assert_allclose(slopes[i], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_unknown_features_and_modes_are_named(sae):
     with pytest.raises(ValueError, match=r"no feature 12; features are 0 \.\. 11"):
         edit.suppress(sae, [0, 12])
