@@ -123,7 +123,9 @@ def classifier_rates(arch: str, size: int, batch: int, rounds: int, dtype: str, 
 
 def _peer_rows(folder: str, script: str, *arguments) -> list[dict]:
     command = [os.path.join(folder, script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
@@ -184,8 +186,8 @@ def _augment_by_opencv(images, change: bool):
     return out
 
 
-def _sae_peers() -> list[dict]:
-    return _peer_rows(_PEERS.value, "sae_peers.sh", 768, 6144, 32, 4096) if _PEERS.value else []
+def _sae_peers(c: int = 768, f: int = 6144, k: int = 32, n: int = 4096) -> list[dict]:
+    return _peer_rows(_PEERS.value, "sae_peers.sh", c, f, k, n) if _PEERS.value else []
 
 
 def main(argv):
@@ -214,11 +216,12 @@ def main(argv):
         else:
             print("data: left out, needs --data_dir")
     if "sae" in sections:
+        _sae_peers(32, 64, 4, 128)  # a peer that cannot run shall say so now, not after minutes
         results["sae"] = benchmark_sae.rates(alternate, _ROUNDS.value, _sae_peers)
         _print("sae", results["sae"])
         for name, measure in (
             ("growth", lambda: benchmark_sae.growth(alternate, min(3, _ROUNDS.value))),
-            ("stream", benchmark_sae.stream),
+            ("stream", lambda: benchmark_sae.stream(min(3, _ROUNDS.value))),
         ):
             if _ONLY.value:  # minutes; not part of the short table
                 results["sae"][name] = measure()

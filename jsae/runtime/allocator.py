@@ -14,9 +14,19 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20  # the most that glibc takes; beyond it block
 
 def keep_freed_memory() -> None:
     """Let the process keep up to 1 GiB of freed memory; does nothing where the C library is not glibc."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _glibc("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def return_freed_memory() -> None:
+    """Give back what was kept, so that what a process grows by from here on can be measured."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str):
+    """A function of the C library, None where it is not glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -2,7 +2,9 @@
 
 Training loops call `at(stage, step, latest)` between dispatches; while the steps asked for run, jax.profiler
 records, and the trace of each stage goes to workdir/profile/<stage>, for TensorBoard or Perfetto. Only the
-writer process records. A loop that runs several steps in one dispatch records whole dispatches.
+writer process records. A loop that runs several steps in one dispatch ends one at each of `bounds()`, in
+every process, so that the trace holds the steps asked for and no others: those after FIRST steps, up to and
+with step LAST, counted from 1.
 """
 
 import re
@@ -27,6 +29,11 @@ def request(steps: str, workdir) -> None:
     if not match or int(match[1]) >= int(match[2]):
         raise ValueError(f"--profile_steps={steps!r}; expected FIRST..LAST, two rising numbers like 10..20")
     _wanted = int(match[1]), int(match[2]), epath.Path(workdir) / "profile"
+
+
+def bounds() -> tuple[int, ...]:
+    """After how many steps a profile begins and ends; nothing where nobody asked."""
+    return _wanted[:2] if _wanted else ()
 
 
 def at(stage: str, step: int, latest=None) -> None:

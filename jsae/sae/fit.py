@@ -90,6 +90,7 @@ def fit(
             piece = source.at(step)
             ends = [piece.stop, recipe.n_steps]
             ends += [(step // every[k] + 1) * every[k] for k in ("save", "eval") if every[k] > 0]
+            ends += [bound for bound in profiling.bounds() if bound > step]
             n = min(steps_per_dispatch, min(ends) - step)
             profiling.at("sae", step, state.step)
             state, values = dispatch(state, piece.x, piece.mask, piece.order, piece.first, n)

@@ -108,14 +108,15 @@ def _dense(params, batch: Batch, centred, pre, kind, terms: Terms, k):
     grads["w_enc"] = shard.outer_sum(d_pre, centred)
     grads["b_enc"] = grads["b_enc"] + d_b_enc
     grads["b_dec"] = grads["b_dec"] - shard.over_features(d_b_enc @ params["w_enc"])
-    active = parts.feats != 0
+    # By feature first: each further sum over [N, F] would be one more pass over it
+    by_feature, fired = parts.feats.sum(0), (parts.feats != 0).sum(0, dtype=jnp.int32)
     sums = {
         "loss": value,
         "sse": (batch.mask * (parts.resid**2).sum(-1)).sum(),
         "penalty": jnp.asarray(parts.penalty, jnp.float32),
         "aux": jnp.asarray(parts.aux, jnp.float32),
-        "l1": shard.over_features(parts.feats.sum()),
-        "l0": shard.over_features(active.sum(dtype=jnp.float32)),
-        "fired": active.sum(0, dtype=jnp.int32),
+        "l1": shard.over_features(by_feature.sum()),
+        "l0": shard.over_features(fired.sum()).astype(jnp.float32),
+        "fired": fired,
     }
     return sums, grads, parts.resid, parts.seen

@@ -19,7 +19,9 @@ def calls(monkeypatch, tmp_path):
 
 
 def test_the_steps_asked_for_are_recorded_once_for_each_stage(calls, tmp_path):
+    assert profiling.bounds() == ()
     profiling.request("10..20", tmp_path)
+    assert profiling.bounds() == (10, 20)
     seen = {}
     for stage in ("classifier", "sae"):
         for step in range(0, 40, 4):  # dispatches of four steps

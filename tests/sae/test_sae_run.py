@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jsae import sae
-from jsae.runtime import artifacts, logs, preemption, stages
+from jsae.runtime import artifacts, logs, preemption, profiling, stages
 from jsae.sae import evaluate, export, fit, train
 from jsae.sae.run import run
 
@@ -133,7 +133,10 @@ def test_one_bad_vector_is_refused_counted_and_named(study, examples):
 
 
 def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
-    """Between two dispatches the host reads nothing of the later one: the devices never wait for it."""
+    """Between two dispatches the host reads nothing of the later one: the devices never wait for it.
+
+    A dispatch ends where a profile begins and where it ends.
+    """
     config, workdir = study
     config.sae.update(save_every_steps=0, eval_every_steps=0, n_epochs=4.0)
     told, make, report = [], train.make_dispatch, fit._report
@@ -153,7 +156,9 @@ def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
 
     monkeypatch.setattr(train, "make_dispatch", make_dispatch)
     monkeypatch.setattr(fit, "_report", told_report)
+    monkeypatch.setattr(profiling, "bounds", lambda: (3, 7))
     run(config, workdir)
+    assert {3, 7} <= set(np.cumsum([steps for kind, steps in told if kind == "sent"]).tolist())
     kinds = [kind for kind, _ in told]
     n = len(kinds) // 2
     assert n > 4
