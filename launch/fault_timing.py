@@ -55,6 +55,7 @@ def latencies(calm: pathlib.Path, folder: pathlib.Path, n: int, seed: int) -> di
             )
             if not over:
                 found[phase].append(done.seconds - done.struck_s if done.code == 75 else None)
+        print(f"faults: latency of {phase}: {len(found[phase])} signals", flush=True)
     return found
 
 

@@ -91,24 +91,28 @@ def _gathered(params, batch: base.Batch, centred, values, indices, kept, n_entri
     resid = batch.shard.over_features(x_hat) + params["b_dec"][None, :] - batch.x_n
     g = (2.0 / c) * batch.mask[:, None] * resid  # [N, C]
 
-    def add_gradients(carry, entry):
-        d_enc, d_dec, d_b_enc, fired = carry
-        row, feature, value = entry
-        g_row = read(g, row)  # [entries, C]
-        d_value = (g_row * read(params["w_dec"], feature)).sum(-1)
-        return (
-            d_enc.at[feature].add(d_value[:, None] * read(centred, row), mode="drop"),
-            d_dec.at[feature].add(value[:, None] * g_row, mode="drop"),
-            d_b_enc.at[feature].add(d_value, mode="drop"),
-            fired.at[feature].add(1, mode="drop"),
-        ), None
+    def gradient_of_values(_, entry):
+        row, feature, _ = entry
+        return None, (read(g, row) * read(params["w_dec"], feature)).sum(-1)
 
-    zeros = (jnp.zeros_like(params["w_enc"]), jnp.zeros_like(params["w_dec"]))
-    zeros += (jnp.zeros(n_features), jnp.zeros(n_features, jnp.int32))
-    (d_enc, d_dec, d_b_enc, fired), _ = lax.scan(add_gradients, zeros, entries)
+    def add_rows_of(rows):
+        def add_rows(total, part):
+            row, feature, weight = part
+            return total.at[feature].add(weight[:, None] * read(rows, row), mode="drop"), None
+
+        return add_rows
+
+    row, feature, value = entries
+    _, d_value = lax.scan(gradient_of_values, None, entries)
+    # Two scans that need nothing of each other: XLA:CPU runs them at the same time
+    d_enc, _ = lax.scan(add_rows_of(centred), jnp.zeros_like(params["w_enc"]), (row, feature, d_value))
+    d_dec, _ = lax.scan(add_rows_of(g), jnp.zeros_like(params["w_dec"]), entries)
+    flat = feature.reshape(-1)
+    d_b_enc = jnp.zeros(n_features).at[flat].add(d_value.reshape(-1), mode="drop")
+    fired = jnp.zeros(n_features, jnp.int32).at[flat].add(1, mode="drop")
     grads = {"w_enc": d_enc, "b_enc": d_b_enc, "w_dec": d_dec}
     grads["b_dec"] = g.sum(0) - batch.shard.over_features(d_b_enc @ params["w_enc"])
-    return _sums(resid, batch, entries[2].sum(), fired), grads, resid
+    return _sums(resid, batch, value.sum(), fired), grads, resid
 
 
 def _sums(resid, batch: base.Batch, l1, fired):

@@ -64,39 +64,33 @@ def _sparse(params, batch: base.Batch, centred, pre, k):
     values, indices = batch.shard.top_k(pre, k)  # [N, k]
     rows = _CHUNK_ROWS if n % _CHUNK_ROWS == 0 else n
 
-    def chunk(carry, part):
-        d_enc, d_dec, d_b_enc, fired, g_sum, sse = carry
-        x, xc, m, v, i = part
+    def look(g_sum, part):
+        x, m, v, i = part
         on = ~(v <= 0) & (m > 0)[:, None]  # a NaN stays visible
         v = jnp.where(on, v, 0.0)
         picked = w_dec[i]  # [rows, k, C]
         resid = jnp.einsum("nk,nkc->nc", v, picked) + b_dec[None, :] - x
         g = (2.0 / c) * m[:, None] * resid
         d_v = jnp.where(on, jnp.einsum("nc,nkc->nk", g, picked), 0.0)
-        flat = i.reshape(-1)
-        carry = (
-            d_enc.at[flat].add((d_v[:, :, None] * xc[:, None, :]).reshape(-1, c)),
-            d_dec.at[flat].add((v[:, :, None] * g[:, None, :]).reshape(-1, c)),
-            d_b_enc.at[flat].add(d_v.reshape(-1)),
-            fired.at[flat].add(on.reshape(-1).astype(jnp.int32)),
-            g_sum + g.sum(0),
-            sse + (m * (resid**2).sum(-1)).sum(),
-        )
-        return carry, (resid, v.sum())
+        return g_sum + g.sum(0), (resid, g, v, d_v, on)
 
-    f = w_enc.shape[0]
-    zeros = (
-        *(jnp.zeros_like(w_enc), jnp.zeros_like(w_dec), jnp.zeros(f), jnp.zeros(f, jnp.int32)),
-        *(jnp.zeros(c), jnp.zeros(())),
-    )
-    parts = jax.tree.map(
-        lambda a: a.reshape(n // rows, rows, *a.shape[1:]), (x_n, centred, mask, values, indices)
-    )
-    (d_enc, d_dec, d_b_enc, fired, g_sum, sse), (resid, l1) = lax.scan(chunk, zeros, parts)
+    def add_rows(total, part):
+        i, weight, row = part
+        return total.at[i.reshape(-1)].add((weight[:, :, None] * row[:, None, :]).reshape(-1, c)), None
+
+    x, xc, m, v, i = (a.reshape(n // rows, rows, *a.shape[1:]) for a in (x_n, centred, mask, values, indices))
+    g_sum, (resid, g, v, d_v, on) = lax.scan(look, jnp.zeros(c), (x, m, v, i))
+    # Two scans that need nothing of each other: XLA:CPU runs them at the same time, a third off both
+    d_enc, _ = lax.scan(add_rows, jnp.zeros_like(w_enc), (i, d_v, xc))
+    d_dec, _ = lax.scan(add_rows, jnp.zeros_like(w_dec), (i, v, g))
+    n_features, flat = len(w_enc), indices.reshape(-1)
+    d_b_enc = jnp.zeros(n_features).at[flat].add(d_v.reshape(-1))
+    fired = jnp.zeros(n_features, jnp.int32).at[flat].add(on.reshape(-1).astype(jnp.int32))
     grads = {"w_enc": d_enc, "b_enc": d_b_enc, "w_dec": d_dec, "b_dec": g_sum - d_b_enc @ w_enc}
-    sums = {"sse": sse, "penalty": jnp.zeros(()), "aux": jnp.zeros(()), "fired": fired}
-    sums |= {"l1": l1.sum(), "l0": fired.sum().astype(jnp.float32)}
-    return sums, grads, resid.reshape(n, c), {}
+    resid = resid.reshape(n, c)
+    sums = {"sse": (mask * (resid**2).sum(-1)).sum(), "penalty": jnp.zeros(()), "aux": jnp.zeros(())}
+    sums |= {"l1": v.sum(), "l0": fired.sum().astype(jnp.float32), "fired": fired}
+    return sums, grads, resid, {}
 
 
 def _sparse_over_features(params, batch: base.Batch, centred, pre, k):
