@@ -42,6 +42,16 @@ def pytest_configure(config):
         raise pytest.UsageError("--cases-table is written by one process: add --numprocesses=0")
 
 
+def pytest_collection_modifyitems(items):
+    """Whole runs first, so that no worker is left with them; of those that share the study one begins.
+
+    The other files that need it come last: by then it is there, and no worker waits for it.
+    """
+    needing = list(dict.fromkeys(item.path for item in items if "study_dir" in item.fixturenames))
+    place = dict.fromkeys(needing[:1], -1) | dict.fromkeys(needing[1:], float("inf"))
+    items.sort(key=lambda item: place.get(item.path, len(item.path.parts)))
+
+
 @pytest.fixture(scope="session")
 def note_case(request):
     """note_case(section, input, what happened): a row of the table that --cases-table asks for."""

@@ -11,7 +11,8 @@ import pytest
 from jsae.classifier import convnext, train
 from jsae.runtime import checkpoints, mesh
 
-ARCH = convnext.make_arch("own", 4, stem_stride=2, depths=(1, 1, 1, 1), dims=(4, 8, 8, 16))
+ARCH = convnext.make_arch("own", 4, stem_stride=2, depths=(0, 1, 0, 1), dims=(4, 8, 8, 16))
+DEEP = dataclasses.replace(ARCH, depths=(1, 1, 1, 1))  # where the place of a block matters
 RECIPE = train.Recipe(
     n_steps=20,
     warmup_steps=2,
@@ -162,7 +163,7 @@ def test_saving_memory_changes_no_gradient(change):
 
 
 def test_which_blocks_are_dropped_depends_on_the_example_alone():
-    params = convnext.init(jax.random.key(0), ARCH, layer_scale=0.5, kernels="fan_in")
+    params = convnext.init(jax.random.key(0), DEEP, layer_scale=0.5, kernels="fan_in")
     image = jnp.asarray(batch(0)["image"][:1], jnp.float32) / 255
     examples = jnp.arange(12)
     key = jax.random.key(0)
@@ -177,11 +178,11 @@ def test_which_blocks_are_dropped_depends_on_the_example_alone():
 
 
 def test_layer_decay_scales_the_update_by_the_distance_from_the_head():
-    params = convnext.init(jax.random.key(0), ARCH).variables
+    params = convnext.init(jax.random.key(0), DEEP).variables
     ones = jax.tree.map(jnp.ones_like, params)
 
     def second_update(recipe):
-        optimizer = train.make_optimizer(recipe, ARCH)
+        optimizer = train.make_optimizer(recipe, DEEP)
         opt = optimizer.init(params)
         _, opt = optimizer.update(ones, opt, params)  # step 0 has rate 0
         return optimizer.update(ones, opt, params)[0]

@@ -34,13 +34,17 @@ def arrays(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(clean_environment, arrays):
-    """run(workdir, *settings): an Outcome, never a traceback."""
+    """run(workdir, *settings): an Outcome, never a traceback.
 
-    def run(workdir, *settings, base=SMALL, **how):
+    But for a full disk and for a checkpoint that cannot be read (orbax_prints): there threads of orbax's own
+    may print one that nothing of ours can catch.
+    """
+
+    def run(workdir, *settings, base=SMALL, orbax_prints=False, **how):
         settings = [*base, f"--config.data.dir={arrays}", *settings] if base else settings
         done = fault_process.run(workdir, settings, environment=clean_environment, **how)
-        # on a full disk orbax's own threads print tracebacks that nothing of ours can catch
-        assert "full" in str(how.get("fail")) or not done.says("Traceback"), done.lines
+        orbax_prints = orbax_prints or "full" in str(how.get("fail"))
+        assert orbax_prints or not done.says("Traceback"), done.lines
         return done
 
     return run
@@ -239,7 +243,7 @@ def test_a_half_written_newest_checkpoint(run, study, finished, note_case):
     assert run(study, "--restart=sae", fail="kill@save/12").code == -9
     index = "sae/checkpoints/*/default/d/*"  # of files with arrays as small as these not all are read
     path = fault_plan.damage(study, fault_plan.Fault("truncate", "sae", "save/12", index))
-    done = run(study)
+    done = run(study, orbax_prints=True)
     assert done.code == 0 and done.says("checkpoint", "cannot be read", "dropped, going on from step"), path
     fvu = [stages.manifest_in(w / "sae")["results"]["fvu"] for w in (study, finished)]
     assert fvu[0] == fvu[1]
