@@ -13,9 +13,8 @@ import sys
 
 import jax
 import numpy as np
-import pyarrow.parquet as pq
 
-from jsae.runtime import checkpoints, digests
+from jsae.runtime import artifacts, checkpoints, digests
 
 _COSTS = {
     *("seconds", "compile_seconds", "lost_work_seconds", "attempts"),
@@ -55,7 +54,8 @@ def _same(one: pathlib.Path, other: pathlib.Path) -> bool:
     if one.suffix == ".jsonl":
         return _rows(one) == _rows(other)
     if one.suffix == ".parquet":
-        return pq.read_table(one).replace_schema_metadata() == pq.read_table(other).replace_schema_metadata()
+        found, wanted = (artifacts.parse_table(path.read_bytes()) for path in (one, other))
+        return found.replace_schema_metadata() == wanted.replace_schema_metadata()
     return one.name in _TEXT_WITH_TIMES or one.read_bytes() == other.read_bytes()
 
 
