@@ -33,7 +33,7 @@ def shard_of(mesh, recipe=None) -> variants.Shard:
     Without a recipe: in float32 and with ties by index, as evaluation does.
     """
     return variants.Shard(
-        data="data",
+        data="data" if mesh.shape["data"] > 1 else None,
         model="model" if mesh.shape["model"] > 1 else None,
         n_model=mesh.shape["model"],
         dtype="bfloat16" if recipe and recipe.precision == "bfloat16" else "float32",
