@@ -11,7 +11,7 @@ from sae_oracle import RELATIVE, check_gradients, compute, in_float64, preactiva
 
 from jsae.runtime import mesh as meshes
 from jsae.sae import train, variants
-from jsae.sae.variants import batch_topk
+from jsae.sae.variants import batch_topk, gathered
 
 
 def oracle(params, x_n, mask, k):
@@ -55,6 +55,32 @@ def test_the_sparse_path_equals_the_dense_one_also_where_a_vector_keeps_all_its_
     for name, gradient in dense[1].items():
         assert np.abs(sparse[1][name] - gradient).max() <= RELATIVE * np.abs(gradient).max(), name
     assert sparse[2] == dense[2]
+
+
+@pytest.mark.parametrize("n_more, falls_back", [(0, False), (2, False), (3, True)])
+def test_values_that_tie_at_the_cut_have_room_in_the_list(n_more, falls_back):
+    """Of 128 vectors in two chunks: up to two more than k each stay on the sparse path, and count."""
+    (n, f, c), k = (128, 16, 8), 3
+    rng = np.random.default_rng(0)
+    feats = rng.exponential(size=(n, f)).astype(np.float32)
+    feats[np.arange(n)[:, None], np.argsort(feats, axis=1)[:, : f - k]] = 0.0
+    feats[:n_more, :] += 0.5 * (np.arange(f) == feats[:n_more].argmin(1)[:, None])  # k + 1 of these
+    shapes = {"w_enc": (f, c), "w_dec": (f, c), "b_enc": (f,), "b_dec": (c,)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    batch = variants.Batch(jnp.asarray(rng.normal(size=(n, c)), jnp.float32), jnp.ones(n), jnp.zeros(()))
+    feats, indices = jnp.asarray(feats), jnp.broadcast_to(jnp.arange(f), (n, f))
+
+    @jax.jit
+    def run(missed):
+        return gathered.sums_and_grads(
+            *(params, batch, batch.x_n, feats, feats, indices, feats > 0, k, missed), lambda: (feats, ())
+        )
+
+    few, dense = run(False), run(True)
+    assert few[0]["l0"] == n * k + n_more == dense[0]["l0"]
+    assert few[4] == falls_back and dense[4]
+    for name, gradient in dense[1].items():
+        assert np.abs(few[1][name] - gradient).max() <= RELATIVE * np.abs(gradient).max(), name
 
 
 @pytest.mark.parametrize("n_keep", [1, 7, 500, 4096])

@@ -21,6 +21,10 @@ def room(k: int, n_model: int, n_local: int) -> int:
     return min(k, n_local) if n_model == 1 else min(k, n_local, -(-2 * k // n_model))
 
 
+def _n_chunks(n_rows: int) -> int:
+    return n_rows // _CHUNK_ROWS if n_rows % _CHUNK_ROWS == 0 else 1
+
+
 def sums_and_grads(params, batch: base.Batch, centred, pre, values, indices, kept, k: int, missed, exact):
     """Sums and gradients of the kept candidates, densely if they do not fit.
 
@@ -35,7 +39,8 @@ def sums_and_grads(params, batch: base.Batch, centred, pre, values, indices, kep
     Returns:
       (sums, grads, x_hat_n - x_n [N, C], extra, whether the dense way was taken); without it extra is 0.
     """
-    n_entries = len(values) * room(k, batch.shard.n_model, pre.shape[1])
+    # One more in each chunk, for values that tie at a cut: one tie would send the whole step the dense way
+    n_entries = len(values) * room(k, batch.shard.n_model, pre.shape[1]) + _n_chunks(len(values))
     missed = missed | (kept.sum() > n_entries)
 
     def dense():
@@ -77,8 +82,7 @@ def _gathered(params, batch: base.Batch, centred, values, indices, kept, n_entri
         jnp.where(used, indices.reshape(-1)[at], n_features),
         jnp.where(used, values.reshape(-1)[at], 0.0),
     )
-    n_chunks = n // _CHUNK_ROWS if n % _CHUNK_ROWS == 0 else 1
-    entries = jax.tree.map(lambda a: a.reshape(n_chunks, -1), entries)
+    entries = jax.tree.map(lambda a: a.reshape(_n_chunks(n), -1), entries)
 
     def read(rows, i):
         return rows.at[i].get(mode="fill", fill_value=0)
