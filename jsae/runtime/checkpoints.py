@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jsae.runtime import attempts, digests, failpoints, logs
+from jsae.runtime import artifacts, attempts, digests, failpoints, logs, mesh
 
 _DIGESTS = "digests"  # the name under which they are saved, beside the state's own
 
@@ -144,15 +144,15 @@ class Checkpoints:
         return self._manager.restore(step, args=args)
 
     def save(self, step: int, state, metrics: dict | None = None) -> None:
-        """Save in the background; does nothing if `step` is saved already, with metrics if some are given.
+        """Save in the background; a step that is saved already is given its metrics, if it has none.
 
         What is written is a copy: the next step may be given the state's own memory meanwhile.
         """
         if step in self._manager.all_steps():
             self.wait()  # it may be on its way
-            if metrics is None or self._manager.metrics(step) is not None:
-                return
-            self._manager.delete(step)
+            if metrics is not None and self._manager.metrics(step) is None:
+                self._add_metrics(step, metrics)
+            return
         copy = jax.tree.map(jnp.copy, _flat(state))
         copy[_DIGESTS] = digests.of_tree(copy)
         with self._writing():
@@ -160,6 +160,12 @@ class Checkpoints:
         self._sent = step
         attempts.saved(step)
         failpoints.visit(f"save/{step}")
+
+    def _add_metrics(self, step: int, metrics: dict) -> None:
+        """Give a saved step its metrics, where orbax looks for them; at no moment is the step away."""
+        artifacts.write_json(self._folder / str(step) / "metrics" / "metrics", metrics)
+        mesh.wait_for_all(f"metrics of step {step}")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Return when all saves are on disk. Raises OSError if one failed."""

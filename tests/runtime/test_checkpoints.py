@@ -43,6 +43,25 @@ def test_saving_a_saved_step_again_does_nothing(tmp_path, device_mesh):
     saved.close()
 
 
+def test_metrics_found_later_are_added_and_no_file_of_the_state_is_touched(tmp_path, device_mesh):
+    saved = checkpoints.Checkpoints(tmp_path, keep=1, best="accuracy")
+    saved.save(1, state_of(1, device_mesh))
+    saved.wait()
+
+    def files():
+        return {path: path.stat().st_ino for path in (tmp_path / "1" / "default").rglob("*")}
+
+    before = files()
+    saved.save(1, state_of(9, device_mesh), {"accuracy": 0.5})
+    assert len(before) > 3 and files() == before
+    saved.save(2, state_of(2, device_mesh), {"accuracy": 0.1})
+    saved.close()
+    again = checkpoints.Checkpoints(tmp_path, keep=1, best="accuracy")
+    assert again.best_step() == 1 and again.latest_step() == 2
+    assert np.all(np.asarray(again.restore(abstract(device_mesh), step=1)[1]["w"]) == 1)
+    again.close()
+
+
 def test_saved_on_eight_devices_restored_on_two_in_the_targets_sharding(tmp_path, device_mesh):
     saved = checkpoints.Checkpoints(tmp_path)
     saved.save(1, jax.device_put(state_of(3, device_mesh)["w"], mesh.sharded(device_mesh)))
