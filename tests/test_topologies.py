@@ -17,7 +17,7 @@ def environment(clean_environment, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_an_sae_stopped_on_two_processes_goes_on_in_one(study_dir, environment, tmp_path):
+def test_an_sae_stopped_on_two_processes_goes_on_in_one(study_dir, environment, tmp_path, note_case):
     """From 2 processes x 2 devices with the dictionary dealt over two, to one process and its two devices."""
     often = ["--config.sae.save_every_steps=10", "--config.sae.steps_per_dispatch=2"]
     row = topologies.changed(
@@ -28,6 +28,8 @@ def test_an_sae_stopped_on_two_processes_goes_on_in_one(study_dir, environment, 
     assert row["l0"] == pytest.approx(expected["l0"], rel=0.005)
     assert topologies.is_written_once(tmp_path / "change")
     assert "going on from step" in (tmp_path / "change" / "log.txt").read_text()
+    given = "stopped with 2 processes of 2 devices (model=2), started again with 1 (model=1)"
+    note_case("5. runs", given, "goes on from the last checkpoint; fvu and l0 within 0.5%")
 
 
 @pytest.mark.skipif("JSAE_SLOW_TESTS" not in os.environ, reason="minutes; set JSAE_SLOW_TESTS to run it")
