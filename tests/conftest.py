@@ -110,13 +110,8 @@ def session_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def clean_environment(session_dir):
     """Environment of the subprocesses that tests start: one CPU device, caches of this session only."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
-    return environment | {
-        "JSAE_CACHE": str(session_dir / "caches" / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(session_dir / "caches" / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    return environment | {"JSAE_CACHE": str(session_dir / "cache"), "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="session")
@@ -130,10 +125,9 @@ def study_dir(clean_environment, session_dir):
         "--config=configs/demo.py:small",
         f"--workdir={workdir}",
     ]
+    environment = {k: v for k, v in clean_environment.items() if k != "XLA_FLAGS"}  # it computes for a minute
     with locks.locked(session_dir / "study.lock"):  # another worker waits, then finds all stages done
-        done = subprocess.run(
-            command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=600
-        )
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
     os.environ["JSAE_CACHE"] = clean_environment["JSAE_CACHE"]
     return workdir

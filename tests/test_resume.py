@@ -47,12 +47,11 @@ SAVED = {"classifier": 21, "sae": 120}  # the last step that is saved by then
 @pytest.fixture(scope="module")
 def start(clean_environment):
     """start(workdir, stage, *settings, fail=): an Outcome of one stage's script."""
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 
     def start(workdir, stage, *settings, fail=""):
         settings = [*SETTINGS, *settings]
-        module, environment = SCRIPTS[stage], clean_environment | quick
-        return fault_process.run(workdir, settings, environment=environment, module=module, fail=fail)
+        module = SCRIPTS[stage]
+        return fault_process.run(workdir, settings, environment=clean_environment, module=module, fail=fail)
 
     return start
 

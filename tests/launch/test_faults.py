@@ -20,12 +20,8 @@ def attacked(clean_environment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     command = [sys.executable, "-m", "launch.faults", f"--folder={folder}"]
     command += ["--a_stage=1", "--damages=0", "--moments=0"]
-    compiled = {  # compiling is most of the time
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-    }
     done = subprocess.run(
-        command, env=clean_environment | compiled, cwd=ROOT, capture_output=True, text=True, timeout=900
+        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return folder, done.stdout
