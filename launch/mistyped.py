@@ -1,26 +1,52 @@
-"""What a mistyped `--config.KEY` is told: what is there instead."""
+"""What a mistyped command line is told: the file, key or value that is wrong, and what it can be."""
 
 import os
+import pathlib
 import runpy
 
 
-def unknown_key(argv) -> str | None:
-    """Which --config.KEY is not in the config file, and which keys are."""
+def _boolean(text: str) -> None:
+    if text.lower() not in ("true", "t", "1", "false", "f", "0"):
+        raise ValueError(text)
+
+
+# type of a config's value -> what it is called, and what reads it from a command line
+_TYPES = {bool: ("true or false", _boolean), int: ("a whole number", int), float: ("a number", float)}
+
+
+def explain(argv) -> str | None:
+    """What is wrong with --config and its overrides; None where nothing is, as far as this looks."""
     files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
-    overrides = [a for a in argv if a.startswith("--config.")]
-    if not overrides or not files or not os.path.exists(files[-1].split(":")[0]):
+    if not any(a.split("=")[0].lstrip("-") == "config" for a in argv):
+        return "--config=FILE is missing, for example --config=configs/demo.py"
+    if not files:
         return None
     path, *form = files[-1].split(":", 1)
+    if not os.path.exists(path):
+        there = sorted(map(str, pathlib.Path(path).parent.glob("[!_]*.py")))
+        return f"there is no config file {path}; " + (
+            f"beside it are {', '.join(there)}" if there else f"the folder is {os.getcwd()}"
+        )
     config = runpy.run_path(path)["get_config"](*form)
-    for argument in overrides:
-        node, path = config, "config"
-        for key in argument.removeprefix("--config.").split("=")[0].split("."):
-            if not hasattr(node, "keys") or key not in node:
-                valid = (
-                    f"its keys are {', '.join(sorted(node.keys()))}"
-                    if hasattr(node, "keys")
-                    else "it is a value"
-                )
-                return f"{argument}: {path} has no {key!r}; {valid}"
-            node, path = node[key], f"{path}.{key}"
+    overrides = [a for a in argv if a.startswith("--config.")]
+    return next(filter(None, (_wrong(argument, config) for argument in overrides)), None)
+
+
+def _wrong(argument: str, config) -> str | None:
+    """What is wrong with --config.KEY or --config.KEY=VALUE."""
+    name, has_value, value = argument.removeprefix("--config.").partition("=")
+    node, path = config, "config"
+    for key in name.split("."):
+        if not hasattr(node, "keys"):
+            return f"{argument}: {path} has no {key!r}; it is a value"
+        if key not in node:
+            return f"{argument}: {path} has no {key!r}; its keys are {', '.join(sorted(node.keys()))}"
+        node, path = node[key], f"{path}.{key}"
+    if not has_value or type(node) not in _TYPES:
+        return None
+    what, read = _TYPES[type(node)]
+    try:
+        read(value)
+    except ValueError:
+        return f"{argument}: {path} is {what} (in the file {node}), not {value!r}"
     return None

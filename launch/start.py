@@ -67,7 +67,7 @@ def _parse(argv):
         _CONFIG.value.get("runtime")  # a config file that could not be read fails here, not above
         return rest
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        sys.exit(f"error: {mistyped.unknown_key(argv) or _last_line(error)}")
+        sys.exit(f"error: {mistyped.explain(argv) or _last_line(error)}")
 
 
 def _last_line(error) -> str:

@@ -57,7 +57,7 @@ def test_an_override_changes_the_digests_of_its_stages_and_of_no_other(key, data
 @SOME
 @given(WORDS.filter(lambda word: "=" not in word))
 def test_a_key_that_is_none_is_told_its_neighbours(word):
-    said = mistyped.unknown_key(["x", "--config=configs/demo.py", f"--config.sae.{word}=1"])
+    said = mistyped.explain(["x", "--config=configs/demo.py", f"--config.sae.{word}=1"])
     if word in CONFIG.sae:
         assert said is None
     else:

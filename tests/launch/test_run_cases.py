@@ -75,9 +75,21 @@ TYPED = [
     ("an unknown key", "--config.sae.kk=3", "finished", "config.sae has no 'kk'; its keys are aux_alpha"),
     ("a key of a value", "--config.sae.k.x=3", "finished", "config.sae.k has no 'x'; it is a value"),
     ("an unknown section", "--config.sea.k=3", "finished", "config has no 'sea'; its keys are ablation"),
-    ("a word for a number", "--config.sae.k=many", "finished", "many"),
-    ("a fraction for a whole number", "--config.sae.k=2.5", "finished", "2.5"),
-    ("a word for yes or no", "--config.runtime.deterministic=perhaps", "finished", "perhaps"),
+    (
+        "a word for a number",
+        "--config.sae.k=many",
+        "finished",
+        "config.sae.k is a whole number (in",
+        "not 'many'",
+    ),
+    ("a fraction for a whole number", "--config.sae.k=2.5", "finished", "a whole number", "not '2.5'"),
+    (
+        "a word for yes or no",
+        "--config.runtime.deterministic=perhaps",
+        "finished",
+        "true or false",
+        "perhaps",
+    ),
     (
         "a stage that is none",
         "--restart=sea",
@@ -135,8 +147,12 @@ def snapshot(workdir) -> dict:
 @pytest.mark.parametrize(
     "given, settings, words",
     [
-        ("a config that is not there", ["--config=configs/none.py"], ["configs/none.py"]),
-        ("no config", [], ["--config"]),
+        (
+            "a config that is not there",
+            ["--config=configs/none.py"],
+            ["no config file configs/none.py", "demo.py"],
+        ),
+        ("no config", [], ["--config=configs/demo.py"]),
         (
             "a form that is none",
             ["--config=configs/demo.py:huge"],
