@@ -27,7 +27,10 @@ def explain(argv) -> str | None:
         return f"there is no config file {path}; " + (
             f"beside it are {', '.join(there)}" if there else f"the folder is {os.getcwd()}"
         )
-    config = runpy.run_path(path)["get_config"](*form)
+    try:
+        config = runpy.run_path(path)["get_config"](*form)
+    except Exception:
+        return None
     overrides = [a for a in argv if a.startswith("--config.")]
     return next(filter(None, (_wrong(argument, config) for argument in overrides)), None)
 

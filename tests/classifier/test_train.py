@@ -110,13 +110,16 @@ def test_the_average_of_the_weights_follows_its_definition():
 
 
 def test_only_matrices_and_kernels_decay():
-    params = convnext.init(jax.random.key(0), ARCH).variables
     optimizer = train.make_optimizer(RECIPE, ARCH)
-    opt = optimizer.init(params)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    _, opt = optimizer.update(zero, opt, params)  # step 0 has rate 0
-    updates, _ = optimizer.update(zero, opt, params)
-    for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]:
+
+    @jax.jit
+    def second_update():
+        params = convnext.init(jax.random.key(0), ARCH).variables
+        opt, zero = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+        _, opt = optimizer.update(zero, opt, params)  # step 0 has rate 0
+        return optimizer.update(zero, opt, params)[0]
+
+    for path, update in jax.tree_util.tree_flatten_with_path(second_update())[0]:
         name = jax.tree_util.keystr(path)
         decayed = bool(np.any(np.asarray(update)))
         assert decayed == ("kernel" in name), name
@@ -163,11 +166,12 @@ def test_saving_memory_changes_no_gradient(change):
 
 
 def test_which_blocks_are_dropped_depends_on_the_example_alone():
-    params = convnext.init(jax.random.key(0), DEEP, layer_scale=0.5, kernels="fan_in")
+    params = jax.jit(lambda: convnext.init(jax.random.key(0), DEEP, layer_scale=0.5, kernels="fan_in"))()
     image = jnp.asarray(batch(0)["image"][:1], jnp.float32) / 255
     examples = jnp.arange(12)
     key = jax.random.key(0)
 
+    @jax.jit
     def run(examples):
         images = jnp.repeat(image, len(examples), 0)
         return convnext.forward_train(params, images, key, examples, drop_path=0.5)
@@ -178,14 +182,17 @@ def test_which_blocks_are_dropped_depends_on_the_example_alone():
 
 
 def test_layer_decay_scales_the_update_by_the_distance_from_the_head():
-    params = convnext.init(jax.random.key(0), DEEP).variables
-    ones = jax.tree.map(jnp.ones_like, params)
-
     def second_update(recipe):
         optimizer = train.make_optimizer(recipe, DEEP)
-        opt = optimizer.init(params)
-        _, opt = optimizer.update(ones, opt, params)  # step 0 has rate 0
-        return optimizer.update(ones, opt, params)[0]
+
+        @jax.jit
+        def update():
+            params = convnext.init(jax.random.key(0), DEEP).variables
+            opt, ones = optimizer.init(params), jax.tree.map(jnp.ones_like, params)
+            _, opt = optimizer.update(ones, opt, params)  # step 0 has rate 0
+            return optimizer.update(ones, opt, params)[0]
+
+        return update()
 
     plain = second_update(RECIPE)
     decayed = second_update(dataclasses.replace(RECIPE, layer_decay=0.5))
