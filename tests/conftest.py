@@ -119,17 +119,21 @@ def clean_environment(session_dir):
 
 
 @pytest.fixture(scope="session")
-def study_dir(clean_environment, session_dir):
-    """The small form of the demo, run once through `launch.pipeline` and shared by all end-to-end tests.
+def users_environment(clean_environment):
+    """The same with programs compiled as users' are, for what computes long or depends on it."""
+    return {name: value for name, value in clean_environment.items() if name != "XLA_FLAGS"}
 
-    It computes for a minute, and is compiled as users' runs are.
-    """
+
+@pytest.fixture(scope="session")
+def study_dir(users_environment, session_dir):
+    """The small form of the demo, run once through `launch.pipeline` and shared by all end-to-end tests."""
     workdir = session_dir / "small study"
     command = [sys.executable, "-m", "launch.pipeline", "--config=configs/demo.py:small"]
     command.append(f"--workdir={workdir}")
-    environment = {name: value for name, value in clean_environment.items() if name != "XLA_FLAGS"}
     with locks.locked(session_dir / "study.lock"):  # another worker waits, then finds all stages done
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            command, env=users_environment, cwd=ROOT, capture_output=True, text=True, timeout=600
+        )
     assert done.returncode == 0, done.stderr[-5000:]
-    os.environ["JSAE_CACHE"] = clean_environment["JSAE_CACHE"]
+    os.environ["JSAE_CACHE"] = users_environment["JSAE_CACHE"]
     return workdir
