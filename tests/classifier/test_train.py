@@ -109,17 +109,22 @@ def test_the_average_of_the_weights_follows_its_definition():
     np.testing.assert_allclose(state["ema"]["head"]["kernel"], average, rtol=1e-5, atol=1e-7)
 
 
+def second_update(recipe, arch, gradient):
+    """What the optimizer adds to fresh weights at step 1 (step 0 has rate 0), each gradient one number."""
+    optimizer = train.make_optimizer(recipe, arch)
+
+    def update():
+        params = convnext.init(jax.random.key(0), arch).variables
+        gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
+        _, opt = optimizer.update(gradients, optimizer.init(params), params)
+        return optimizer.update(gradients, opt, params)[0]
+
+    return jax.jit(update)()
+
+
 def test_only_matrices_and_kernels_decay():
-    optimizer = train.make_optimizer(RECIPE, ARCH)
-
-    @jax.jit
-    def second_update():
-        params = convnext.init(jax.random.key(0), ARCH).variables
-        opt, zero = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
-        _, opt = optimizer.update(zero, opt, params)  # step 0 has rate 0
-        return optimizer.update(zero, opt, params)[0]
-
-    for path, update in jax.tree_util.tree_flatten_with_path(second_update())[0]:
+    updates = second_update(RECIPE, ARCH, 0.0)
+    for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]:
         name = jax.tree_util.keystr(path)
         decayed = bool(np.any(np.asarray(update)))
         assert decayed == ("kernel" in name), name
@@ -182,20 +187,8 @@ def test_which_blocks_are_dropped_depends_on_the_example_alone():
 
 
 def test_layer_decay_scales_the_update_by_the_distance_from_the_head():
-    def second_update(recipe):
-        optimizer = train.make_optimizer(recipe, DEEP)
-
-        @jax.jit
-        def update():
-            params = convnext.init(jax.random.key(0), DEEP).variables
-            opt, ones = optimizer.init(params), jax.tree.map(jnp.ones_like, params)
-            _, opt = optimizer.update(ones, opt, params)  # step 0 has rate 0
-            return optimizer.update(ones, opt, params)[0]
-
-        return update()
-
-    plain = second_update(RECIPE)
-    decayed = second_update(dataclasses.replace(RECIPE, layer_decay=0.5))
+    plain = second_update(RECIPE, DEEP, 1.0)
+    decayed = second_update(dataclasses.replace(RECIPE, layer_decay=0.5), DEEP, 1.0)
     distance = {"head": 0, "head_norm": 0, "stage4_block0": 1, "downsample4_norm": 1, "stage3_block0": 2}
     distance |= {"stage2_block0": 3, "downsample2": 4 - 1, "stage1_block0": 4, "stem": 5, "stem_norm": 5}
     for module, blocks in distance.items():
