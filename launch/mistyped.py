@@ -29,8 +29,8 @@ def explain(argv) -> str | None:
         )
     try:
         config = runpy.run_path(path)["get_config"](*form)
-    except Exception:
-        return None
+    except Exception as error:  # it is a program, and may raise anything
+        return f"--config={files[-1]} cannot be read: {type(error).__name__}: {error}"
     overrides = [a for a in argv if a.startswith("--config.")]
     return next(filter(None, (_wrong(argument, config) for argument in overrides)), None)
 
