@@ -8,6 +8,7 @@ import pathlib
 import random
 import shutil
 import signal
+import tempfile
 
 from jsae.runtime import stages
 from launch import compare_runs, fault_process
@@ -82,12 +83,12 @@ def table(found: dict[str, list[float | None]]) -> str:
     return "\n".join(lines)
 
 
-def kill_every(workdir: pathlib.Path, settings, every_s: float) -> tuple[list[float], bool]:
+def kill_every(workdir: pathlib.Path, settings, every_s: float, environment) -> tuple[list[float], bool]:
     """SIGKILL a run `every_s` seconds after each start: seconds of each run, whether the last one ended."""
     shutil.rmtree(workdir, ignore_errors=True)
-    seconds = []
+    seconds, how = [], {"whole": True, "environment": environment, "strike": ("", every_s, signal.SIGKILL)}
     while len(seconds) < 200:
-        done = fault_process.run(workdir, settings, whole=True, strike=("", every_s, signal.SIGKILL))
+        done = fault_process.run(workdir, settings, **how)
         seconds.append(done.seconds)
         if done.code != -signal.SIGKILL:
             return seconds, done.code == 0
@@ -107,10 +108,15 @@ def report_latencies(folder: pathlib.Path, n: int, seed: int) -> bool:
 
 
 def report_useful(folder: pathlib.Path, settings, every_s: float) -> bool:
-    """Run once alone and once killed every `every_s` seconds, and print the share of useful time."""
+    """Run once alone and once killed every `every_s` seconds, and print the share of useful time.
+
+    Both begin with nothing compiled: else the first would compile for the second, and kills look cheap.
+    """
     shutil.rmtree(folder / "alone", ignore_errors=True)
-    alone = fault_process.run(folder / "alone", settings, whole=True)
-    seconds, ended = kill_every(folder / "killed", settings, every_s)
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        own, others = (os.environ | {"JAX_COMPILATION_CACHE_DIR": path} for path in (one, other))
+        alone = fault_process.run(folder / "alone", settings, whole=True, environment=own)
+        seconds, ended = kill_every(folder / "killed", settings, every_s, others)
     differences = compare_runs.compare(folder / "alone", folder / "killed") if ended else ["it did not end"]
     print(
         f"alone {alone.seconds:.0f} s; killed every {every_s:.0f} s: {len(seconds) - 1} kills, "
