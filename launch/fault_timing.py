@@ -3,6 +3,7 @@
 Nothing is written after the process has ended, so its end is when its state is durable.
 """
 
+import json
 import os
 import pathlib
 import random
@@ -107,6 +108,13 @@ def report_latencies(folder: pathlib.Path, n: int, seed: int) -> bool:
     return len(times) == n * len(PHASES) and all(time is not None and time <= 30 for time in times)
 
 
+def _lost_s(workdir: pathlib.Path) -> float:
+    """Seconds of a finished study's stages that had to be done again."""
+    summary = workdir / "summary.json"
+    lost = json.loads(summary.read_text())["lost_work_seconds"] if summary.exists() else {}
+    return sum(lost.values())
+
+
 def report_useful(folder: pathlib.Path, settings, every_s: float) -> bool:
     """Run once alone and once killed every `every_s` seconds, and print the share of useful time.
 
@@ -121,7 +129,7 @@ def report_useful(folder: pathlib.Path, settings, every_s: float) -> bool:
     print(
         f"alone {alone.seconds:.0f} s; killed every {every_s:.0f} s: {len(seconds) - 1} kills, "
         f"{sum(seconds):.0f} s in all; useful {alone.seconds / sum(seconds):.2f} of the time; "
-        f"differences {len(differences)}"
+        f"done twice by its own account {_lost_s(folder / 'killed'):.1f} s; differences {len(differences)}"
     )
     print(*(f"- {line}" for line in differences), sep="\n")
     return alone.code == 0 and not differences
