@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, digests, logs, mesh, profiling, stages, watchdog, workdirs
+from jsae.runtime import allocator, digests, logs, mesh, paths, profiling, stages, watchdog, workdirs
 from launch import mistyped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -82,7 +82,12 @@ def _main(argv, work) -> None:
             f"error: unexpected argument {argv[1]!r}; "
             "flags are --config, --config.KEY=VALUE, --workdir, --restart and --profile_steps"
         )
-    config, workdir = _CONFIG.value, _WORKDIR.value
+    config = _CONFIG.value
+    try:
+        workdir = paths.workdir(_WORKDIR.value)
+        paths.of_config(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if config.runtime.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     allocator.keep_freed_memory()

@@ -13,7 +13,7 @@ from jsae import classifier, metrics
 from jsae.analysis import cells, localisation, monosemanticity, parts, receptive, tables
 from jsae.classifier import convnext
 from jsae.data import augment, cache
-from jsae.runtime import logs, preemption, stages
+from jsae.runtime import logs, paths, preemption, stages
 
 
 def every_table(config, workdir, stores: dict, sae, patches, features) -> tuple[dict, dict]:
@@ -46,7 +46,7 @@ def every_table(config, workdir, stores: dict, sae, patches, features) -> tuple[
 def embedding_folder(config) -> epath.Path:
     """The classifier of config.analysis.embedding_workdir; ValueError if it has no finished one."""
     name = config.analysis.embedding_workdir
-    folder = epath.Path(name) / "classifier"
+    folder = paths.resolve(name) / "classifier"
     if (stages.manifest_in(folder) or {}).get("status") != "complete":
         raise ValueError(
             f"config.analysis.embedding_workdir={name!r} has no finished classifier; "

@@ -237,7 +237,7 @@ def load(
       FileNotFoundError: no such file.
       ValueError: not a safetensors file, or not the weights of a ConvNeXt.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.exists():

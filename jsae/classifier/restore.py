@@ -3,7 +3,7 @@
 import jax
 
 from jsae.classifier import convnext
-from jsae.runtime import artifacts, checkpoints
+from jsae.runtime import artifacts, checkpoints, paths
 
 
 def load(folder) -> convnext.Params:
@@ -16,6 +16,7 @@ def load(folder) -> convnext.Params:
       FileNotFoundError: the stage was never finished there.
       digests.Damaged: its last checkpoint cannot be read; an older one is not taken.
     """
+    folder = paths.resolve(folder)
     arch, abstract, step = _describe(folder)
     with_sharding = checkpoints.abstract(abstract, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     store = checkpoints.Checkpoints(folder / "checkpoints")
@@ -28,7 +29,7 @@ def load(folder) -> convnext.Params:
 
 def load_arch(folder) -> convnext.Arch:
     """Architecture of a finished classifier stage. Raises FileNotFoundError as `load` does."""
-    return _describe(folder)[0]
+    return _describe(paths.resolve(folder))[0]
 
 
 def _describe(folder):

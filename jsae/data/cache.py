@@ -22,7 +22,7 @@ import numpy as np
 
 from jsae.data import cache_writer, decode, locks
 from jsae.data.kinds import KINDS, SPLITS, Kind
-from jsae.runtime import logs
+from jsae.runtime import logs, paths
 
 TRAIN_SPLITS = ("train", "trainval")
 ON_BAD_IMAGE = ("error", "skip")
@@ -137,9 +137,9 @@ def _check(key: str, value: str, valid) -> None:
 
 def _local_folder(cache_dir) -> pathlib.Path:
     text = os.fspath(cache_dir or os.environ.get("JSAE_CACHE", "") or "~/.cache/jsae")
-    if "://" in text:
+    if paths.is_remote(text):
         raise ValueError(f"data.cache_dir={text!r}: images are memory-mapped, so the cache must be local")
-    folder = pathlib.Path(text).expanduser().absolute()
+    folder = pathlib.Path(paths.absolute(text))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -1,9 +1,9 @@
 """The match of each feature in another SAE of the same activations, for example of another seed."""
 
 import numpy as np
-from etils import epath
 
 from jsae import sae
+from jsae.runtime import paths
 
 
 def matches(folder, w_dec: np.ndarray, features) -> dict[int, tuple[int, float]]:
@@ -20,7 +20,7 @@ def matches(folder, w_dec: np.ndarray, features) -> dict[int, tuple[int, float]]
     """
     if not folder:
         return {}
-    path = epath.Path(folder)
+    path = paths.resolve(folder)
     other = np.asarray(sae.load(path / "sae" if (path / "sae").exists() else path).w_dec)
     if other.shape[1] != w_dec.shape[1]:
         raise ValueError(

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from jsae.runtime import digests, failpoints
+from jsae.runtime import digests, failpoints, paths
 
 MANIFEST_KEY = b"jsae.manifest"
 CHECKSUMS = "checksums.json"
@@ -52,7 +52,7 @@ def _replace(path, data: bytes, sync: bool) -> None:
     failpoints.visit(f"write/{path.parent.name}/{path.name}")
     temporary = path.parent / f"{_UNFINISHED}{path.name}"
     try:
-        if _is_remote(path):
+        if paths.is_remote(path):
             temporary.write_bytes(data)
         else:
             with open(temporary, "wb") as file:
@@ -77,14 +77,10 @@ def remove(path) -> None:
 
 def drop_unfinished(folder) -> None:
     """Remove the temporary files that a killed run left in a local folder and the folders in it."""
-    if jax.process_index() == 0 and not _is_remote(folder):
+    if jax.process_index() == 0 and not paths.is_remote(folder):
         for pattern in (f"{_UNFINISHED}*", f"*/{_UNFINISHED}*"):
             for path in epath.Path(folder).glob(pattern):
                 path.unlink(missing_ok=True)
-
-
-def _is_remote(path) -> bool:
-    return "://" in os.fspath(path)
 
 
 def _checksums(folder) -> dict[str, list[str]]:
@@ -101,7 +97,7 @@ def check(path) -> None:
     valid = _checksums(path.parent).get(path.name)
     if valid is None:
         return
-    stat = None if _is_remote(path) else os.stat(path)
+    stat = None if paths.is_remote(path) else os.stat(path)
     key = stat and (os.fspath(path), stat.st_size, stat.st_mtime_ns)
     if key is None or key not in _checked:
         found = digests.of_file(path)
@@ -152,7 +148,7 @@ def write_array(path, array: np.ndarray) -> None:
 
 def read_array(path, *, mmap: bool = False) -> np.ndarray:
     """Read one .npy file, checked as a whole; mmap=True maps it where the path is local."""
-    if mmap and not _is_remote(path):
+    if mmap and not paths.is_remote(path):
         check(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)

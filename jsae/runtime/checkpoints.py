@@ -18,9 +18,8 @@ import json
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from etils import epath
 
-from jsae.runtime import artifacts, attempts, digests, failpoints, logs, mesh
+from jsae.runtime import artifacts, attempts, digests, failpoints, logs, mesh, paths
 
 _DIGESTS = "digests"  # the name under which they are saved, beside the state's own
 
@@ -34,7 +33,7 @@ class Checkpoints:
     """The checkpoints of one training stage.
 
     Args:
-      folder: where they lie (any etils path).
+      folder: where they lie, a path as `paths.resolve` takes it.
       keep: how many of the latest are kept.
       best: name of a metric passed to `save`, of which the checkpoint with the highest value is kept too.
     """
@@ -51,7 +50,7 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._folder = epath.Path(folder)
+        self._folder = paths.resolve(folder)
         self._best = best
         self._sent = None  # the last step handed to the background
         if jax.process_index() == 0:

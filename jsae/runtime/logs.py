@@ -19,7 +19,7 @@ import jax
 import tqdm
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, failpoints, heartbeat
+from jsae.runtime import artifacts, attempts, failpoints, heartbeat, paths
 
 _LINE_EVERY_S = 30.0
 _notes: list[str] = []
@@ -57,7 +57,7 @@ def to_terminal() -> None:
 
 def to_file(workdir) -> None:
     """Append the log to workdir/log.txt (local workdirs, writer process)."""
-    if "://" in os.fspath(workdir) or jax.process_index() != 0:
+    if paths.is_remote(workdir) or jax.process_index() != 0:
         return
     handler = _File(epath.Path(workdir) / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -126,7 +126,7 @@ class MetricsLog:
             self._to_board(int(step), values)
         row = {"step": int(step)} | {k: None if v is None else _number(v) for k, v in values.items()}
         line = json.dumps(row, allow_nan=False) + "\n"
-        if "://" in os.fspath(self._path):  # object stores cannot append
+        if paths.is_remote(self._path):  # object stores cannot append
             self._rows = (
                 (self._path.read_text() if self._path.exists() else "") if self._rows is None else self._rows
             )

@@ -28,7 +28,7 @@ import subprocess
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, failpoints, logs, memory, mesh, passes
+from jsae.runtime import artifacts, attempts, failpoints, logs, memory, mesh, passes, paths
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
@@ -141,7 +141,7 @@ def folder(config, workdir, name: str) -> epath.Path:
     check_name(name)
     if name == "classifier":
         workdir = plain(config).get("classifier", {}).get("workdir") or workdir
-    return epath.Path(workdir) / name
+    return paths.resolve(workdir) / name
 
 
 def skipped(config) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ def check_name(name: str) -> None:
 
 def is_external(config, workdir, name: str) -> bool:
     """True for a classifier stage that is taken from another workdir and therefore not run here."""
-    return folder(config, workdir, name) != epath.Path(workdir) / name
+    return not paths.same(folder(config, workdir, name), paths.resolve(workdir) / name)
 
 
 def read_manifest(config, workdir, name: str) -> dict | None:
@@ -280,7 +280,7 @@ def reopen(workdir, path) -> str | None:
     Started again, the stage makes what is missing, or trains on from the checkpoint before. Returns the
     stage's name, None if the path belongs to no stage of this workdir.
     """
-    path, workdir = epath.Path(path), epath.Path(workdir)
+    path, workdir = epath.Path(path), paths.resolve(workdir)
     inside = os.fspath(path).removeprefix(os.fspath(workdir) + "/").split("/")
     manifest = manifest_in(workdir / inside[0]) if inside[0] in STAGES else None
     if manifest is None:
@@ -360,7 +360,7 @@ def restart(config, workdir, name: str) -> None:
                 f"--restart={name} would drop a classifier that belongs to another workdir, "
                 f"{folder(config, workdir, stage).parent}; restart it there"
             )
-        where = epath.Path(workdir) / stage
+        where = paths.resolve(workdir) / stage
         if where.exists() and jax.process_index() == 0:
             where.rmtree()
             logs.get_logger().info("%s: dropped", stage)

@@ -10,7 +10,7 @@ import time
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, mesh, stages
+from jsae.runtime import artifacts, mesh, paths, stages
 
 
 def write_config(config, workdir) -> None:
@@ -28,7 +28,7 @@ def lock(workdir):
     Returns the open lock file, to be kept. Raises RuntimeError naming the process that holds it.
     Workdirs on remote file systems are not locked.
     """
-    if "://" in os.fspath(workdir) or jax.process_index() != 0:
+    if paths.is_remote(workdir) or jax.process_index() != 0:
         return None
     path = pathlib.Path(workdir)
     try:

@@ -17,12 +17,14 @@ with apply_b_dec_to_input true and normalize_activations "none". By variant:
 or matryoshka SAE comes back as the jumprelu SAE that computes the same.
 """
 
+import tempfile
+
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
-from etils import epath
 
-from jsae.runtime import artifacts
+from jsae.runtime import artifacts, paths
 from jsae.sae import model, variants
 
 ARCHITECTURES = {
@@ -47,7 +49,7 @@ def save(folder, sae: model.SAE, *, metadata: dict | None = None) -> None:
       sae: the SAE, on the host or on devices whose arrays this process can read.
       metadata: what else cfg.json should say, for example the site.
     """
-    folder, architecture = epath.Path(folder), ARCHITECTURES[sae.variant]
+    folder, architecture = paths.resolve(folder), ARCHITECTURES[sae.variant]
     config = {
         "architecture": architecture,
         "d_in": sae.n_channels,
@@ -86,21 +88,21 @@ def load(folder) -> model.SAE:
       ValueError: an architecture or a setting this format has and jsae has not, missing or misshapen
         weights; the message names it and what is expected.
     """
-    folder = epath.Path(folder)
-    paths = folder / "cfg.json", folder / "sae_weights.safetensors"
-    for path in paths:
+    folder = paths.resolve(folder)
+    files = folder / "cfg.json", folder / "sae_weights.safetensors"
+    for path in files:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; an exported SAE has it")
-    config, weights = artifacts.read_json(paths[0]), safetensors.numpy.load(artifacts.read_bytes(paths[1]))
+    config, weights = artifacts.read_json(files[0]), _read_weights(files[1])
     architecture = config.get("architecture")
     if architecture not in _READ_AS:
         raise ValueError(
-            f"{paths[0]}: architecture {architecture!r} is unknown; "
+            f"{files[0]}: architecture {architecture!r} is unknown; "
             f"the architectures are {', '.join(_READ_AS)}"
         )
     for key in ("normalize_activations", "reshape_activations"):
         if config.get(key, "none") != "none":
-            raise ValueError(f"{paths[0]}: {key} is {config[key]!r}; only 'none' can be read")
+            raise ValueError(f"{files[0]}: {key} is {config[key]!r}; only 'none' can be read")
     variant, k = _READ_AS[architecture], None
     if architecture == "topk":
         k = config.get("k", config.get("activation_fn_kwargs", {}).get("k"))
@@ -111,7 +113,7 @@ def load(folder) -> model.SAE:
     for name, shape in shapes.items():
         if name not in weights or weights[name].shape != shape:
             found = weights[name].shape if name in weights else "nothing"
-            raise ValueError(f"{paths[1]}: {name} should have shape {shape}; found {found}")
+            raise ValueError(f"{files[1]}: {name} should have shape {shape}; found {found}")
     arrays = {name: np.asarray(weights[name], np.float64) for name in shapes}
     w_enc, w_dec, b_enc, b_dec = (arrays[name] for name in ("W_enc", "W_dec", bias, "b_dec"))
     own = {name: arrays[name] for name in own_names}
@@ -135,6 +137,17 @@ def load(folder) -> model.SAE:
         k=k,
         own={name: jnp.asarray(value, jnp.float32) for name, value in own.items()},
     )
+
+
+def _read_weights(path) -> dict[str, np.ndarray]:
+    """The arrays of a .safetensors file, bfloat16 among them, which only its reader of files knows."""
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+        copy.write(artifacts.read_bytes(path))
+        copy.flush()
+        try:
+            return safetensors.numpy.load_file(copy.name)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file, or it is damaged ({error})") from error
 
 
 def _bias_name(architecture: str) -> str:

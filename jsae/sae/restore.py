@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from jsae.runtime import artifacts, checkpoints, stages
+from jsae.runtime import artifacts, checkpoints, paths, stages
 from jsae.sae import model, train
 
 
@@ -24,7 +24,7 @@ def load(folder) -> model.SAE:
       FileNotFoundError: no SAE was trained there.
       digests.Damaged: the last checkpoint of a finished stage cannot be read; an older one is not taken.
     """
-    folder = epath.Path(folder)
+    folder = paths.resolve(folder)
     if not (folder / "model.json").exists() or not (folder / "checkpoints").exists():
         raise FileNotFoundError(f"{folder} holds no trained SAE; run launch.train_sae first")
     static = artifacts.read_json(folder / "model.json")

@@ -7,11 +7,10 @@ The numbers are those of `jsae.metrics.stability`, over the features that fire o
 
 import jax
 import numpy as np
-from etils import epath
 
 from jsae import metrics
 from jsae.activations import ActivationStore
-from jsae.runtime import artifacts, stages
+from jsae.runtime import artifacts, paths, stages
 from jsae.runtime import mesh as meshes
 from jsae.sae import evaluate, restore
 
@@ -41,7 +40,7 @@ def compare(workdir, other, *, seed: int = 0) -> dict:
 
 def alive_rows(workdir) -> np.ndarray:
     """Decoder rows [F_alive, C] of the workdir's SAE, those of the features that fire on its train split."""
-    config = artifacts.read_json(epath.Path(workdir) / "config.json")
+    config = artifacts.read_json(paths.resolve(workdir) / "config.json")
     stages.require(config, workdir, "sae")
     sae = restore.load(stages.folder(config, workdir, "sae"))
     store = ActivationStore.open(stages.folder(config, workdir, "activations") / "train")

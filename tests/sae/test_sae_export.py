@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -143,3 +144,21 @@ def test_acts_rescaled_by_decoder_norms_are_read_as_saelens_reads_them(examples,
     assert np.abs(back.encode(x) - feats).max() < 1e-5 * feats.max()
     x_hat = (feats / norms[None, :]) @ weights["W_dec"] + weights["b_dec"][None, :]
     assert np.abs(back.decode(feats) - x_hat).max() < 1e-5 * np.abs(x_hat).max()
+
+
+def test_weights_in_bfloat16_are_read(examples, tmp_path):
+    export.save(tmp_path, examples.make("relu_l1"))
+    path = tmp_path / "sae_weights.safetensors"
+    halves = {name: a.astype(ml_dtypes.bfloat16) for name, a in safetensors.numpy.load_file(path).items()}
+    safetensors.numpy.save_file(halves, path)
+    (tmp_path / "checksums.json").unlink()
+    assert np.array_equal(export.load(tmp_path).w_dec, halves["W_dec"].astype(np.float32))
+
+
+def test_weights_that_are_cut_short_are_named(examples, tmp_path):
+    export.save(tmp_path, examples.make("relu_l1"))
+    path = tmp_path / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "checksums.json").unlink()
+    with pytest.raises(ValueError, match=r"sae_weights.safetensors is not a safetensors file"):
+        export.load(tmp_path)
