@@ -21,7 +21,7 @@ from jsae import classifier, sae
 from jsae.ablation import edit
 from jsae.activations import ActivationStore
 from jsae.classifier import convnext
-from jsae.data import augment, cache, decode
+from jsae.data import augment, cache, decode, identity
 from jsae.report import card
 from jsae.runtime import artifacts, paths, stages
 
@@ -127,7 +127,7 @@ class Study:
     @functools.cached_property
     def data(self) -> dict[str, cache.Split]:
         """The splits "train", "val" and "test" with images, labels, ids and, where drawn, part masks."""
-        return cache.load_splits(**self.config["data"])
+        return identity.splits_of(self.config, self.workdir)
 
     @functools.cached_property
     def summary(self) -> dict:

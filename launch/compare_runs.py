@@ -14,7 +14,7 @@ import sys
 import jax
 import numpy as np
 
-from jsae.runtime import artifacts, checkpoints, digests
+from jsae.runtime import artifacts, checkpoints, digests, disks
 
 _COSTS = {
     *("seconds", "compile_seconds", "lost_work_seconds", "attempts"),
@@ -40,9 +40,9 @@ def compare(one, other) -> list[str]:
 
 
 def files(workdir: pathlib.Path) -> set[str]:
-    """Names of all files, without those inside checkpoints, whose names are random."""
+    """Names of all files, without the damaged ones aside and those in checkpoints, whose names are random."""
     names = (path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
-    left_out = {"checkpoints", "tensorboard", "ranks"}
+    left_out = {"checkpoints", "tensorboard", "ranks", disks.ASIDE}
     return {str(n) for n in names if not left_out & set(n.parts) and n.name not in _OF_ONE_RUN}
 
 

@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, digests, logs, mesh, paths, profiling, stages, watchdog, workdirs
+from jsae.runtime import allocator, digests, disks, logs, mesh, paths, profiling, stages, watchdog, workdirs
 from launch import mistyped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -94,7 +94,7 @@ def _main(argv, work) -> None:
     mesh.initialize()
     mesh.cache_compilations(config.runtime.compile_cache)
     log = logs.get_logger()
-    absl_logging.set_verbosity(absl_logging.ERROR)  # what matters of orbax and tfds is raised
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of orbax and tfds is raised
     logs.to_terminal()
     try:
         mesh.check_accelerator()
@@ -112,7 +112,7 @@ def _main(argv, work) -> None:
         for text in logs.notes():
             log.warning("note: %s", text)
         log.info("results: %s", workdir)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
         log.debug("traceback", exc_info=True)
         log.error("error: %s", _explained(error, workdir))
         sys.exit(1)
@@ -120,8 +120,14 @@ def _main(argv, work) -> None:
 
 def _explained(error: Exception, workdir) -> str:
     """The message, and what to do about a full disk or a damaged file."""
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory{f': {error}' if str(error) else ''}"
     if isinstance(error, OSError):
-        return workdirs.describe_full_disk(error, workdir) or str(error)
+        try:
+            with disks.room_in(workdir, disks.MOVE_WORKDIR):
+                raise error
+        except OSError as told:
+            return str(told)
     stage = stages.reopen(workdir, error.path) if isinstance(error, digests.Damaged) else None
     if stage is None:
         return str(error)

@@ -31,7 +31,7 @@ from jsae.activations import run as activations_run
 from jsae.analysis import cells, dictionaries, localisation, parts
 from jsae.analysis import run as analysis_run
 from jsae.classifier import run as classifier_run
-from jsae.data import cache
+from jsae.data import identity
 from jsae.runtime import artifacts, logs, preemption, stages
 from jsae.sae import run as sae_run
 
@@ -103,7 +103,7 @@ class Setting:
         self.config, self.workdir = config, workdir
         where = {name: stages.folder(config, workdir, name) for name in stages.STAGES}
         self.params, self.sae = classifier.load(where["classifier"]), saes.load(where["sae"])
-        self.splits = cache.load_splits(**config.data)
+        self.splits = identity.splits_of(config, workdir)
         self.stores = {s: ActivationStore.open(where["activations"] / s) for s in ("train", "test")}
         self.root = controls.covariance_root(self._train_batches(), self.stores["train"].mean)
         self._nulls = None  # of the study's parts, read when first asked for

@@ -31,7 +31,7 @@ from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS
 from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
 from jsae.activations import ActivationStore
 from jsae.analysis import cells
-from jsae.data import augment, cache
+from jsae.data import augment, identity
 from jsae.runtime import artifacts, logs, passes, preemption, stages
 
 KEPT = (  # what the passes return
@@ -65,7 +65,7 @@ def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:
     where = {name: stages.folder(config, workdir, name) for name in stages.STAGES}
     table = artifacts.read_table(where["analysis"] / "features.parquet").to_pydict()
     stores = {name: ActivationStore.open(where["activations"] / name) for name in ("train", "test")}
-    splits = {name: split for name, split in cache.load_splits(**config.data).items() if name in stores}
+    splits = {name: split for name, split in identity.splits_of(config, workdir).items() if name in stores}
     (train, test), split = stores.values(), splits["test"]
     if list(split.ids) != list(test.image_ids):
         raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from jsae import classifier
 from jsae.activations import imported, store
-from jsae.data import augment, cache, pipeline
+from jsae.data import augment, identity, pipeline
 from jsae.runtime import artifacts, attempts, logs, mesh, preemption, stages
 
 SPLITS = ("train", "val", "test")
@@ -31,7 +31,10 @@ def run(config, workdir) -> None:
         return
     check_config(config)
     c = config.activations
-    extract = _from_arrays(config) if c.site == stages.IMPORTED else _from_classifier(config, workdir)
+    if c.site == stages.IMPORTED:
+        extract = _from_arrays(config, workdir, stage)
+    else:
+        extract = _from_classifier(config, workdir)
     normalisation, results, skipped = None, {}, {}
     for name in SPLITS:
         folder = stage.folder / name
@@ -86,7 +89,7 @@ def _from_classifier(config, workdir):
     params.arch.check_site(c.site)
     params = jax.jit(lambda p: p, out_shardings=mesh.replicated(device_mesh))(mesh.to_host(params))
     forward = make_forward(device_mesh, c.site)
-    splits = cache.load_splits(**config.data)
+    splits = identity.splits_of(config, workdir)
 
     def extract(name, folder):
         split = splits[name]
@@ -96,12 +99,13 @@ def _from_classifier(config, workdir):
     return extract
 
 
-def _from_arrays(config):
+def _from_arrays(config, workdir, stage):
     """The same for activations that were extracted elsewhere; nothing is left out of them."""
     found = imported.read(config.data)
     rows = found.rows
     if config.data.train_split == "trainval":
         rows = rows | {"train": np.sort(np.concatenate([rows["train"], rows["val"]]))}
+    identity.check_arrays(config, workdir, found, rows, stage)
 
     def extract(name, folder):
         shape, sizes = imported.write(found, rows[name], name, folder, config.activations)

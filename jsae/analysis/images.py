@@ -12,7 +12,7 @@ from etils import epath
 from jsae import classifier, metrics
 from jsae.analysis import cells, localisation, monosemanticity, parts, receptive, tables
 from jsae.classifier import convnext
-from jsae.data import augment, cache
+from jsae.data import augment, identity
 from jsae.runtime import logs, paths, preemption, stages
 
 
@@ -30,7 +30,7 @@ def every_table(config, workdir, stores: dict, sae, patches, features) -> tuple[
     if "classifier" in stages.skipped(config):
         return {"parts": None}, {}
     params = classifier.load(stages.folder(config, workdir, "classifier"))
-    splits = cache.load_splits(**config.data)
+    splits = identity.splits_of(config, workdir)
     stride_px = params.arch.stride(stores["test"].site)
     where = cells.of_stores(splits, stores, stride_px)
     found, written = _parts(config, stores, sae, where) if where else (None, {})

@@ -32,12 +32,16 @@ def load_arch(folder) -> convnext.Arch:
     return _describe(paths.resolve(folder))[0]
 
 
+def arch_of(fields: dict) -> convnext.Arch:
+    """The architecture that a manifest describes."""
+    return convnext.Arch(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
 def _describe(folder):
     path = folder / "manifest.json"
     manifest = artifacts.read_json(path) if path.exists() else {}
     if manifest.get("status") != "complete":
         raise FileNotFoundError(f"{folder} holds no finished classifier")
-    fields = manifest["results"]["arch"]
-    arch = convnext.Arch(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    arch = arch_of(manifest["results"]["arch"])
     abstract = jax.eval_shape(lambda key: convnext.init(key, arch), jax.random.key(0)).variables
     return arch, abstract, manifest["results"].get("n_steps")

@@ -6,8 +6,8 @@ import time
 import jax
 import numpy as np
 
-from jsae.classifier import baseline, convnext, evaluate, picture, pretrained, train
-from jsae.data import cache, order, pipeline
+from jsae.classifier import baseline, convnext, evaluate, picture, pretrained, restore, train
+from jsae.data import identity, order, pipeline
 from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, profiling, stages
 
 BEST = "val/mean_per_class_accuracy"
@@ -28,8 +28,16 @@ def run(config, workdir) -> None:
     c, log = config.classifier, logs.get_logger()
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     mesh.check_batch(device_mesh, c.batch_size, "config.classifier.batch_size")
-    splits = cache.load_splits(**config.data)
-    arch, weights = _network(c, len(splits["train"].class_names), config.seed)
+    splits = identity.splits_of(config, workdir, stage)
+    # With trainval nothing is held out to score: val is trained on, and no step is better than the last
+    has_val = config.data.train_split != "trainval"
+    best = BEST if has_val else None
+    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints, best=best)
+    if saved.latest_step() is not None and "arch" in stage.manifest:
+        arch, weights = restore.arch_of(stage.manifest["arch"]), None  # all weights are in the checkpoint
+    else:
+        arch, weights = _network(c, len(splits["train"].class_names), config.seed)
+        stage.note(arch=dataclasses.asdict(arch))
     n_images = len(splits["train"].labels)
     n_steps = max(1, round(c.n_epochs * n_images / c.batch_size))
     recipe = train.Recipe(
@@ -57,7 +65,7 @@ def run(config, workdir) -> None:
 
     # State: built on the mesh, so that nothing aliases what a donated step consumes.
     everywhere = mesh.replicated(device_mesh)
-    calibrates = c.calibrate_norms and weights is None
+    calibrates = c.calibrate_norms and not c.pretrained
     calibration = _calibration_images(splits["train"], config.seed) if calibrates else None
     make_state = jax.jit(
         lambda weights, images: train.init_state(
@@ -71,7 +79,6 @@ def run(config, workdir) -> None:
         ),
         out_shardings=everywhere,
     )
-    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints, best=BEST)
     abstract = checkpoints.abstract(jax.eval_shape(make_state, weights, calibration), everywhere)
     restored = saved.restore(abstract)
     start, state = restored if restored else (0, make_state(weights, calibration))
@@ -103,7 +110,7 @@ def run(config, workdir) -> None:
 
     def is_scored(step) -> bool:
         """Whether val is looked at after this step."""
-        return step % c.eval_every_steps == 0 or step == n_steps
+        return has_val and (step % c.eval_every_steps == 0 or step == n_steps)
 
     def save_and_stop(step):
         saved.save(step, state)
@@ -147,7 +154,7 @@ def run(config, workdir) -> None:
                 pending = step, values | {"images_per_s": rate}
             progress.update(1)
             stopping = preemption.requested()
-            saving = stopping or is_scored(step) or step % c.save_every_steps == 0
+            saving = stopping or is_scored(step) or step % c.save_every_steps == 0 or step == n_steps
             if pending is not None and saving:  # rows up to a checkpoint are on disk before it is
                 _write(rows, *pending)
                 pending = None

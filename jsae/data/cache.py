@@ -22,7 +22,7 @@ import numpy as np
 
 from jsae.data import cache_writer, decode, locks
 from jsae.data.kinds import KINDS, SPLITS, Kind
-from jsae.runtime import logs, paths
+from jsae.runtime import disks, logs, paths
 
 TRAIN_SPLITS = ("train", "trainval")
 ON_BAD_IMAGE = ("error", "skip")
@@ -38,6 +38,7 @@ class Split:
       ids: N strings, sorted within each split of the data set.
       masks: uint16 [N,S,S] or None: bit p = part p of part_names, bit 15 = aircraft.
       boxes: float32 [N,4] or None: x0, y0, x1, y1, px of the cached image, edges.
+      contents: N checksums of the images as they lie in their files, wherever these are.
       levels: coarser label level -> (its class names, the position there of each of class_names, int32 [L],
         -1 for a class without photos); of fgvc_aircraft.
       skipped: (id, reason) of images left out because they are damaged.
@@ -51,6 +52,7 @@ class Split:
     part_names: tuple[str, ...] = ()
     masks: np.ndarray | None = None
     boxes: np.ndarray | None = None
+    contents: tuple[str, ...] = ()
     levels: dict[str, tuple[tuple[str, ...], np.ndarray]] = dataclasses.field(default_factory=dict)
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -140,7 +142,15 @@ def _local_folder(cache_dir) -> pathlib.Path:
     if paths.is_remote(text):
         raise ValueError(f"data.cache_dir={text!r}: images are memory-mapped, so the cache must be local")
     folder = pathlib.Path(paths.absolute(text))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if text.startswith("~") and os.path.expanduser(text) == text:
+            raise OSError("this user has no home folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the cache folder {text} cannot be made ({error}); set data.cache_dir (or JSAE_CACHE) to one "
+            "that this user can write"
+        ) from error
     return folder
 
 
@@ -148,7 +158,7 @@ def _local_folder(cache_dir) -> pathlib.Path:
 
 
 def _open(folder: pathlib.Path, level: str, train_split: str, on_bad_image: str, data: Kind) -> dict:
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     skipped = {name: tuple((id_, why) for id_, why in manifest["skipped"][name]) for name in SPLITS}
     lost = [item for name in SPLITS for item in skipped[name]]
     if lost and on_bad_image == "error":
@@ -172,6 +182,7 @@ def _open(folder: pathlib.Path, level: str, train_split: str, on_bad_image: str,
             part_names=data.part_names,
             masks=arrays["masks"][start:stop] if "masks" in arrays else None,
             boxes=np.array(arrays["boxes"][start:stop]) if "boxes" in arrays else None,
+            contents=tuple(manifest["contents"][start:stop]),
             levels=levels,
             skipped=left_out,
         )
@@ -211,8 +222,10 @@ def _cached(
             for left in [folder, *cache_dir.glob(prefix + "*")]:  # damaged, or left by a killed run
                 shutil.rmtree(left, ignore_errors=True)
         logs.get_logger().info("preparing %s in %s (once)", kind, folder)
-        temporary = pathlib.Path(tempfile.mkdtemp(dir=cache_dir, prefix=prefix))
+        with disks.room_in(cache_dir, disks.MOVE_CACHE):
+            temporary = pathlib.Path(tempfile.mkdtemp(dir=cache_dir, prefix=prefix))
         try:
+            temporary.chmod(cache_dir.stat().st_mode & 0o777)  # whoever uses the cache reads what is in it
             cache_writer.write(temporary, data, key, image_size, on_bad_image)
             temporary.rename(folder)
         except OSError:
@@ -226,7 +239,7 @@ def _cached(
 def _is_complete(folder: pathlib.Path) -> bool:
     """Whether the manifest and every array it names are there in full (someone may have cleaned up)."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return all((folder / f"{n}.npy").stat().st_size == s for n, s in manifest["arrays"].items())
     except (OSError, ValueError, KeyError):
         return False

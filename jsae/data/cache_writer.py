@@ -4,14 +4,15 @@
     labels.npy     int32   [N, levels]
     masks.npy      uint16  [N,S,S], bit p = part p, bit 15 = aircraft (drawn sets)
     boxes.npy      float32 [N,4], px of the cached image (where boxes exist)
-    manifest.json  key, ids, row range of each split, class and part names, skipped images
+    manifest.json  key, ids and checksums, row range of each split, class and part names, skipped images
 
 Records come in order through grain, decoded by threads, and go straight to disk: memory is bounded by the
 images in flight.
 """
 
+import contextlib
 import dataclasses
-import errno
+import io
 import json
 import os
 import pathlib
@@ -21,29 +22,32 @@ import numpy as np
 
 from jsae.data import decode
 from jsae.data.kinds import Kind, Record
-from jsae.runtime import logs, preemption
+from jsae.runtime import digests, disks, logs, preemption
 
-FORMAT = 1  # raise it when the decoded pixels or the layout change
+FORMAT = 2  # raise it when the decoded pixels or the layout change
 
 
 def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_image: str) -> None:
     """Fill `folder` with arrays and, last, the manifest; arrays get one row a usable image.
 
     Raises ValueError for a damaged image with on_bad_image="error", or a split without usable images, and
-    OSError before anything is decoded if the disk has no room for the arrays.
+    disks.NoRoom, before anything is decoded where the disk can tell, if it has no room for the arrays.
     """
-    sources = data.open()
+    with disks.room_in(folder.parent, disks.MOVE_CACHE, "the images of the data set, as they are"):
+        sources = data.open()
     total = sum(len(source) for source in sources.values())
-    writer = _Rows(
-        folder,
-        total,
-        image_size,
-        levels=len(data.class_names),
-        masks=bool(data.part_names),
-        boxes=data.has_boxes,
-    )
-    skipped, rows, ids = {}, {}, []
-    with logs.progress(total, label="decode", unit="image") as progress:
+    mib = total * image_size**2 * (5 if data.part_names else 3) >> 20
+    with disks.room_in(folder.parent, disks.MOVE_CACHE, f"{mib} MiB of decoded images"):
+        _write(folder, data, key, image_size, on_bad_image, sources, total)
+
+
+def _write(folder, data: Kind, key: dict, image_size: int, on_bad_image: str, sources, total: int) -> None:
+    skipped, rows, ids, contents = {}, {}, [], {}
+    kinds = {"levels": len(data.class_names), "masks": bool(data.part_names), "boxes": data.has_boxes}
+    with (
+        contextlib.closing(_Rows(folder, total, image_size, **kinds)) as writer,
+        logs.progress(total, label="decode", unit="image") as progress,
+    ):
         for split, source in sources.items():
             start, skipped[split], split_ids = writer.count, [], []
             for example in _decoded(source, data, image_size):
@@ -55,22 +59,26 @@ def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_i
                     skipped[split].append((example.id, example.reason))
                     continue
                 split_ids.append(example.id)
+                contents[split, example.id] = example.content
                 writer.add(example)
             if not split_ids:
                 raise ValueError(f"split {split!r} has no usable image; {len(skipped[split])} are damaged")
             rows[split] = (start, writer.count)
-            ids += writer.sort(start, split_ids)
-    arrays = writer.finish()
+            ids += [(split, id_) for id_ in writer.sort(start, split_ids)]
+        arrays = writer.finish()
     manifest = {
         "key": key,
         "rows": rows,
-        "ids": ids,
+        "ids": [id_ for _, id_ in ids],
+        "contents": [contents[key] for key in ids],
         "class_names": data.class_names,
         "part_names": data.part_names,
         "skipped": skipped,
         "arrays": arrays,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1))
+    (folder / "manifest.json").write_text(
+        json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8"
+    )
 
 
 def bad_image_message(where: str, reason: str) -> str:
@@ -85,6 +93,7 @@ class _Decoded:
     labels: tuple[int, ...]
     box: np.ndarray | None
     masks: np.ndarray | None
+    content: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +120,11 @@ def _decoded(source, data: Kind, image_size: int):
 def _decode(record: Record, data: Kind, image_size: int) -> _Decoded | _Bad:
     try:
         if isinstance(record.image, bytes):
-            rgb = decode.decode_rgb(record.image, banner_px=data.banner_px)
+            content = record.image
+            rgb = decode.decode_rgb(content, banner_px=data.banner_px)
         else:
-            rgb = decode.cut_banner(record.image(), data.banner_px)
+            content = np.ascontiguousarray(record.image())
+            rgb = decode.cut_banner(content, data.banner_px)
         box = record.box
         if data.crop == "box":
             rgb = decode.crop_box(rgb, box)
@@ -123,21 +134,26 @@ def _decode(record: Record, data: Kind, image_size: int) -> _Decoded | _Bad:
     if box is not None:
         box = decode.fit_box(box, rgb.shape[0], rgb.shape[1], image_size, data.fit)
     image = decode.fit_square(rgb, image_size, data.fit)
-    return _Decoded(record.id, image, record.labels, box, record.masks)
+    if record.content is not None:
+        content = record.content
+    return _Decoded(record.id, image, record.labels, box, record.masks, digests.of_bytes(content))
 
 
 class _Rows:
-    """The arrays under construction; images and masks go straight to disk."""
+    """The arrays under construction: .npy files that are written row by row.
+
+    They are written, not mapped: where a mapped page finds no room on the disk, the process is killed.
+    """
 
     def __init__(self, folder, total: int, size: int, *, levels: int, masks: bool, boxes: bool):
-        self._folder, self.count = folder, 0
+        self.count = 0
         shapes = {"images": (np.uint8, (size, size, 3)), "labels": (np.int32, (levels,))}
         if masks:
             shapes["masks"] = (np.uint16, (size, size))
         if boxes:
             shapes["boxes"] = (np.float32, (4,))
-        self._arrays = {
-            name: _open_array(folder / f"{name}.npy", dtype, (total, *shape))
+        self._files = {
+            name: _RowFile(folder / f"{name}.npy", np.dtype(dtype), shape, total)
             for name, (dtype, shape) in shapes.items()
         }
 
@@ -148,8 +164,8 @@ class _Rows:
             "masks": example.masks,
             "boxes": example.box,
         }
-        for name, array in self._arrays.items():
-            array[self.count] = row[name]
+        for name, file in self._files.items():
+            file.write(self.count, np.asarray(row[name], file.dtype).tobytes())
         self.count += 1
 
     def sort(self, start: int, ids: list[str]) -> list[str]:
@@ -159,44 +175,76 @@ class _Rows:
         for first in range(len(ids)):
             if done[first] or order[first] == first:
                 continue
-            held = {name: array[start + first].copy() for name, array in self._arrays.items()}
+            held = {name: file.read(start + first) for name, file in self._files.items()}
             i = first
             while not done[i]:
                 done[i] = True
                 j = order[i]
-                for name, array in self._arrays.items():
-                    array[start + i] = held[name] if j == first else array[start + j]
+                for name, file in self._files.items():
+                    file.write(start + i, held[name] if j == first else file.read(start + j))
                 i = j
         return [ids[i] for i in order]
 
     def finish(self) -> dict[str, int]:
-        """Flush, cut rows that skipped images left empty, and return each file's size in bytes."""
-        sizes = {}
-        for name, array in self._arrays.items():
-            array.flush()
-            path = self._folder / f"{name}.npy"
-            if self.count < len(array):
-                kept = _open_array(self._folder / "kept.npy", array.dtype, (self.count, *array.shape[1:]))
-                for row in range(self.count):
-                    kept[row] = array[row]
-                kept.flush()
-                (self._folder / "kept.npy").replace(path)
-            sizes[name] = path.stat().st_size
-        return sizes
+        """Cut the rows that skipped images left empty, and return each file's size in bytes."""
+        return {name: file.finish(self.count) for name, file in self._files.items()}
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
 
-def _open_array(path: pathlib.Path, dtype, shape: tuple) -> np.memmap:
-    """A memory-mapped .npy whose disk space is taken now: a full disk later would kill the process."""
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    if not hasattr(os, "posix_fallocate"):
-        return array  # not every operating system can reserve
-    with open(path, "r+b") as file:
+class _RowFile:
+    """One .npy file; its disk space is taken at once where the disk can do that."""
+
+    def __init__(self, path: pathlib.Path, dtype: np.dtype, shape: tuple, total: int):
+        self.dtype, self._shape = dtype, shape
+        self._row_bytes = int(np.prod(shape)) * dtype.itemsize
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by close
+        self._offset = self._write_header(total)
         try:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            self._reserve(self._offset + total * self._row_bytes)
+        except OSError:
+            self._file.close()
+            raise
+
+    def _reserve(self, size: int) -> None:
+        if not hasattr(os, "posix_fallocate"):
+            return  # not every operating system can
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                return array  # this disk cannot reserve
-            mib = array.nbytes >> 20
-            what = f"no room for {mib} MiB of decoded images (data.cache_dir)"
-            raise OSError(errno.ENOSPC, what, str(path)) from error
-    return array
+            if disks.why_full(error):
+                raise  # else this disk cannot reserve, and will say so when it is full
+
+    def write(self, row: int, data: bytes) -> None:
+        self._file.seek(self._offset + row * self._row_bytes)
+        while data:  # a disk that is nearly full takes a part
+            data = data[self._file.write(data) :]
+
+    def read(self, row: int) -> bytes:
+        self._file.seek(self._offset + row * self._row_bytes)
+        return self._file.read(self._row_bytes)
+
+    def finish(self, n_rows: int) -> int:
+        offset = self._write_header(n_rows)
+        assert offset == self._offset  # numpy leaves room in a header for the first axis to grow
+        size = offset + n_rows * self._row_bytes
+        self._file.truncate(size)
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write_header(self, n_rows: int) -> int:
+        """Write the header of `n_rows` rows; its length."""
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (n_rows, *self._shape),
+        }
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(stream, header)
+        self._file.seek(0)
+        self._file.write(stream.getvalue())
+        return len(stream.getvalue())

@@ -34,13 +34,14 @@ _ENCODED = {"image": tfds.decode.SkipDecoding()}  # bytes; decode.py makes pixel
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One example: encoded bytes, or a function that makes uint8 [h,w,3] of what is no image file; labels per
-    level; box (1-based) and masks (uint16 [S,S] bits) or None."""
+    level; box (1-based) and masks (uint16 [S,S] bits) or None; what it is known by, None for the image."""
 
     id: str
     image: bytes | Callable[[], np.ndarray]
     labels: tuple[int, ...]
     box: tuple[int, ...] | None = None
     masks: object = None
+    content: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Kind:
 
 
 def _fgvc_aircraft(*, directory, banner_px, fit, cache_dir: pathlib.Path, crop="none", **_) -> Kind:
-    """A folder or archive in FGVC layout. Its identity is the lists and every photo's size and time."""
+    """A folder or archive in FGVC layout. Its cache is of these lists and files."""
     read = lists.read_lists(source.resolve(directory, cache_dir))
     for level, names in read.class_names.items():
         _warn_of_empty_classes(level, names, (photo.labels[level] for photo in read.photos["train"]))
@@ -85,8 +86,7 @@ def _fgvc_aircraft(*, directory, banner_px, fit, cache_dir: pathlib.Path, crop="
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     paths = {photo.id: photo.path for photos in read.photos.values() for photo in photos}
     for id_, path in sorted(paths.items()):
-        stat = path.stat()
-        digest.update(f"{id_}\0{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(f"{id_}\0{path.name}\0{stamp(path)}\n".encode())
     identity = {"folder": str(read.folder), "content": digest.hexdigest()}
     levels = tuple(read.class_names)
 
@@ -145,9 +145,7 @@ def _image_folder(*, directory, seed, shares, banner_px, fit, cache_dir: pathlib
     digest = hashlib.sha256(repr(listing.class_names).encode())
     for split, photos in listing.photos.items():
         for photo in photos:
-            stat = photo.path.stat()
-            line = f"{split}\0{photo.id}\0{photo.label}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            digest.update(line.encode())
+            digest.update(f"{split}\0{photo.id}\0{photo.label}\0{stamp(photo.path)}\n".encode())
     identity = {"folder": str(folder), "content": digest.hexdigest()}
 
     def open_():
@@ -202,7 +200,8 @@ def _arrays(*, directory, seed, shares, banner_px, fit, **_) -> Kind:
 def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_) -> Kind:
     """The drawn set: drawn at the size it is used in, so it is neither cut nor resized.
 
-    Its identity includes the drawing code itself: another brush is another data set.
+    An image is what this code draws, not its last bits, which the processor has a part in: another brush is
+    another data set.
     """
     code = hashlib.sha256()
     for path in sorted(pathlib.Path(drawing.__file__).parent.glob("*.py")):
@@ -217,7 +216,14 @@ def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_
 
     def parse(item) -> Record:
         labels = (int(item["label"]),)
-        return Record(id=item["id"].decode(), image=item["image"], labels=labels, masks=item["part_masks"])
+        id_, masks = item["id"].decode(), item["part_masks"]
+        return Record(
+            id=id_,
+            image=item["image"],
+            labels=labels,
+            masks=masks,
+            content=f"{drawn} {code.hexdigest()} {id_}".encode(),
+        )
 
     return Kind(
         identity=drawn | {"code": code.hexdigest()},
@@ -230,6 +236,12 @@ def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_
         parse=parse,
         where=lambda id_: f"drawing {id_}",
     )
+
+
+def stamp(path: pathlib.Path) -> str:
+    """Size and times of a file: another one in its place has others, even where its own time was kept."""
+    stat = path.stat()
+    return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
 
 
 def _prepare(builder_class, config, cache_dir: pathlib.Path) -> dict:

@@ -17,7 +17,7 @@ _PANELS = (
     ("learning-rate", "learning rate", ("learning_rate",)),
 )
 _SHORT = {"mean_per_class_accuracy": "mean per class"}
-_SPLITS = {"eval": "val"}  # eval/* of an SAE is measured on val
+_SPLITS = {"eval": "val"}  # eval/* of an SAE is measured on val, which with trainval it is trained on, too
 
 
 def titles(drawn: dict, stage: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from etils import epath
 from jsae import classifier, sae
 from jsae.ablation.forward import LogitsFromActs
 from jsae.activations.store import ActivationStore
-from jsae.data import cache
+from jsae.data import cache, identity
 from jsae.report import survey, twins
 from jsae.report.build import build
 from jsae.report.reading import Study, read_study
@@ -26,7 +26,7 @@ def run(config, workdir) -> None:
     are left out, and the page says so.
     """
     stage = stages.begin(config, workdir, "report", always=True)
-    split, store = _test_split(config), _test_store(config, workdir)
+    split, store = _test_split(config, workdir), _test_store(config, workdir)
     summary = summarise(config, workdir)
     facts = _facts(config, split, store, summary)
     study = read_study(config, workdir, summary, n_pages=config.report.n_features, facts=facts)
@@ -50,9 +50,9 @@ def _writer(folder):
     return lambda path, data: artifacts.write_bytes(folder / path, data)
 
 
-def _test_split(config) -> cache.Split | None:
+def _test_split(config, workdir) -> cache.Split | None:
     """The test images, None where the study was made on bare activations."""
-    return None if "classifier" in stages.skipped(config) else cache.load_splits(**config.data)["test"]
+    return None if "classifier" in stages.skipped(config) else identity.splits_of(config, workdir)["test"]
 
 
 def _test_store(config, workdir) -> ActivationStore | None:

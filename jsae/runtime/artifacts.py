@@ -100,7 +100,8 @@ def check(path) -> None:
     stat = None if paths.is_remote(path) else os.stat(path)
     key = stat and (os.fspath(path), stat.st_size, stat.st_mtime_ns)
     if key is None or key not in _checked:
-        found = digests.of_file(path)
+        with _naming(path):
+            found = digests.of_file(path)
         if found not in valid:
             raise digests.Damaged(
                 path, f"{path} is damaged: its checksum is {found}, what was written had {valid[0]}"
@@ -111,7 +112,19 @@ def check(path) -> None:
 def read_bytes(path) -> bytes:
     """The bytes of a file. Raises `digests.Damaged` if they are not what was written."""
     check(path)
-    return epath.Path(path).read_bytes()
+    with _naming(path):
+        return epath.Path(path).read_bytes()
+
+
+@contextlib.contextmanager
+def _naming(path):
+    """Errors of a read say of which file; the system itself names only what it cannot open."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename:
+            raise
+        raise OSError(error.errno, f"cannot read {path}: {error.strerror or error}") from error
 
 
 def write_json(path, obj, *, checked: bool = False) -> None:

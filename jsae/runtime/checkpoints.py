@@ -8,8 +8,8 @@ step numbers, and keys are derived from (seed, step).
 The latest checkpoints are kept, and beside them the best one by a metric. Saving runs in the background;
 a failed background write raises at the next call. With each state goes the digest of each of its arrays
 (jsae.runtime.digests), for the file format underneath does not notice a changed byte. Where the newest
-checkpoint is damaged and an older one is not, the damaged one is dropped with a warning; where none can be
-read nothing is touched.
+checkpoint is damaged and an older one is not, the damaged one is moved aside with a warning; where none can
+be read nothing is touched. A disk that refuses to be read (jsae.runtime.disks) is no damage: the run ends.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jsae.runtime import artifacts, attempts, digests, failpoints, logs, mesh, paths
+from jsae.runtime import artifacts, attempts, digests, disks, failpoints, logs, mesh, paths
 
 _DIGESTS = "digests"  # the name under which they are saved, beside the state's own
 
@@ -53,8 +53,9 @@ class Checkpoints:
         self._folder = paths.resolve(folder)
         self._best = best
         self._sent = None  # the last step handed to the background
+        self._n_bytes = 0  # of a state
         if jax.process_index() == 0:
-            _drop_damaged_metrics(self._folder)
+            _move_damaged_metrics_aside(self._folder)
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=ocp.PyTreeCheckpointHandler(),
@@ -88,8 +89,9 @@ class Checkpoints:
           step: a certain step instead of the newest.
 
         Raises:
-          digests.Damaged: that step cannot be read.
-          RuntimeError: no checkpoint can be read.
+          digests.Damaged: that step is not what was saved.
+          RuntimeError: no checkpoint is what was saved.
+          OSError: a disk, or the memory, refuses to have a checkpoint read that may be sound.
         """
         self.wait()
         if step is not None:
@@ -97,26 +99,40 @@ class Checkpoints:
                 return step, self._restore(abstract_state, step)
             except Exception as error:
                 path = self._folder / str(step)
-                raise digests.Damaged(path, f"checkpoint {path} cannot be read: {_short(error)}") from error
+                _raise_if_refused(path, error)
+                raise digests.Damaged(
+                    path, f"checkpoint {path} cannot be read: {disks.first_line(error)}"
+                ) from error
         broken = {}
         for newest in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self._restore(abstract_state, newest)
             except Exception as error:  # what tensorstore raises has no type of its own
+                _raise_if_refused(self._folder / str(newest), error)
                 broken[newest] = error
                 continue
-            for damaged, error in broken.items():
-                logs.get_logger().warning(
-                    "checkpoint %s cannot be read (%s); dropped, going on from step %d",
-                    *(self._folder / str(damaged), _short(error), newest),
-                )
-                self._manager.delete(damaged)
+            if broken:
+                self._move_aside(broken, newest)
             attempts.restored(newest)
             return newest, state
         if broken:
-            reasons = "; ".join(f"{self._folder / str(s)}: {_short(error)}" for s, error in broken.items())
+            reasons = "; ".join(
+                f"{self._folder / str(s)}: {disks.first_line(error)}" for s, error in broken.items()
+            )
             raise RuntimeError(f"no checkpoint can be read: {reasons}")
         return None
+
+    def _move_aside(self, broken: dict[int, Exception], newest: int) -> None:
+        for step, error in broken.items():
+            path = self._folder / str(step)
+            logs.get_logger().warning(
+                "checkpoint %s cannot be read (%s); moved to %s, going on from step %d",
+                *(path, disks.first_line(error), self._folder.parent / disks.ASIDE, newest),
+            )
+            if jax.process_index() == 0:
+                disks.move_aside(path, self._folder.parent)
+        mesh.wait_for_all(f"damaged checkpoints are aside, step {newest}")
+        self._manager.reload()
 
     def _restore(self, abstract_state, step: int):
         abstract = _flat(abstract_state)
@@ -154,7 +170,7 @@ class Checkpoints:
             return
         copy = jax.tree.map(jnp.copy, _flat(state))
         copy[_DIGESTS] = digests.of_tree(copy)
-        with self._writing():
+        with self._writing(sum(array.nbytes for array in copy.values())):
             self._manager.save(step, args=ocp.args.PyTreeSave(copy), metrics=metrics, force=True)
         self._sent = step
         attempts.saved(step)
@@ -180,12 +196,18 @@ class Checkpoints:
         self._manager.close()
 
     @contextlib.contextmanager
-    def _writing(self):
+    def _writing(self, n_bytes: int | None = None):
+        self._n_bytes = n_bytes or self._n_bytes  # a save that runs in the background fails in a later call
         try:
-            yield
+            with disks.room_in(
+                self._folder, disks.MOVE_WORKDIR, f"a checkpoint takes {self._n_bytes / 2**20:.1f} MiB"
+            ):
+                yield
+        except disks.NoRoom:
+            raise
         except Exception as error:  # orbax and tensorstore have many types for a disk that refuses
             raise OSError(
-                f"a checkpoint could not be written to {self._folder}: {_short(error)}. "
+                f"a checkpoint could not be written to {self._folder}: {disks.first_line(error)}. "
                 "The checkpoints before it are intact: mend what is said, and start again"
             ) from error
 
@@ -197,15 +219,19 @@ def _whole(sharding):
     return sharding
 
 
-def _short(error: Exception) -> str:
-    """The first line of a message, without the long descriptions that tensorstore appends."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _raise_if_refused(path, error: Exception) -> None:
+    why = disks.why_refused(error)
+    if why is not None:
+        raise OSError(
+            f"checkpoint {path} could not be read: {why}. It may be sound, and nothing was changed: "
+            "mend what is said, and start the same command again"
+        ) from error
 
 
-def _drop_damaged_metrics(folder) -> None:
-    """Drop what would keep orbax from opening the folder: metrics that are no JSON.
+def _move_damaged_metrics_aside(folder) -> None:
+    """Move aside what would keep orbax from opening the folder: metrics that are no JSON.
 
-    The newest checkpoint is dropped whole if there is an older one, for its metrics are part of it.
+    The newest checkpoint goes whole if there is an older one, for its metrics are part of it.
     """
     steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
     for path in steps:
@@ -214,9 +240,12 @@ def _drop_damaged_metrics(folder) -> None:
                 json.loads((path / "metrics" / "metrics").read_text())
         except ValueError:
             newest = len(steps) > 1 and int(path.name) == max(int(step.name) for step in steps)
-            what = "the checkpoint is dropped" if newest else "they are dropped"
-            logs.get_logger().warning("the metrics of checkpoint %s cannot be read; %s", path, what)
-            (path if newest else path / "metrics").rmtree()
+            what = "the checkpoint is" if newest else "they are"
+            aside = folder.parent / disks.ASIDE
+            logs.get_logger().warning(
+                "the metrics of checkpoint %s cannot be read; %s moved to %s", path, what, aside
+            )
+            disks.move_aside(path if newest else path / "metrics", folder.parent)
 
 
 def abstract(tree, sharding):

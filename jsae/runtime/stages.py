@@ -1,14 +1,15 @@
 """Stages of a study: which folder, which digest, and whether there is work left.
 
-A stage's digest is made of its own sub-config and the digest of the stage above it; keys that cannot
-change a result (logging, saving, report, devices) are left out. `begin` compares it with the manifest
-that lies in the stage's folder:
+A stage's digest is made of its own sub-config, the digest of the stage above it and, in a study's first
+stage, the content of its data; keys that cannot change a result (logging, saving, report, devices) are left
+out, and so are places: paths stand for what lies there (jsae.runtime.contents). `begin` compares the config
+and the digest above with the manifest that lies in the stage's folder:
 
     no manifest                  -> the stage starts
     "started", nothing else      -> the stage starts
-    same digest, "started"       -> the stage resumes
-    same digest, "complete"      -> up to date, nothing to do
-    another digest               -> ConfigMismatch, which names the keys that differ
+    the same, "started"          -> the stage resumes
+    the same, "complete"         -> up to date, nothing to do
+    another                      -> ConfigMismatch, which names the keys that differ
 
 With config.activations.site = "arrays" the activations come from a file of the user's and there is no
 classifier: the stages that need one are skipped, and the stage above one of them counts as the one above.
@@ -28,7 +29,7 @@ import subprocess
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, failpoints, logs, memory, mesh, passes, paths
+from jsae.runtime import artifacts, attempts, contents, disks, failpoints, logs, memory, mesh, passes, paths
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
@@ -44,8 +45,9 @@ _SECTIONS = {
     "ablation": ("seed", "ablation"),
     "report": ("report",),
 }
-# Keys inside those sections that change when and what is saved or said, but no result.
+# Keys inside those sections that change when and what is saved or said, or where things lie, but no result.
 _NO_RESULT = {
+    "dir",
     "log_every_steps",
     "save_every_steps",
     "keep_checkpoints",
@@ -54,6 +56,8 @@ _NO_RESULT = {
     "workdir",
     "cache_dir",
 }
+_BY_CONTENT = ("pretrained", "embedding_workdir")  # paths whose content a result depends on
+DATA_FILE = "data.json"  # in the folder of a study's first stage: what it was made on (jsae.data.identity)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 _compile_seconds = 0.0
@@ -95,6 +99,16 @@ class Stage:
     def digest(self) -> str:
         return self.manifest["digest"]
 
+    def note(self, **facts) -> None:
+        """Keep facts in the manifest while the stage runs."""
+        self.manifest |= facts
+        artifacts.write_json(self.folder / "manifest.json", self.manifest)
+
+    def add_data(self, content: str) -> None:
+        """Make the content of the study's data part of the digest; again with the same, nothing changes."""
+        upstream = [self.manifest["upstream"], content]
+        self.note(data=content, digest=digest_of(self.manifest["config"], upstream))
+
     def finish(self, results: dict) -> None:
         """Mark the stage complete and keep its headline results (JSON-able, unknown numbers None)."""
         failpoints.visit(f"finish/{self.name}")
@@ -126,12 +140,13 @@ def section(config, name: str) -> dict:
         value = config.get(key)
         if isinstance(value, dict):
             value = {k: v for k, v in value.items() if k not in _NO_RESULT}
+            value |= {k: contents.of(k, value[k]) for k in _BY_CONTENT if k in value}
         picked[key] = value
     return json.loads(json.dumps(picked))  # tuples become lists, as they are when read back
 
 
-def digest_of(section_config: dict, upstream: str | None) -> str:
-    """16 hex digits of the sha256 over the sub-config and the upstream digest."""
+def digest_of(section_config: dict, upstream) -> str:
+    """16 hex digits of the sha256 over the sub-config and what it builds on: the digest above, or a list."""
     text = json.dumps([section_config, upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -148,6 +163,11 @@ def skipped(config) -> tuple[str, ...]:
     """The stages that a study of this config does not have: those that need a classifier, where none is."""
     site = (plain(config).get("activations") or {}).get("site")
     return ("classifier", "ablation") if site == IMPORTED else ()
+
+
+def first(config) -> str:
+    """The stage that a study of this config begins with."""
+    return next(stage for stage in STAGES if stage not in skipped(config))
 
 
 def above(config, name: str) -> str | None:
@@ -247,6 +267,12 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
             log.info("%s: up to date", name)
             return Stage(name, where, found, up_to_date=True)
         log.info("%s: resuming", name)
+        changed = _changed_circumstances(found)
+        if changed:
+            logs.note(
+                f"{name}: resumed under other circumstances ({changed}): its results are then those of an "
+                "uninterrupted run within 0.5% of fvu and accuracy, not bit for bit"
+            )
         return _opened(name, where, found)
     log.info("%s: starting", name)
     manifest = {
@@ -257,11 +283,11 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
         "config": wanted,
         "precision": {"evaluation": "float32"},
         "resume": _resume_promise(config),
-        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
         "git_revision": _git_revision(),
-        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        **_circumstances(),
     }
     mesh.wait_for_all(f"{name}: nothing was there")  # every process has looked before one of them writes
+    artifacts.remove(where / DATA_FILE)  # of a start that was refused before it made anything
     artifacts.write_json(where / "manifest.json", manifest)
     return _opened(name, where, manifest)
 
@@ -275,7 +301,7 @@ def _opened(name: str, where, manifest: dict) -> Stage:
 
 
 def reopen(workdir, path) -> str | None:
-    """Mark the stage to which a damaged file or checkpoint belongs unfinished, and drop the file.
+    """Mark the stage to which a damaged file or checkpoint belongs unfinished, and move the file aside.
 
     Started again, the stage makes what is missing, or trains on from the checkpoint before. Returns the
     stage's name, None if the path belongs to no stage of this workdir.
@@ -285,8 +311,8 @@ def reopen(workdir, path) -> str | None:
     manifest = manifest_in(workdir / inside[0]) if inside[0] in STAGES else None
     if manifest is None:
         return None
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
+    if path.exists() and not path.is_dir():
+        disks.move_aside(path, workdir / inside[0])
     artifacts.write_json(workdir / inside[0] / "manifest.json", manifest | {"status": "started"})
     return inside[0]
 
@@ -307,7 +333,8 @@ def _is_empty(where, manifest: dict) -> bool:
     It may then be started with another config: that loses nothing.
     """
     return manifest["status"] == "started" and all(
-        path.name in ("manifest.json", attempts.FILE) for path in where.iterdir()
+        path.name in ("manifest.json", attempts.FILE, artifacts.CHECKSUMS, DATA_FILE)
+        for path in where.iterdir()
     )
 
 
@@ -316,17 +343,47 @@ def _resume_promise(config) -> str:
     same = "bit-identical for the same topology, jax version and device kind"
     if jax.default_backend() == "cpu":
         # XLA:CPU cuts its products by the threads it has: one core or two is one unit in the last place
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"{same}, on as many CPU cores as this process may use ({cores})"
+        return f"{same}, on as many CPU cores as this process may use ({_cores()})"
     if deterministic:
         return same
     return "fvu and accuracy within 0.5% (runtime.deterministic is off)"
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _circumstances() -> dict:
+    """What the last bits of a result depend on beside its config."""
+    device = {"kind": jax.devices()[0].device_kind, "count": jax.device_count()}
+    if jax.default_backend() == "cpu":
+        device["cores"] = _cores()
+    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return {"versions": versions, "device": device, "processes": jax.process_count()}
+
+
+def _changed_circumstances(manifest: dict) -> str:
+    """What differs from when the stage was started, as words; "" for nothing."""
+    then, now = (
+        _flatten({k: v for k, v in m.items() if k in _circumstances()}) for m in (manifest, _circumstances())
+    )
+    return ", ".join(
+        f"{key.removeprefix('versions.').replace('.', ' ')} {then[key]} then, {now[key]} now"
+        for key in now
+        if key in then and then[key] != now[key]
+    )
+
+
 def _compare(manifest: dict, wanted: dict, upstream: str | None, name: str, upper: str | None) -> None:
-    if manifest["digest"] == digest_of(wanted, upstream):
-        return
     ours, theirs = _flatten(wanted), _flatten(manifest["config"])
+    for key in ours.keys() & theirs.keys():
+        if key.endswith(_BY_CONTENT) and not contents.is_known(ours[key]) and ours[key] and theirs[key]:
+            ours[key] = theirs[key]  # it was needed once, and is gone
+        elif key.endswith(_BY_CONTENT) and theirs[key] and not contents.is_known(theirs[key]):
+            theirs[key] = ours[key]
+    theirs = {key: value for key, value in theirs.items() if key.split(".")[-1] not in _NO_RESULT}
+    if ours == theirs and manifest["upstream"] == upstream:
+        return
     differing = [
         f"config.{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
         for key in sorted(ours.keys() | theirs.keys())
@@ -367,14 +424,18 @@ def restart(config, workdir, name: str) -> None:
 
 
 def _git_revision() -> str | None:
+    """The revision of this repository; None where the package was installed, be it inside another one."""
+    root = pathlib.Path(__file__).parents[2]
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=pathlib.Path(__file__).parent,
+            ["git", "rev-parse", "HEAD", "--show-toplevel"],
+            cwd=root,
+            env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
             capture_output=True,
             text=True,
             timeout=10,
         )
-    except (OSError, subprocess.TimeoutExpired):
+        revision, top = done.stdout.splitlines()
+        return revision if root.samefile(top) else None
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None

@@ -1,6 +1,5 @@
 """The workdir as a whole: one run at a time, the resolved config, and what is said when a run starts."""
 
-import errno
 import fcntl
 import importlib.metadata
 import os
@@ -10,7 +9,7 @@ import time
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, mesh, paths, stages
+from jsae.runtime import artifacts, logs, mesh, paths, stages
 
 
 def write_config(config, workdir) -> None:
@@ -26,7 +25,7 @@ def lock(workdir):
     """Hold the workdir for this run; the kernel frees it when the process ends, however it ends.
 
     Returns the open lock file, to be kept. Raises RuntimeError naming the process that holds it.
-    Workdirs on remote file systems are not locked.
+    Workdirs on remote file systems, and on disks without locks, are not locked; of the latter a note says so.
     """
     if paths.is_remote(workdir) or jax.process_index() != 0:
         return None
@@ -42,6 +41,8 @@ def lock(workdir):
         with file:
             holder = _holder(file)
         raise RuntimeError(f"another run works in {path}: {holder}") from error
+    except OSError as error:
+        logs.note(f"the disk of {path} has no locks ({error.strerror}): see that no other run works there")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
@@ -56,21 +57,6 @@ def _holder(file) -> str:
             return holder
         time.sleep(0.05)
     return "a process that has not said which"
-
-
-def describe_full_disk(error: OSError, workdir) -> str | None:
-    """What to say where the system refused to write for lack of room; None for any other error."""
-    reasons = {errno.ENOSPC: "is full", errno.EDQUOT: "is over its quota", errno.EFBIG: "takes no more"}
-    text, code = str(error), error.errno
-    if code not in reasons:  # tensorstore passes the reason on in words
-        told = [number for number in reasons if os.strerror(number) in text]
-        code = told[0] if told else None
-    if code is None:
-        return None
-    return (
-        f"the disk of {os.fspath(workdir)} {reasons[code]}: {text}. Nothing that was finished is lost: make "
-        "room and start the same command again"
-    )
 
 
 def describe_start(config, workdir) -> str:

@@ -1,9 +1,11 @@
 """The decoded cache: right pixels in a fixed order, one key a setting, whole or absent, damaged images."""
 
 import collections
+import errno
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from fgvc_folder import CLASSES, jpeg
 
 from jsae.data import cache, cache_writer, decode, kinds
 from jsae.data.synthetic_aircraft import drawing
+from jsae.runtime import disks
 
 
 @pytest.fixture
@@ -192,21 +195,72 @@ def test_rows_are_sorted_whatever_order_they_came_in(tmp_path):
     rows = cache_writer._Rows(tmp_path, 7, 2, levels=1, masks=True, boxes=False)
     for value, id_ in [(7, "x"), *((ord(id_), id_) for id_ in ids)]:
         image = np.full((2, 2, 3), value, np.uint8)
-        rows.add(cache_writer._Decoded(id_, image, (value,), None, image[:, :, 0].astype(np.uint16)))
+        rows.add(cache_writer._Decoded(id_, image, (value,), None, image[:, :, 0].astype(np.uint16), "0"))
     assert rows.sort(1, ids) == sorted(ids)
-    rows.finish()
+    sizes = rows.finish()
+    rows.close()
+    assert sizes == {path.stem: path.stat().st_size for path in tmp_path.iterdir()}
     for name in ("images", "labels", "masks"):
         values = np.load(tmp_path / f"{name}.npy").reshape(6, -1)[:, 0].tolist()
         assert values == [7, *map(ord, "abcde")]
 
 
-def test_a_full_disk_is_an_error_before_decoding(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "number, why",
+    [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is over its quota"), (errno.EFBIG, "takes no more")],
+)
+def test_a_full_cache_is_named_before_decoding(load, make_fgvc, tmp_path, monkeypatch, number, why):
     def refuse(*args):
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
-    with pytest.raises(OSError, match="no room for 3 MiB of decoded images"):
-        cache_writer._Rows(tmp_path, 1024, 32, levels=1, masks=False, boxes=False)
+    monkeypatch.setattr(cache_writer, "_decoded", None)
+    words = (
+        rf"the disk of {tmp_path}.* {why} \(0 MiB of decoded images\): .*set data.cache_dir \(or JSAE_CACHE\)"
+    )
+    with pytest.raises(disks.NoRoom, match=words):
+        load(make_fgvc())
+    assert caches(tmp_path) == []
+
+
+def test_a_disk_that_cannot_reserve_says_so_when_it_is_full(load, make_fgvc, tmp_path, monkeypatch):
+    """Rows are written, not mapped: a mapped page without room would kill the process."""
+
+    def refuse(*args):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    folder = make_fgvc()
+    load(folder, image_size=8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(disks.NoRoom, match="decoded images"):
+            load(folder, image_size=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_lab_shares_a_cache_whatever_makes_temporary_folders_private(load, make_fgvc, tmp_path):
+    before = os.umask(0o002)
+    try:
+        load(make_fgvc(), cache_dir=str(tmp_path / "shared"))
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "shared").rglob("*"):
+        wanted = 0o775 if path.is_dir() else 0o664
+        assert path.stat().st_mode & 0o777 == wanted, path
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", None])
+def test_without_a_home_folder_the_setting_is_named(monkeypatch, make_fgvc, home):
+    monkeypatch.delenv("JSAE_CACHE", raising=False)
+    if home is None:
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without an entry
+    else:
+        monkeypatch.setenv("HOME", home)
+    with pytest.raises(OSError, match=r"the cache folder ~/.cache/jsae cannot be made .*set data.cache_dir"):
+        cache.load_splits(kind="fgvc_aircraft", dir=str(make_fgvc()), image_size=8)
 
 
 def test_synthetic_aircraft_comes_with_masks(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from configs import demo
-from jsae.runtime import stages, workdirs
+from jsae.runtime import logs, stages, workdirs
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def test_bare_activations_have_no_classifier_and_no_ablation(config, tmp_path):
             stages.require(config, tmp_path, name)
     finished(config, tmp_path, "activations", "sae", "analysis", "report")
     config.classifier.learning_rate = 0.7  # of no stage here
-    config.data.dir = "other"
-    with pytest.raises(stages.ConfigMismatch, match=r"config.data.dir: '' there, 'other' now"):
+    config.data.seed = 5
+    with pytest.raises(stages.ConfigMismatch, match=r"config.data.seed: 0 there, 5 now"):
         stages.begin(config, tmp_path, "activations")
-    config.data.dir = ""
+    config.data.seed = 0
     assert stages.begin(config, tmp_path, "activations").up_to_date
     stages.restart(config, tmp_path, "classifier")
     assert not (tmp_path / "activations").exists()
@@ -106,6 +106,59 @@ def test_keys_that_change_no_result_are_left_out(config, tmp_path):
     config.report.n_features = 3
     for name in ("classifier", "activations", "sae"):
         assert stages.begin(config, tmp_path, name).up_to_date
+
+
+@pytest.mark.parametrize(
+    "change", [("versions", "jax", "0.1"), ("device", "cores", 3), ("device", "kind", "x")]
+)
+def test_a_run_resumed_under_other_circumstances_is_told_so(config, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(logs, "_notes", [])
+    stages.begin(config, tmp_path, "classifier").note(begun=True)
+    stages.begin(config, tmp_path, "classifier")
+    assert logs.notes() == ()
+    path, (group, name, value) = tmp_path / "classifier/manifest.json", change
+    manifest = json.loads(path.read_text())
+    now = manifest[group][name]
+    manifest[group][name] = value
+    path.write_text(json.dumps(manifest))
+    (tmp_path / "classifier/checkpoints").mkdir()
+    stages.begin(config, tmp_path, "classifier")
+    (note,) = logs.notes()
+    assert (
+        f"{name} {value} then, {now} now" in note and "classifier: resumed under other circumstances" in note
+    )
+
+
+def test_a_workdir_of_before_places_were_left_out_goes_on(config, tmp_path):
+    """Its manifests hold paths where contents are now."""
+    stages.begin(config, tmp_path, "classifier").finish({})
+    path = tmp_path / "classifier/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["data"]["dir"] = "/once/here"
+    manifest["config"]["classifier"]["pretrained"] = "/once/there.safetensors"
+    path.write_text(json.dumps(manifest | {"digest": "0" * 16}))
+    config.data.dir, config.classifier.pretrained = "/now/there", "/now/here.safetensors"
+    assert stages.begin(config, tmp_path, "classifier").up_to_date
+
+
+def test_the_git_revision_is_this_repositorys_or_none(tmp_path, monkeypatch):
+    def git(*words):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "other")
+    inside = tmp_path / "env/jsae/runtime/stages.py"
+    inside.parent.mkdir(parents=True)
+    monkeypatch.setattr(stages, "__file__", str(inside))  # installed in a folder of another repository
+    assert stages._git_revision() is None
+    at_root = tmp_path / "jsae/runtime/stages.py"
+    at_root.parent.mkdir(parents=True)
+    monkeypatch.setattr(stages, "__file__", str(at_root))
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a hook
+    assert stages._git_revision() == git("--git-dir=.git", "rev-parse", "HEAD")
 
 
 def test_a_stage_made_anew_invalidates_those_below(config, tmp_path):
