@@ -14,7 +14,7 @@ import pytest
 import jsae.ablation.run as stage
 from jsae import sae
 from jsae.classifier import convnext
-from jsae.data import augment, cache
+from jsae.data import augment, cache, identity
 from jsae.runtime import artifacts, preemption, stages
 
 N, S, L, F = 40, 32, 3, 24
@@ -77,7 +77,7 @@ def make_workdir(tmp_path, parts, monkeypatch):
     """A function config, changes of the table, the SAE -> a workdir whose upper stages are complete."""
     params, model, split, x, logits = parts
     monkeypatch.setattr(stage.classifier, "load", lambda folder: params)
-    monkeypatch.setattr(cache, "load_splits", lambda **data: {"test": split})
+    monkeypatch.setattr(identity, "splits_of", lambda *_: {"test": split})
 
     def make(config, model=model, **columns):
         monkeypatch.setattr(stage.sae, "load", lambda folder: model)
@@ -201,7 +201,7 @@ def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monk
     with pytest.raises(ValueError, match=r"there is no feature 24; features are 0 \.\. 23"):
         stage.run(config, workdir)
     other = dataclasses.replace(parts[2], ids=("x",) * N)
-    monkeypatch.setattr(cache, "load_splits", lambda **data: {"test": other})
+    monkeypatch.setattr(identity, "splits_of", lambda *_: {"test": other})
     with pytest.raises(ValueError, match="--restart=activations"):
         stage.run(config, workdir)
 

@@ -38,7 +38,7 @@ def setting(tmp_path, monkeypatch):
 
 def test_the_stage_has_a_row_a_feature_from_the_other_studys_embeddings(setting, monkeypatch):
     config, workdir, store, split, params = setting
-    monkeypatch.setattr("jsae.data.cache.load_splits", lambda **_: {"test": split})
+    monkeypatch.setattr("jsae.data.identity.splits_of", lambda *_: {"test": split})
     monkeypatch.setattr("jsae.analysis.cells.of_stores", lambda *_: None)
     monkeypatch.setattr(images, "_receptive", lambda *_: None)
     config.data = {}

@@ -6,7 +6,7 @@ import pytest
 
 import jsae.classifier.run as stage
 from configs import demo
-from jsae.data import cache
+from jsae.data import cache, identity
 from jsae.runtime import checkpoints, logs, mesh, preemption, stages
 from launch import compare_runs
 
@@ -34,7 +34,7 @@ def splits():
         ids = tuple(f"{name} {i}" for i in range(n))
         made[name] = cache.Split(name, images, np.arange(n, dtype=np.int32) % 4, ids, ("a", "b", "c", "d"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "load_splits", lambda **data: made)
+        patch.setattr(identity, "splits_of", lambda *_: made)
         one_device = mesh.make_mesh(devices=jax.devices()[:1])  # compiles faster than eight
         patch.setattr(mesh, "make_mesh", lambda *_: one_device)
         yield made

@@ -30,7 +30,7 @@ def study(tmp_path, monkeypatch):
     split = types.SimpleNamespace(
         images=fake_world.images(), labels=fake_world.LABELS, class_names=fake_world.CLASSES, skipped=()
     )
-    monkeypatch.setattr(report_run.cache, "load_splits", lambda **data: {"test": split})
+    monkeypatch.setattr(report_run.identity, "splits_of", lambda *_: {"test": split})
     monkeypatch.setattr(report_run.sae, "load", lambda folder: fake_world.SAE, raising=False)
     monkeypatch.setattr(report_run.classifier, "load", lambda folder: None, raising=False)
     monkeypatch.setattr(report_run, "LogitsFromActs", lambda params, site: fake_world.HEAD)
