@@ -15,7 +15,19 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, digests, disks, logs, mesh, paths, profiling, stages, watchdog, workdirs
+from jsae.runtime import (
+    allocator,
+    digests,
+    disks,
+    environment,
+    logs,
+    mesh,
+    paths,
+    profiling,
+    stages,
+    watchdog,
+    workdirs,
+)
 from launch import mistyped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,6 +68,8 @@ def run_stages(names) -> None:
 
 def run(work) -> None:
     """Call `work(config, workdir)` with everything around it that a long run needs; exit codes as above."""
+    environment.use_utf8()
+    environment.keep_streams()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(lambda argv: _main(argv, work), flags_parser=_parse)
 
@@ -91,7 +105,12 @@ def _main(argv, work) -> None:
     if config.runtime.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     allocator.keep_freed_memory()
+    changed = environment.settle_jax()
     mesh.initialize()
+    try:
+        environment.check_platform()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
     mesh.cache_compilations(config.runtime.compile_cache)
     log = logs.get_logger()
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of orbax and tfds is raised
@@ -104,6 +123,10 @@ def _main(argv, work) -> None:
         if config.runtime.tensorboard:
             logs.to_tensorboard()
         log.info("%s", workdirs.describe_start(config, workdir))
+        if changed:
+            log.warning(
+                "set for this run as for every study, whatever the environment says: %s", ", ".join(changed)
+            )
         if _PROFILE.value:
             profiling.request(_PROFILE.value, workdir)
         if _RESTART.value:

@@ -46,13 +46,13 @@ def read(folder: pathlib.Path, source: str, size: str) -> Preprocessing:
     """The preprocessing told by the JSON files in `folder`, or the usual one of the source and size."""
     timm, hf = folder / "config.json", folder / "preprocessor_config.json"
     if hf.exists():
-        found = json.loads(hf.read_text())
+        found = json.loads(hf.read_text("utf-8"))
         side = found["size"] if isinstance(found["size"], int) else next(iter(found["size"].values()))
         resize = side if side >= 384 else int(side / found.get("crop_pct", 0.875))
         mode = "bilinear" if found.get("resample", 3) == 2 else "bicubic"
         mean, std = found.get("image_mean", IMAGENET_MEAN), found.get("image_std", IMAGENET_STD)
         return Preprocessing(side, resize, mode, tuple(mean), tuple(std), str(hf))
-    if timm.exists() and "pretrained_cfg" in (found := json.loads(timm.read_text())):
+    if timm.exists() and "pretrained_cfg" in (found := json.loads(timm.read_text("utf-8"))):
         found = found["pretrained_cfg"]
         side = int(found["input_size"][-1])
         resize = int(side / found.get("crop_pct", 0.875))

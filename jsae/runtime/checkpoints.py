@@ -135,12 +135,13 @@ class Checkpoints:
         self._manager.reload()
 
     def _restore(self, abstract_state, step: int):
-        abstract = _flat(abstract_state)
+        abstract, saved = _flat(abstract_state), self._manager.item_metadata(step).tree
+        for name in abstract.keys() & saved.keys():  # as it was saved, also where jax_enable_x64 is set
+            abstract[name] = abstract[name].update(dtype=saved[name].dtype)
         flat = self._read(abstract, step)
         missing = [name for name, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
         if missing:
             raise KeyError(f"step {step} in {self._folder} holds no {', '.join(missing)}")
-        saved = self._manager.item_metadata(step).tree
         if _DIGESTS in saved:
             everywhere = _whole(next(iter(abstract.values())).sharding)
             shape, dtype = saved[_DIGESTS].shape, saved[_DIGESTS].dtype

@@ -59,9 +59,9 @@ def to_file(workdir) -> None:
     """Append the log to workdir/log.txt (local workdirs, writer process)."""
     if paths.is_remote(workdir) or jax.process_index() != 0:
         return
-    handler = _File(epath.Path(workdir) / "log.txt")
+    handler = _File(epath.Path(workdir) / "log.txt", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    get_logger().addHandler(handler)
+    get_logger().handlers.insert(0, handler)  # before the terminal, which may be gone
 
 
 def to_tensorboard() -> None:
@@ -88,10 +88,19 @@ class _File(logging.FileHandler):
 
 
 class _TqdmHandler(logging.Handler):
-    """Writes above a progress bar instead of through it."""
+    """Writes above a progress bar instead of through it; nowhere, where stderr is closed or gone."""
 
     def emit(self, record):
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError, ValueError):
+                tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _is_on_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
 
 
 class MetricsLog:
@@ -163,7 +172,7 @@ class Progress:
     def __init__(self, total: int, start: int, label: str, unit: str):
         self._total, self._start, self._label, self._unit = total, start, label, unit
         self._done, self._began_s, self._said_s = start, time.monotonic(), time.monotonic()
-        show = sys.stderr.isatty() and jax.process_index() == 0
+        show = _is_on_terminal() and jax.process_index() == 0
         self._bar = (
             tqdm.tqdm(total=total, initial=start, desc=label, unit=unit, leave=False) if show else None
         )

@@ -11,9 +11,10 @@ With M = model axis, D = data axis, N vectors a step, per device and in bytes:
 """
 
 import dataclasses
-import os
 
 import jax
+
+from jsae.runtime import memory
 
 GIB = 2**30
 _SAFE_SHARE = 0.9  # of a device's memory; the rest is left to the compiler and to fragments
@@ -69,15 +70,10 @@ def of_device(mesh) -> int | None:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    if device.platform != "cpu" or not hasattr(os, "sysconf"):
+    if device.platform != "cpu":
         return None
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    return available // len(mesh.local_devices)
+    available = memory.available_bytes()
+    return None if available is None else available // len(mesh.local_devices)
 
 
 def fits(needed: Estimate, available: int | None) -> bool:
