@@ -29,7 +29,7 @@ def arrays(tmp_path_factory):
 
 @pytest.fixture
 def start(arrays, tmp_path, users_environment):
-    """start(**of Popen) extracts `arrays` into tmp_path/w, from tmp_path; `behind` is shell for its streams."""
+    """start(**of Popen) extracts `arrays` into tmp_path/w, from there; `behind` is shell for its streams."""
 
     def start(more=(), behind="", **how):
         root = users_environment["PYTHONPATH"]
