@@ -85,7 +85,7 @@ def _fgvc_aircraft(*, directory, banner_px, fit, cache_dir: pathlib.Path, crop="
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     paths = {photo.id: photo.path for photos in read.photos.values() for photo in photos}
     for id_, path in sorted(paths.items()):
-        stat = path.stat()
+        stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere
         digest.update(f"{id_}\0{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     identity = {"folder": str(read.folder), "content": digest.hexdigest()}
     levels = tuple(read.class_names)
@@ -145,7 +145,7 @@ def _image_folder(*, directory, seed, shares, banner_px, fit, cache_dir: pathlib
     digest = hashlib.sha256(repr(listing.class_names).encode())
     for split, photos in listing.photos.items():
         for photo in photos:
-            stat = photo.path.stat()
+            stat = photo.path.stat() if photo.path.exists() else photo.path.lstat()  # a link to nowhere
             line = f"{split}\0{photo.id}\0{photo.label}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
             digest.update(line.encode())
     identity = {"folder": str(folder), "content": digest.hexdigest()}
