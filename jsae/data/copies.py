@@ -31,12 +31,11 @@ def of_files(paths: list[pathlib.Path]) -> list[list[int]]:
 
 
 def of_rows(images: np.ndarray) -> list[list[int]]:
-    """Groups of positions, each rising, of equal images of an array [N,H,W,...]."""
+    """Groups of positions, each rising, of equal images of an array [N,H,W,...]; blank ones are left out."""
     middle = images.shape[1] // 2
     groups = _split(range(len(images)), lambda i: np.asarray(images[i, middle]).tobytes())
-    return sorted(
-        part for group in groups for part in _split(group, lambda i: _sha256(np.asarray(images[i]).tobytes()))
-    )
+    groups = [part for group in groups for part in _split(group, lambda i: _sha256(images[i]))]
+    return sorted(group for group in groups if images[group[0]].min() < images[group[0]].max())
 
 
 def pairs_across(groups: list[list[int]], splits: list[str]) -> list[tuple[int, int]]:
@@ -75,8 +74,8 @@ def _digest(path: pathlib.Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+def _sha256(image: np.ndarray) -> bytes:
+    return hashlib.sha256(np.asarray(image).tobytes()).digest()
 
 
 def _is_image(path: pathlib.Path) -> bool:

@@ -409,3 +409,19 @@ def test_an_image_that_cannot_be_read_ends_the_run_with_its_name(load, tmp_path,
     monkeypatch.setattr(pathlib.Path, "read_bytes", forbidden)
     with pytest.raises(PermissionError, match=r"Permission denied: '.*/a/1.png'"):
         load(folder, on_bad_image="skip")
+
+
+def test_the_end_says_how_many_images_are_left_and_which_classes_are_not_tested(load, tmp_path, caplog):
+    folder = write(tmp_path / "set", {"a": 10, "b": 10, "c": 1, "<d>": 2})
+    load(folder)
+    assert "all images with seed 0, damaged ones included: 12 train, 4 val, 7 test" in caplog.text
+    assert "1 of 4 classes (class) have no test image, so means over the classes of test leave" in caplog.text
+    assert "2 of 4 classes (class) have no val image, so means over the classes of val" in caplog.text
+    first = min((folder / "a").iterdir())
+    first.write_bytes(b"<html>404</html>")
+    load(folder, on_bad_image="skip")
+    assert "1 damaged images are left out" in caplog.text
+    assert any(
+        f"Without them there are {counts}" in caplog.text
+        for counts in ("11 train, 4 val, 7 test", "12 train, 3 val, 7 test", "12 train, 4 val, 6 test")
+    )

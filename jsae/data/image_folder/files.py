@@ -106,8 +106,8 @@ def read_folder(folder, *, seed: int, val_share: float, test_share: float) -> Li
     if missing:
         counts = ", ".join(f"{len(by_split[split])} {split}" for split in SPLITS)
         left.notes.append(
-            f"{folder}: {' and '.join(missing)} drawn from all images with seed {seed}, damaged ones included: "
-            f"{counts}"
+            f"{folder}: {' and '.join(missing)} drawn from all images with seed {seed}, damaged ones "
+            f"included: {counts}"
         )
     for split in SPLITS:
         if not by_split[split]:
