@@ -50,7 +50,7 @@ def write(found: arrays.Arrays, rows: np.ndarray, label: str, folder, c) -> tupl
             if i in missing:
                 preemption.check()
                 with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite: found below
-                    acts = np.asarray(found.activations[part]).astype(np.float32, order="C")
+                    acts = np.asarray(found.activations[part]).astype(np.float32)
                 _check_finite(found, part, acts)
                 artifacts.write_array(folder / store.shard_name(i), store.to_stored(acts, c.dtype))
                 attempts.kept()
