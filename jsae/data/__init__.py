@@ -14,6 +14,7 @@ What `config.data.kind` may be, one function each in kinds.py:
     arrays               own images from .npy or .npz (arrays.py), which skip the builder; own activations
                          skip all of this and go straight into the activation store
 
-Damaged images are treated alike in all of them: `on_bad_image` stops at the first or leaves them out; then
-they are counted, listed in the cache's manifest and in that of the activations, and named at a run's end.
+Damaged images and links that lead nowhere are treated alike in all of them: `on_bad_image` stops at the first
+or leaves them out; then they are counted, listed in the cache's manifest and in that of the activations, and
+named at a run's end.
 """

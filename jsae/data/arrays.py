@@ -3,34 +3,35 @@
 `config.data.dir` is an .npz file, a folder of .npy files, or one .npy file. The keys of the .npz, or the
 names of the .npy files:
 
-    images        uint8 [N,H,W,3], RGB; or float in 0..1, or in 0..255 if any value of it exceeds 1
+    images        uint8 [N,H,W,3], RGB; or grey, with alpha, of other dtypes and ranges (array_images.py)
     activations   float [N,C] or [N,H,W,C], channels last, raw; [N,C] is a grid of 1x1
     labels        [N] integers 0..L-1, or strings; images need them
     class_names   optional, [L] strings; without it strings are sorted, integers become "class 0", ...
-    split         optional, [N] strings "train", "val", "test"; without it splits are drawn (drawn_splits.py)
+    split         optional, [N] strings "train", "val", "test" (or "valid", ...: drawn_splits.WORDS); a val or
+                  test that is missing is drawn from train, without this key both are (drawn_splits.py)
     ids           optional, [N] distinct strings or integers; without it the row, "000012"
+    layout        optional, "NHWC" or "NCHW": where the channels of images and activations are. Without it
+                  what looks like [N,C,H,W] is an error; "NHWC" says that it is right as it is
 
 Exactly one of images and activations. Other keys are an error, so that a misspelt one is not overlooked. A
-single .npy file holds images if it has shape [N,H,W,3], else activations. Nothing is ever unpickled.
+single .npy file holds images if it has shape [N,H,W,3], else activations. Nothing is ever unpickled. The
+same image (equal pixels) in two splits is an error; where splits are drawn, copies stay together.
 Activations without labels are one class without a name: labels are -1, and what needs labels is unknown.
 """
 
 import dataclasses
-import functools
 import hashlib
 import os
 import pathlib
 
 import numpy as np
 
-from jsae.data import decode, drawn_splits, npy_files
-from jsae.data.drawn_splits import SPLITS
-from jsae.runtime import logs
+from jsae.data import array_images, array_splits, copies, npy_files
 
-KEYS = ("images", "activations", "labels", "class_names", "split", "ids")
+KEYS = ("images", "activations", "labels", "class_names", "split", "ids", "layout")
 NO_LABEL = "no label"  # the one class of activations without labels
 _MAX_UNNAMED = 10_000  # classes without names, where there are fewer rows
-_AT_ONCE = 64 << 20  # bytes looked at in one piece
+LAYOUTS = ("NHWC", "NCHW")
 
 EXPECTED = f"""\
   an .npz file with the keys images or activations, and optionally {", ".join(KEYS[2:])}
@@ -44,13 +45,14 @@ class Arrays:
 
     Attributes:
       path: the file or folder.
-      images: uint8 or float [N,H,W,3], or None.
+      images: of any dtype and range, [N,H,W] or [N,H,W,C], or None.
       activations: float [N,H,W,C], or None.
       labels: int32 [N], -1 throughout without labels.
       class_names: of the labels.
       ids: N distinct strings.
       rows: split -> its rows, int64, rising.
       identity: JSON values that all of this depends on.
+      scale: what pixels are multiplied with to be 0..255.
     """
 
     path: pathlib.Path
@@ -61,36 +63,14 @@ class Arrays:
     ids: tuple[str, ...]
     rows: dict[str, np.ndarray]
     identity: dict
-
-    @functools.cached_property
-    def _scale(self) -> float:
-        """What float pixels are multiplied with: 1 where any exceeds 1, else 255."""
-        largest = max((np.nanmax(piece, initial=0) for _, piece in pieces(self.images)), default=0)
-        return 1.0 if largest > 1 else 255.0
+    scale: float = 1.0
 
     def image(self, row: int) -> np.ndarray:
         """Image `row` as uint8 [H,W,3].
 
         Raises decode.BadImage for pixels that are not finite or out of range.
         """
-        pixels = np.asarray(self.images[row])
-        if pixels.dtype == np.uint8:
-            return pixels
-        if not np.isfinite(pixels).all():
-            raise decode.BadImage("its pixels are not finite (NaN or infinity)")
-        low, high = float(pixels.min(initial=0)), float(pixels.max(initial=0))
-        if low < 0 or high > 255:
-            raise decode.BadImage(
-                f"its pixels are in {low:g}..{high:g}; expected 0..1 or 0..255 in all images"
-            )
-        return np.round(pixels.astype(np.float64) * self._scale).astype(np.uint8)
-
-
-def pieces(array: np.ndarray):
-    """(first row, rows) of an array, so many rows at a time as are cheap to hold."""
-    step = max(1, _AT_ONCE // max(1, array[:1].nbytes))
-    for start in range(0, len(array), step):
-        yield start, np.asarray(array[start : start + step])
+        return array_images.to_rgb(np.asarray(self.images[row]), self.scale)
 
 
 def read(directory, *, seed: int, shares: dict[str, float]) -> Arrays:
@@ -122,34 +102,43 @@ def read(directory, *, seed: int, shares: dict[str, float]) -> Arrays:
         raise ValueError(
             f"{path} holds {both} (its keys: {', '.join(found) or 'none'}). It can be\n{EXPECTED}"
         )
+    layout = _layout(path, found)
     if images is not None:
-        _check_images(path, images)
+        images = array_images.check(path, images, layout)
     else:
-        activations = _as_grid(path, activations)
+        activations = _as_grid(path, activations, layout)
     n = len(images if images is not None else activations)
     if n == 0:
         raise ValueError(f"{path}: there are no rows")
     for key in ("labels", "split", "ids"):
         if key in found and found[key].shape != (n,):
-            raise ValueError(f"{path}: {key} has shape {found[key].shape}, expected ({n},), one for each row")
+            hot = "; one-hot labels: labels.argmax(1)" if key == "labels" and found[key].ndim == 2 else ""
+            raise ValueError(
+                f"{path}: {key} has shape {found[key].shape}, expected ({n},), one for each row{hot}"
+            )
     if images is not None and "labels" not in found:
         raise ValueError(f"{path}: images without labels; a classifier needs the key labels, [{n}]")
     labels, class_names = _labels(path, found, n)
     ids = _ids(path, found, n)
-    rows = _rows(path, found, ids, labels, seed, shares)
+    splits = array_splits.given(path, _strings(path, "split", found["split"]) if "split" in found else [])
+    shares = {split: share for split, share in shares.items() if split not in splits}
+    alike = copies.of_rows(images) if images is not None else []
+    rows = array_splits.rows(path, splits, ids, labels, seed, shares, alike)
     identity = _identity(path)
-    if "split" not in found:
+    if shares:
         identity |= {"seed": seed, "shares": shares}
-    return Arrays(path, images, activations, labels, class_names, ids, rows, identity)
+    scale = array_images.scale(path, images) if images is not None else 1.0
+    return Arrays(path, images, activations, labels, class_names, ids, rows, identity, scale)
 
 
 def _open(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if path.is_file() and path.suffix == ".npy":
+    if path.is_file() and path.suffix.lower() == ".npy":
         array = npy_files.read(path, path.stem)
         return {"images" if array.ndim == 4 and array.shape[3] == 3 else "activations": array}
-    if not path.is_dir() and path.suffix != ".npz":
+    if not path.is_dir() and path.suffix.lower() != ".npz":
         raise ValueError(
-            f"config.data.dir={os.fspath(path)!r} is neither .npz, .npy nor folder. It can be\n{EXPECTED}"
+            f"config.data.dir={os.fspath(path)!r} is neither .npz, .npy nor folder. It can be\n{EXPECTED}\n"
+            "Other files are saved anew: np.savez('set.npz', activations=..., labels=...)"
         )
     names = npy_files.names(path)
     unknown = [name for name in names if name not in KEYS]
@@ -158,30 +147,36 @@ def _open(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: npy_files.read(path, name) for name in names}
 
 
-def _check_images(path, images) -> None:
-    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"{path}: images has shape {images.shape}, expected [N,H,W,3]")
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise ValueError(f"{path}: images has dtype {images.dtype}, expected uint8 or a float")
+def _layout(path, found: dict) -> str | None:
+    if "layout" not in found:
+        return None
+    array = np.asarray(found["layout"])
+    text = str(array.reshape(-1)[0]) if array.size == 1 and array.dtype.kind == "U" else array
+    if str(text).upper() not in LAYOUTS:
+        raise ValueError(f"{path}: layout is {text!r}, expected one of {', '.join(LAYOUTS)}")
+    return text.upper()
 
 
-def _as_grid(path, activations) -> np.ndarray:
+def _as_grid(path, activations, layout: str | None) -> np.ndarray:
     """Activations as [N,H,W,C]."""
     shape = activations.shape
     if activations.ndim not in (2, 4) or 0 in shape[1:]:
-        raise ValueError(f"{path}: activations has shape {shape}, expected [N,C] or [N,H,W,C]")
+        tokens = "; tokens [N,T,C]: drop the class token, then reshape(N, H, W, C)" if len(shape) == 3 else ""
+        raise ValueError(f"{path}: activations has shape {shape}, expected [N,C] or [N,H,W,C]{tokens}")
     if activations.dtype.kind != "f":
+        lost = " (bfloat16 does not survive np.save)" if activations.dtype.kind == "V" else ""
         raise ValueError(
-            f"{path}: activations has dtype {activations.dtype}, expected float16, float32 or float64"
+            f"{path}: activations has dtype {activations.dtype}, expected float16, float32 or float64{lost}"
         )
     if activations.ndim == 2:
         return activations[:, None, None, :]
-    if shape[2] == shape[3] and shape[1] >= 4 * shape[2] and shape[2] > 1:
+    if layout is None and (shape[1] != shape[2] == shape[3] or shape[1] >= 2 * max(shape[2:])):
         raise ValueError(
             f"{path}: activations has shape {shape}, which looks like [N,C,H,W]; expected [N,H,W,C]: "
-            "np.moveaxis(activations, 1, -1)"
+            "np.moveaxis(activations, 1, -1), or save layout='NCHW' beside it. If its channels are last: "
+            "layout='NHWC'"
         )
-    return activations
+    return np.moveaxis(activations, 1, -1) if layout == "NCHW" else activations
 
 
 def _labels(path, found: dict, n: int) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -238,26 +233,8 @@ def _ids(path, found: dict, n: int) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _rows(path, found: dict, ids, labels, seed: int, shares: dict) -> dict[str, np.ndarray]:
-    if "split" in found:
-        splits = _strings(path, "split", found["split"])
-        for row, split in enumerate(splits):
-            if split not in SPLITS:
-                raise ValueError(f"{path}: split[{row}] is {split!r}, expected one of {', '.join(SPLITS)}")
-    else:
-        drawn_splits.check(shares)
-        splits = drawn_splits.draw(ids, labels.tolist(), seed=seed, shares=shares)
-    rows = {name: np.flatnonzero(np.array(splits) == name) for name in SPLITS}
-    if "split" not in found:
-        counts = ", ".join(f"{len(rows[name])} {name}" for name in SPLITS)
-        logs.note(f"{path}: splits drawn from all rows with seed {seed}: {counts}")
-    for name in SPLITS:
-        if not len(rows[name]):
-            raise ValueError(f"{path}: split {name!r} has no row; there are {len(ids)} rows in all")
-    return rows
-
-
 def _strings(path, key: str, array) -> list[str]:
+    """The strings of an array [N]. Raises ValueError, naming the key, for anything else."""
     array = np.asarray(array)
     if array.dtype.kind not in "US" or array.ndim != 1:
         raise ValueError(f"{path}: {key} has dtype {array.dtype}, shape {array.shape}; expected [N] strings")
@@ -275,5 +252,6 @@ def _identity(path: pathlib.Path) -> dict:
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.npy")) if path.is_dir() else [path]:
         stat = file.stat()
-        digest.update(f"{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        times = f"{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+        digest.update(f"{file.name}\0{stat.st_size}\0{times}\n".encode())
     return {"path": str(path), "content": digest.hexdigest()}

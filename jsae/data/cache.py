@@ -167,7 +167,11 @@ def _open(folder: pathlib.Path, level: str, train_split: str, on_bad_image: str,
         raise ValueError(cache_writer.bad_image_message(data.where(id_), why + more))
     if lost:
         shown = "; ".join(f"{id_}: {why}" for id_, why in lost[:10]) + ("; ..." if len(lost) > 10 else "")
-        logs.note(f"{len(lost)} damaged images are left out, listed in {folder / 'manifest.json'}: {shown}")
+        left = ", ".join(f"{stop - start} {name}" for name, (start, stop) in manifest["rows"].items())
+        logs.note(
+            f"{len(lost)} damaged images are left out, listed in {folder / 'manifest.json'}: {shown}. "
+            f"Without them there are {left}"
+        )
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in manifest["arrays"]}
     column = list(data.class_names).index(level)
     levels = {name: (data.class_names[name], parent) for name, parent in data.parents.get(level, {}).items()}
@@ -188,10 +192,25 @@ def _open(folder: pathlib.Path, level: str, train_split: str, on_bad_image: str,
         )
 
     splits = {name: view(name, *manifest["rows"][name], skipped[name]) for name in SPLITS}
+    _note_untested(splits, level)
     if train_split == "trainval":
         start, stop = manifest["rows"]["train"][0], manifest["rows"]["val"][1]
         splits["train"] = view("train", start, stop, skipped["train"] + skipped["val"])
     return splits
+
+
+def _note_untested(splits: dict, level: str) -> None:
+    """Warn of classes that are learnt and not tested: means over classes leave them out."""
+    names = splits["train"].class_names
+    learnt = np.bincount(splits["train"].labels, minlength=len(names)) > 0
+    for split in ("val", "test"):
+        untested = np.flatnonzero(learnt & (np.bincount(splits[split].labels, minlength=len(names)) == 0))
+        if len(untested):
+            shown = ", ".join(repr(names[i]) for i in untested[:10]) + (", ..." if len(untested) > 10 else "")
+            logs.note(
+                f"{len(untested)} of {len(names)} classes ({level}) have no {split} image, so means over the "
+                f"classes of {split} leave them out: {shown}"
+            )
 
 
 # writing one

@@ -13,15 +13,23 @@ steps. One answer per case:
     several frames the first
     very large     up to twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million; more is refused before decoding
     file name      plays no part: the content decides the format
+    damaged        refused, also where a decoder only warns, or fills the rest with grey (second_look.py)
+    metadata       huge or broken text, profiles and the like are left out
+    a link that leads nowhere    refused (`file_bytes`)
 """
 
+import errno
 import io
+import os
+import pathlib
 import struct
 import warnings
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
+
+from jsae.data import second_look
 
 FITS = ("squash", "crop")
 CROPS = ("none", "box")
@@ -30,8 +38,24 @@ CROPS = ("none", "box")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+_NOWHERE = b"\0a link that leads nowhere: "  # stands for the bytes of such a file; no image begins like this
+
+
 class BadImage(ValueError):
     """The bytes are no image that can be used; the message says why."""
+
+
+def file_bytes(path: pathlib.Path) -> bytes:
+    """The bytes of an image file; for a link that leads nowhere, bytes that `decode_rgb` refuses as such.
+
+    Raises OSError, which names the file, where it is there and cannot be read (permission, disk).
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and path.is_symlink():
+            return _NOWHERE + os.fsencode(os.readlink(path))
+        raise
 
 
 def decode_rgb(data: bytes, *, banner_px: int = 0) -> np.ndarray:
@@ -44,10 +68,16 @@ def decode_rgb(data: bytes, *, banner_px: int = 0) -> np.ndarray:
         raise ValueError(f"banner_px={banner_px} must be >= 0")
     if not data:
         raise BadImage("the file is empty")
+    if data.startswith(_NOWHERE):
+        raise BadImage(data[1:].decode(errors="backslashreplace"))
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            rgb = _to_rgb(_upright(image))
+        try:
+            rgb = _rgb(data)
+        except (ValueError, Image.UnidentifiedImageError):
+            bare = second_look.bare_png(data)
+            if len(bare) == len(data):
+                raise
+            rgb = _rgb(bare)
     except MemoryError:
         raise
     except Image.UnidentifiedImageError:
@@ -121,14 +151,41 @@ def _window(height: int, width: int, fit: str) -> tuple[int, int, int, int]:
     return (width - side) // 2, (height - side) // 2, side, side
 
 
+def _rgb(data: bytes) -> np.ndarray:
+    """uint8 [h,w,3] of an image file. Raises whatever its decoder does, and OSError where it only warns."""
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format in ("JPEG", "MPO"):
+            pixels = second_look.jpeg(data, image.mode, upright=_is_upright(image))
+            if pixels is not None:
+                return pixels
+        image.load()
+        if image.format == "PNG":
+            last = image.crop((0, image.height - 1, image.width, image.height))
+            # rows that are missing are 0: the last one, or where they are interlaced any
+            doubtful = bool(image.info.get("interlace")) or not np.asarray(last).any()
+            second_look.check_png(data, count_rows=doubtful)
+        return to_rgb(image if _is_upright(image) else _upright(image))
+
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, UserWarning)
+
+
+def _is_upright(image: Image.Image) -> bool:
+    """Whether the EXIF tag leaves the image as it is stored; a tag that is not readable does."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except _UNREADABLE:
+        return True
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, struct.error, UserWarning):
+    except _UNREADABLE:
         return image  # the pixels are fine, only the tag is not readable
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
     """uint8 [h,w,3] of a loaded Pillow image of any mode."""
     mode = image.mode
     if mode.startswith("I;16"):

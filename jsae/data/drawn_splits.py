@@ -1,12 +1,47 @@
-"""Train, val and test drawn from a set that came without splits: a pure function of seed and names.
+"""Train, val and test: what their names are elsewhere, and how they are drawn from a set without splits.
 
-Within each class the images are ranked by a hash of (seed, class, name); the first go to test, the next to
-val, the rest to train. The order in which a disk lists files plays no part, and every class keeps its share.
+Drawing is a pure function of seed and names. Within each class the images are ranked by a hash of
+(seed, class, name); the first go to test, the next to val, the rest to train. The order in which a disk
+lists files plays no part, every class keeps its share, and copies of an image go where the first one goes.
 """
 
 import hashlib
+import re
 
 SPLITS = ("train", "val", "test")
+_WORDS = {
+    "train": r"train|training|trn",
+    "val": r"val|valid|validation|dev|development",
+    "test": r"test|testing|tst|holdout",
+    "eval": r"eval|evaluation",  # test; val where there is a test as well
+}
+_ENDS = r"[\s_.-]*(?:set|split|data|images|imgs)?"
+WORDS = (
+    "train, training, val, valid, validation, dev, test, testing, eval in any case, also with set or images"
+)
+
+
+def named(names) -> dict[str, str]:
+    """{name: split} of those names that mean a split, such as "Train", "valid", "Test set", "testing"."""
+    found = {}
+    for name in names:
+        word = name.strip().casefold()
+        split = next((s for s, words in _WORDS.items() if re.fullmatch(f"(?:{words}){_ENDS}", word)), None)
+        if split:
+            found[name] = split
+    evaluated = "val" if "test" in found.values() else "test"
+    return {name: evaluated if split == "eval" else split for name, split in found.items()}
+
+
+def check_names(found: dict[str, str]) -> None:
+    """Raise ValueError if two names of `named` mean one split."""
+    by_split = {}
+    for name, split in found.items():
+        by_split.setdefault(split, []).append(name)
+    for split, names in by_split.items():
+        if len(names) > 1:
+            both = " and ".join(map(repr, names))
+            raise ValueError(f"{both} both mean {split}; join them, or rename one (splits are {WORDS})")
 
 
 def check(shares: dict[str, float]) -> None:
@@ -22,7 +57,7 @@ def check(shares: dict[str, float]) -> None:
         raise ValueError(f"{text} leave nothing for train")
 
 
-def draw(names, classes, *, seed: int, shares: dict[str, float]) -> list[str]:
+def draw(names, classes, *, seed: int, shares: dict[str, float], copies=()) -> list[str]:
     """The split of each image, [N], "train" or a key of `shares`.
 
     Args:
@@ -30,12 +65,16 @@ def draw(names, classes, *, seed: int, shares: dict[str, float]) -> list[str]:
       classes: class of each image, [N], hashable.
       seed: config.data.seed; another one draws other splits.
       shares: {"test": share, "val": share}, or one of them.
+      copies: groups of positions of one image (copies.py); all of a group go where its first goes.
 
     Of the n images of a class each drawn split gets round(n * share), at least 1 where n allows it; train
     keeps at least 1, so a class with one image is in train only.
     """
     by_class = {}
+    first = {i: group[0] for group in copies for i in group[1:]}
     for i, (name, label) in enumerate(zip(names, classes, strict=True)):
+        if i in first:
+            continue
         by_class.setdefault(label, []).append((_hash(seed, label, name), i))
     found = ["train"] * len(names)
     for images in by_class.values():
@@ -46,7 +85,7 @@ def draw(names, classes, *, seed: int, shares: dict[str, float]) -> list[str]:
             for i in left[:n]:
                 found[i] = split
             left = left[n:]
-    return found
+    return [found[first.get(i, i)] for i in range(len(found))]
 
 
 def _hash(seed: int, label, name: str) -> bytes:

@@ -39,10 +39,7 @@ def splits_of(config, workdir, stage=None) -> dict[str, cache.Split]:
 
 def check_arrays(config, workdir, found: arrays.Arrays, rows: dict[str, np.ndarray], stage) -> None:
     """The same for bare activations: `rows` are those of each split. Their contents are read once a start."""
-    contents = np.zeros(len(found.ids), object)
-    for start, part in arrays.pieces(found.activations):
-        for i, row in enumerate(np.ascontiguousarray(part)):
-            contents[start + i] = digests.of_bytes(row)
+    contents = np.array([digests.of_bytes(np.ascontiguousarray(row)) for row in found.activations], object)
     described = {
         name: ([found.ids[i] for i in of], found.labels[of].tolist(), contents[of].tolist())
         for name, of in rows.items()

@@ -240,7 +240,7 @@ def _synthetic_aircraft(*, seed, sizes, image_size, cache_dir: pathlib.Path, **_
 
 def stamp(path: pathlib.Path) -> str:
     """Size and times of a file: another one in its place has others, even where its own time was kept."""
-    stat = path.stat()
+    stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere
     return f"{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
 
 

@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 
+from jsae.data.image_folder import disk
 from jsae.runtime import logs
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and extra field
@@ -21,10 +22,11 @@ _UNPACKED_MIB = 256  # from here on a compressed array is worth a word
 def names(path: pathlib.Path) -> list[str]:
     """Names of the arrays in an .npz file or a folder. Raises ValueError for a damaged .npz."""
     if path.is_dir():
-        return sorted(file.stem for file in path.glob("*.npy") if not file.name.startswith("."))
+        return sorted(file.stem for file in path.glob("*.npy") if not disk.is_hidden(file.name))
     try:
         with zipfile.ZipFile(path) as archive:
-            return sorted(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
+            found = [pathlib.PurePosixPath(name) for name in archive.namelist() if name.endswith(".npy")]
+            return sorted(str(n.with_suffix("")) for n in found if not any(map(disk.is_hidden, n.parts)))
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is no .npz file, or it is damaged ({error})") from error
 
@@ -35,16 +37,16 @@ def read(path: pathlib.Path, name: str) -> np.ndarray:
     Raises ValueError that names the file and array if it holds Python objects, is damaged or cut short.
     """
     file = path / f"{name}.npy" if path.is_dir() else path
-    where = f"{path}[{name!r}]" if path.suffix == ".npz" else str(file)
+    where = f"{path}[{name!r}]" if path.suffix.lower() == ".npz" else str(file)
     try:
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return _from_zip(path, f"{name}.npy")
         with open(file, "rb") as stream:
             return _mapped(stream, file, 0, file.stat().st_size)
     except _Objects:
         raise ValueError(
             f"{where} holds Python objects (dtype object), which are never read: they may run code. Save a "
-            "plain array of numbers or strings"
+            f"plain array of numbers or strings: np.asarray({name}).astype(str)"
         ) from None
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{where} is no .npy array, or it is damaged ({error})") from error
@@ -74,7 +76,7 @@ def _header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:
     elif version == (2, 0):
         found = np.lib.format.read_array_header_2_0(stream)
     else:
-        raise ValueError(f"its .npy version is {version}, expected (1, 0) or (2, 0)")
+        raise ValueError(f".npy version {version} is for named fields; expected a plain array")
     if found[2].hasobject:
         raise _Objects
     return found

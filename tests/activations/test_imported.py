@@ -184,6 +184,17 @@ def test_trainval_joins_train_and_val(tmp_path):
     )
 
 
+def test_channels_first_are_stored_channels_last(tmp_path):
+    x = resnet_like(channels=8)[0][:, :5]
+    np.savez(tmp_path / "x.npz", activations=np.moveaxis(x, -1, 1), layout=np.array("NCHW"))
+    config, workdir = make_config(tmp_path / "x.npz"), epath.Path(tmp_path) / "study"
+    extraction.run(config, workdir)
+    train = ActivationStore.open(workdir / "activations" / "train")
+    assert train.grid == (5, 7)
+    rows = [int(i) for i in train.image_ids]
+    np.testing.assert_array_equal(train.read(0, train.n_images), x[rows])
+
+
 def test_site_and_data_that_do_not_fit_are_named(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros((9, 4, 4, 3), np.uint8), labels=np.arange(9) % 3)
     config = make_config(tmp_path / "x.npz")

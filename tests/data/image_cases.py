@@ -37,13 +37,15 @@ def palette(colours: int, **options) -> bytes:
     return encoded(image, **options)
 
 
-def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, chunks=()) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, chunks=(), interlaced=0
+) -> bytes:
     """A PNG file made by hand, for what Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, interlaced)
     body = b"".join(chunk(*each) for each in chunks)
     end = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + end
@@ -98,6 +100,37 @@ def text_png() -> bytes:
     return encoded(solid("RGB", RED), pnginfo=info)
 
 
+RED_ROW = b"\0" + bytes(RED) * W  # of a PNG
+
+
+def red_png(*chunks, **settings) -> bytes:
+    return png(W, H, 8, 2, RED_ROW * H, chunks, **settings)
+
+
+def with_wrong_checksum(data: bytes, kind: bytes) -> bytes:
+    """A PNG whose first chunk of this kind has another checksum."""
+    start = data.index(kind) - 4
+    end = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+    return data[: end - 1] + bytes([data[end - 1] ^ 1]) + data[end:]
+
+
+def ended_early(data: bytes, share: float) -> bytes:
+    """A JPEG without the rest of its pixels, yet with an end marker, as a camera or a download leaves it."""
+    return cut(data, share) + b"\xff\xd9"
+
+
+def emptied(data: bytes) -> bytes:
+    """A file with zeros for 200 bytes in its middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes(200) + data[middle + 200 :]
+
+
+def between_segments(data: bytes, extra: bytes) -> bytes:
+    """A JPEG with bytes before its first table."""
+    start = data.index(b"\xff\xdb")
+    return data[:start] + extra + data[start:]
+
+
 def cut(data: bytes, share: float) -> bytes:
     return data[: int(len(data) * share)]
 
@@ -112,7 +145,19 @@ def noisy(suffix: str, **options) -> bytes:
     return encoded(noise(), suffix, **options)
 
 
+def interlaced_png(passes) -> bytes:
+    return png(5, 5, 8, 2, b"".join((b"\0" + bytes(RED) * n) * rows for n, rows in passes), interlaced=1)
+
+
+def turned_noise() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(noise(), "JPEG", exif=exif)
+
+
 GREY = (77, 77, 77)
+XMP = b"XML:com.adobe.xmp\0\1\0\0\0"
+ADAM7_5X5 = ((1, 1), (1, 1), (2, 1), (1, 2), (3, 1), (2, 3), (5, 2))  # columns, rows of each pass
 # name, bytes, then the colour and how far it may be off (JPEG and colour tables round), or why it is refused
 GOOD = [
     ("RGB png", encoded(solid("RGB", RED)), RED, 0),
@@ -166,6 +211,46 @@ GOOD = [
     ("ppm", encoded(solid("RGB", RED), "PPM"), RED, 0),
     ("ico", encoded(solid("RGB", RED, (16, 16)), "ICO"), RED, 0),
     ("png with long text chunks", text_png(), RED, 0),
+    (
+        "png with 5 MB of compressed text",
+        red_png((b"zTXt", b"C\0\0" + zlib.compress(b"x" * 5_000_000))),
+        RED,
+        0,
+    ),
+    ("png with 5 MB of XMP", red_png((b"iTXt", XMP + zlib.compress(b"x" * 5_000_000))), RED, 0),
+    ("png with 70 MB of text", red_png((b"tEXt", b"C\0" + b"x" * 70_000_000)), RED, 0),
+    (
+        "png with an ICC profile of 5 MB",
+        red_png((b"iCCP", b"p\0\0" + zlib.compress(b"x" * 5_000_000))),
+        RED,
+        0,
+    ),
+    ("png with a broken ICC profile", red_png((b"iCCP", b"p\0\0garbage")), RED, 0),
+    ("png with text of a wrong checksum", with_wrong_checksum(red_png((b"tEXt", b"C\0x")), b"tEXt"), RED, 0),
+    ("png with short metadata", red_png((b"gAMA", b""), (b"cHRM", b"\0"), (b"pHYs", b"\0")), RED, 0),
+    ("png with broken EXIF", red_png((b"eXIf", b"garbage")), RED, 0),
+    ("png without an end", red_png()[:-12], RED, 0),
+    ("png with more rows than announced", png(W, H, 8, 2, RED_ROW * 9), RED, 0),
+    ("png, black", png(W, H, 8, 2, (b"\0" + bytes(3 * W)) * H), (0, 0, 0), 0),
+    ("png, interlaced, 5 x 5", interlaced_png(ADAM7_5X5), RED, 0),
+    (
+        "jpeg with bytes between its segments",
+        between_segments(encoded(solid("RGB", RED), "JPEG", quality=95), b"\0" * 5),
+        RED,
+        3,
+    ),
+    (
+        "jpeg with an ICC profile of 300 kB",
+        encoded(solid("RGB", RED), "JPEG", quality=95, icc_profile=b"x" * 300_000),
+        RED,
+        3,
+    ),
+    (
+        "two pictures in one jpeg (mpo)",
+        encoded(solid("RGB", RED), "MPO", quality=95, save_all=True, append_images=[solid("RGB", WHITE)]),
+        RED,
+        3,
+    ),
     ("1 x 1", encoded(solid("RGB", RED, (1, 1))), RED, 0),
     ("1 x 5000", encoded(solid("RGB", RED, (1, 5000))), RED, 0),
     ("5000 x 1", encoded(solid("RGB", RED, (5000, 1))), RED, 0),
@@ -190,6 +275,15 @@ BAD = [
     ("webp cut in the middle", cut(noisy("WEBP", quality=90), 0.5), "damaged or unsupported"),
     ("gif cut in the middle", cut(noisy("GIF"), 0.5), "truncated"),
     ("tiff cut in the middle", cut(noisy("TIFF"), 0.5), "truncated"),
+    ("jpeg that ends early", ended_early(noisy("JPEG"), 0.6), "damaged: Corrupt JPEG data: premature end"),
+    ("progressive jpeg that ends early", ended_early(noisy("JPEG", progressive=True), 0.6), "truncated or"),
+    ("grey jpeg that ends early", ended_early(encoded(noise().convert("L"), "JPEG"), 0.6), "truncated or"),
+    ("CMYK jpeg that ends early", ended_early(encoded(noise().convert("CMYK"), "JPEG"), 0.6), "truncated or"),
+    ("turned jpeg that ends early", ended_early(turned_noise(), 0.6), "truncated or damaged"),
+    ("jpeg with zeros in its middle", emptied(noisy("JPEG", restart_marker_rows=1)), "truncated or damaged"),
+    ("png whose data end early", png(W, H, 8, 2, RED_ROW * 2), "38 bytes of pixels, 76 announced"),
+    ("interlaced png without its last pass", interlaced_png(ADAM7_5X5[:-1]), "54 bytes of pixels, 86 ann"),
+    ("png whose pixels have a wrong checksum", with_wrong_checksum(red_png(), b"IDAT"), "checksum is wrong"),
     ("20000 x 20000 png (a bomb)", one_bit_png(20000, 20000), "too large to decode; scale it down"),
     ("png of 0 x 0 px", png(0, 0, 8, 2, b""), "damaged"),
     ("png that announces 60000 x 60000 px", png(60000, 60000, 8, 2, b""), "too large to decode"),

@@ -1,5 +1,8 @@
 """Own arrays: keys, files that stay on disk, and errors that name key, row and number."""
 
+import warnings
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -187,10 +190,26 @@ def bad(**changes):
         (bad(class_names=np.array(["a"] * 4)), "class_names holds 'a' twice"),
         (bad(class_names=np.arange(4)), "class_names has dtype int64, shape (4,); expected [N] strings"),
         (bad(ids=np.array(["x", "y"] * 10)), "ids[2] is 'x', as ids[0] is; ids must be distinct"),
-        (bad(split=np.array(["train", "valid"] * 10)), "split[1] is 'valid', expected one of train, val, te"),
-        (bad(split=np.array(["train", "val"] * 10)), "split 'test' has no row; there are 20 rows in all"),
+        (bad(split=np.array(["train", "left"] * 10)), "split[1] is 'left', expected one of train, val, te"),
+        (bad(split=np.array(["val", "valid"] * 10)), "split: 'val' and 'valid' both mean val; join them"),
+        (bad(split=np.array(["test", "val"] * 10)), "split 'train' has no row; there are 20 rows in all"),
         ({"images": pictures()[..., :2], "labels": labels()}, "images has shape (20, 10, 8, 2), expected"),
-        ({"images": pictures().astype(np.int16), "labels": labels()}, "images has dtype int16, expected ui"),
+        ({"images": pictures() > 99, "labels": labels()}, "has dtype bool, expected uint8 or a float:"),
+        ({"images": pictures().astype("c8"), "labels": labels()}, "has dtype complex64, expected uint8"),
+        ({"images": np.moveaxis(pictures(), -1, 1), "labels": labels()}, "np.moveaxis(images, 1, -1)"),
+        ({"images": np.moveaxis(pictures()[..., :1], -1, 1), "labels": labels()}, "looks like [N,C,H,W]"),
+        ({"images": pictures().reshape(N, -1), "labels": labels()}, "images.reshape(len(images), H, W, 3)"),
+        ({"images": pictures() / 127.5 - 1, "labels": labels()}, "-1..1: (images + 1) / 2"),
+        ({"images": pictures() / 50 - 2.1, "labels": labels()}, "Standardised: images * std + mean"),
+        ({"images": pictures() * np.uint16(257), "labels": labels()}, "16 bits: (images >> 8).astype"),
+        (bad(activations=acts(2048, 7, 9)), "looks like [N,C,H,W]; expected [N,H,W,C]: np.moveaxis(activa"),
+        (bad(activations=acts(12, 9, 9)), "If its channels are last: layout='NHWC'"),
+        (bad(activations=acts(2048, 1, 1)), "looks like [N,C,H,W]"),
+        (bad(activations=acts(2, 2, 3), layout=np.array("HWCN")), "layout is 'HWCN', expected one of NHWC"),
+        (bad(activations=acts(2, 2, 3), layout=np.arange(2)), "expected one of NHWC, NCHW"),
+        (bad(activations=acts(197, 64)), "tokens [N,T,C]: drop the class token"),
+        (bad(activations=acts(2).view("V4")), "(bfloat16 does not survive np.save)"),
+        (bad(labels=np.eye(4)[labels()]), "one-hot labels: labels.argmax(1)"),
     ],
 )  # fmt: skip
 def test_wrong_arrays_are_named(tmp_path, keys, message):
@@ -243,3 +262,140 @@ def test_a_stored_array_is_mapped_where_it_lies(tmp_path):
     assert isinstance(found, np.memmap) and not found.flags.writeable
     np.testing.assert_array_equal(found, x)
     assert npy_files.names(tmp_path / "set.npz") == ["activations", "first"]
+
+
+def test_integers_of_any_size_are_taken_as_they_are(load):
+    expected = load(images=pictures(), labels=labels())["test"].images
+    for dtype in (np.int16, np.uint16, np.int32, np.int64, ">i4"):
+        found = load(images=pictures().astype(dtype), labels=labels())["test"].images
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("largest", [1, 255])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ">f8"])
+def test_floats_that_overshoot_their_range_a_little_are_clipped(load, largest, dtype):
+    x = (pictures() / 255 * largest).astype(dtype)
+    x[:, 2:4, 2:4] = largest * 1.02
+    x[:, 4:6, 4:6] = largest * -0.01
+    expected = load(images=np.clip(x, 0, largest).astype(dtype), labels=labels())["test"].images
+    assert len(np.unique(expected)) > 50
+    np.testing.assert_array_equal(load(images=x, labels=labels())["test"].images, expected)
+
+
+def test_one_image_out_of_range_does_not_change_the_others(load):
+    x = pictures() / 255
+    expected = load(images=x, labels=labels())
+    x[7, 0, 0, 0] = 1e6
+    found = load({"on_bad_image": "skip"}, images=x, labels=labels())
+    for name, split in found.items():
+        assert set(expected[name].ids) - set(split.ids) <= {"000007"}
+        for id_, image in zip(split.ids, split.images, strict=True):
+            np.testing.assert_array_equal(image, expected[name].images[expected[name].ids.index(id_)])
+    assert [i for split in found.values() for i, _ in split.skipped] == ["000007"]
+
+
+def test_grey_images_and_alpha_and_channels_first_become_rgb(load):
+    x = pictures()
+    expected = load(images=np.repeat(x[..., :1], 3, -1), labels=labels())["test"].images
+    for grey in (x[..., 0], x[..., :1], x[..., 0] / 255):
+        np.testing.assert_array_equal(load(images=grey, labels=labels())["test"].images, expected)
+    expected = load(images=x, labels=labels())["test"].images
+    opaque = np.concatenate([x, np.full_like(x[..., :1], 255)], -1)
+    np.testing.assert_array_equal(load(images=opaque, labels=labels())["test"].images, expected)
+    clear = load(images=np.concatenate([x, np.zeros_like(x[..., :1])], -1), labels=labels())["test"].images
+    assert (clear == 255).all()  # laid over white
+    first = np.moveaxis(x, -1, 1)
+    found = load(images=first, labels=labels(), layout=np.array("nchw"))["test"].images
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_images_of_zeros_and_ones_are_told(load, caplog):
+    load(images=(pictures() > 99).astype(np.uint8), labels=labels())
+    assert "hold only 0 and 1, of 0..255: nearly black" in caplog.text
+
+
+def test_the_layout_of_activations_can_be_said(tmp_path):
+    for shape in ((64, 7, 9), (64, 7, 7), (2048, 1, 1), (8, 14, 14)):
+        x = acts(*shape)
+        found = read(save(tmp_path, activations=x, layout=np.array(["NCHW"]))).activations
+        np.testing.assert_array_equal(found, np.moveaxis(x, 1, -1))
+        np.testing.assert_array_equal(
+            read(save(tmp_path, activations=x, layout=np.array("NHWC"))).activations, x
+        )
+    for shape in ((7, 7, 64), (7, 9, 64), (9, 7, 8), (14, 14, 3), (1, 1, 5)):
+        np.testing.assert_array_equal(
+            read(save(tmp_path, activations=acts(*shape))).activations, acts(*shape)
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "drawn"),
+    [
+        (("train", "test"), "val"),
+        (("train", "val"), "test"),
+        (("TRAIN", "Testing"), "val"),
+        (("training", "valid"), "test"),
+        ((b"Train", b"eval"), "val"),
+    ],
+)
+def test_a_split_that_is_missing_is_drawn_from_train(tmp_path, caplog, words, drawn):
+    split = np.array([words[0]] * 15 + [words[1]] * 5)
+    rows = read(save(tmp_path, activations=acts(2), labels=labels(), split=split)).rows
+    (given,) = {"val", "test"} - {drawn}
+    assert rows[given].tolist() == list(range(15, 20)) and len(rows[drawn]) == 4
+    assert sorted([*rows["train"], *rows[drawn]]) == list(range(15))
+    assert f"{drawn} drawn from train with seed 0: 11 train" in caplog.text
+    other = read(save(tmp_path, activations=acts(2), labels=labels(), split=split), seed=3)
+    assert other.rows[drawn].tolist() != rows[drawn].tolist()
+    with pytest.raises(ValueError, match=f"data.{drawn}_share=0 must lie between"):
+        read(tmp_path / "set.npz", shares={"val": 0, "test": 0})
+
+
+def test_one_image_in_two_splits_is_an_error_that_names_both(tmp_path, caplog):
+    x, split = pictures(), np.array(["train"] * 12 + ["val"] * 4 + ["test"] * 4)
+    x[3], x[4] = 0, 0  # blank images are no copies
+    x[14, 5:] = x[5, 5:]  # nor are those that are equal in part
+    x[1] = x[0]
+    read(save(tmp_path, images=x, labels=labels(), split=split))
+    assert "1 images are there twice or more, with equal pixels:\n  row 0 = row 1" in caplog.text
+    x[17] = x[2]
+    with pytest.raises(
+        ValueError, match=r"1 images lie in two splits.*\n  row 2 \(id 'image 2'\) = row 17 \("
+    ):
+        read(save(tmp_path, images=x, labels=labels(), split=split, ids=split_ids()))
+    for seed in range(5):  # drawn: they stay together
+        rows = read(save(tmp_path, images=x, labels=labels()), seed=seed).rows
+        for one, other in ((0, 1), (2, 17)):
+            assert [one in its for its in rows.values()] == [other in its for its in rows.values()]
+
+
+def test_what_newcomers_save_is_read_or_told_how_to_save(tmp_path):
+    x = acts(3, 2, 5)
+    np.savez(tmp_path / "SET.NPZ", activations=x)  # numpy adds .npz
+    (tmp_path / "SET.NPZ.npz").rename(tmp_path / "SET.NPZ")
+    np.testing.assert_array_equal(read(tmp_path / "SET.NPZ").activations, x)
+    odd = tmp_path / "[k=16] 100%20 *"
+    (odd / "@eaDir").mkdir(parents=True)
+    np.save(odd / "activations.npy", x)
+    for name in ("._activations.npy", ".labels.npy"):
+        (odd / name).write_bytes(b"x")
+    np.testing.assert_array_equal(read(odd).activations, x)
+    with zipfile.ZipFile(tmp_path / "mac.npz", "w") as archive:
+        archive.write(odd / "activations.npy", "activations.npy")
+        archive.writestr("__MACOSX/._activations.npy", b"x")
+    np.testing.assert_array_equal(read(tmp_path / "mac.npz").activations, x)
+    for dtype in (object, np.dtypes.StringDType()):
+        texts = np.array(["a", "b"] * 10, dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # numpy's, that it pickles
+            np.savez(tmp_path / "set.npz", activations=x, labels=texts)
+        with pytest.raises(ValueError, match=r"never read.*np.asarray\(labels\).astype\(str\)"):
+            read(tmp_path / "set.npz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # numpy's, that older versions do not read it
+        np.savez(tmp_path / "set.npz", activations=x, labels=np.zeros(N, [("Größe", int), ("中", int)]))
+    with pytest.raises(ValueError, match="for named fields; expected a plain array"):
+        read(tmp_path / "set.npz")
+    (tmp_path / "acts.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"Other files are saved anew: np.savez\('set.npz', activations"):
+        read(tmp_path / "acts.pt")

@@ -146,6 +146,61 @@ def test_boxes_follow_the_image():
         assert square.max() == 0
 
 
+def by_pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_sound_jpegs_have_the_bits_that_pillow_gives(subsampling, progressive):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    smooth = Image.fromarray(pixels).resize((320, 256))
+    for size in ((1, 1), (7, 5), (16, 16), (33, 47), (100, 1), (255, 130)):
+        for quality in (5, 75, 100):
+            for mode in ("RGB", "L"):
+                image = smooth.resize(size).convert(mode)
+                data = encoded(
+                    image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive
+                )
+                np.testing.assert_array_equal(decode.decode_rgb(data), by_pillow(data))
+    data = encoded(smooth, "JPEG", keep_rgb=True, subsampling="4:4:4", progressive=progressive)
+    np.testing.assert_array_equal(decode.decode_rgb(data), by_pillow(data))
+
+
+def test_real_photos_have_the_bits_that_pillow_gives(samples_dir):
+    for path in sorted(samples_dir.glob("*.jpg")):
+        data = path.read_bytes()
+        np.testing.assert_array_equal(decode.decode_rgb(data), by_pillow(data))
+
+
+def test_no_photo_that_ends_early_is_taken_whatever_is_left_of_it(samples_dir):
+    data = encoded(Image.open(samples_dir / "fgvc_01.jpg").resize((160, 120)), "JPEG", quality=80)
+    decode.decode_rgb(data)
+    for share in np.linspace(0.2, 0.98, 20):
+        with pytest.raises(decode.BadImage, match="truncated or damaged"):
+            decode.decode_rgb(data[: int(len(data) * share)] + b"\xff\xd9")
+
+
+def test_a_kind_of_jpeg_that_only_pillow_reads_is_taken(monkeypatch):
+    def unknown(*_, **__):
+        raise ValueError("tjDecompressHeader3(): Could not determine subsampling level of JPEG image")
+
+    monkeypatch.setattr(decode.second_look.simplejpeg, "decode_jpeg", unknown)
+    data = encoded(solid("RGB", RED), "JPEG")
+    np.testing.assert_array_equal(decode.decode_rgb(data), by_pillow(data))
+
+
+def test_a_link_to_nowhere_is_a_bad_image_and_a_file_that_cannot_be_read_is_not(tmp_path):
+    for name, target in (("gone.png", "nowhere.png"), ("itself.png", "itself.png")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(decode.BadImage, match=f"a link that leads nowhere: {target}"):
+            decode.decode_rgb(decode.file_bytes(tmp_path / name))
+    for path in (tmp_path / "no.png", tmp_path):
+        with pytest.raises(OSError, match=path.name):
+            decode.file_bytes(path)
+
+
 def test_real_photo_loses_its_banner(samples_dir):
     data = (samples_dir / "fgvc_01.jpg").read_bytes()
     whole, cut = decode.decode_rgb(data), decode.decode_rgb(data, banner_px=12)

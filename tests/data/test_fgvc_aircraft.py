@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from fgvc_folder import CLASSES, jpeg
 
-from jsae.data import kinds
+from jsae.data import cache, kinds
 from jsae.data.fgvc_aircraft import FgvcAircraft, FgvcAircraftConfig, lists, source
 
 
@@ -160,7 +160,7 @@ def test_official_lists(annotations_dir, tmp_path):
     (data / "images").mkdir(parents=True)
     for path in (annotations_dir / "data").glob("*.txt"):
         lines = path.read_text("utf-8").splitlines(keepends=True)
-        every = 1 if "images" not in path.name else 20
+        every = 20 if "images" in path.name and "box" not in path.name else 1
         (data / path.name).write_text("".join(lines[::every]), "utf-8")
     photo = jpeg(0, 8, 8)
     for split in lists.SPLITS:
@@ -322,3 +322,39 @@ def test_builder_downloads_by_default(served, tmp_path):
     assert len(examples(builder, "train")) == 6
     again = FgvcAircraft(data_dir=tmp_path / "tfds", file_format="array_record")
     assert tuple(again.info.features["variant"].names) == CLASSES
+
+
+def test_system_folders_hold_no_lists_and_of_several_folders_one_must_be_given(make_fgvc, tmp_path):
+    folder = make_fgvc()
+    for name in ("#recycle", "@eaDir", "__MACOSX", "$RECYCLE.BIN"):
+        shutil.copytree(folder / "data", folder.parent / name / "data")
+    assert source.find_lists(folder.parent) == (folder / "data").resolve()
+    shutil.copytree(folder / "data", folder.parent / "second")
+    with pytest.raises(ValueError, match=r"several folders with variants.txt; give one of them: .*second"):
+        source.find_lists(folder.parent)
+
+
+def test_hidden_files_are_no_photos_and_a_link_to_nowhere_is_a_damaged_one(make_fgvc, tmp_path):
+    data = make_fgvc() / "data"
+    for name in ("._0009000.jpg", "Thumbs.db", "desktop.ini"):
+        (data / "images" / name).write_bytes(b"x")
+    (data / "images" / "@eaDir").mkdir()
+    (data / "images" / "0009000.jpg").unlink()
+    (data / "images" / "0009000.jpg").symlink_to("/no/where.jpg")
+    settings = {"kind": "fgvc_aircraft", "dir": str(data), "image_size": 8, "cache_dir": str(tmp_path / "c")}
+    with pytest.raises(ValueError, match=r"0009000.jpg: a link that leads nowhere: /no/where.jpg"):
+        cache.load_splits(**settings)
+    split = cache.load_splits(**settings, on_bad_image="skip")["train"]
+    assert [id_ for id_, _ in split.skipped] == ["0009000"] and len(split.ids) == 5
+
+
+def test_one_photo_under_two_ids_is_told_first_where_they_are_in_two_splits(make_fgvc, caplog):
+    images = make_fgvc() / "data" / "images"
+    shutil.copy(images / "0009000.jpg", images / "0008990.jpg")  # both in train
+    lists.read_lists(images.parent)
+    assert "1 photos have several ids, 0 of them in several splits" in caplog.text
+    assert "\n  0008990 (train) = 0009000 (train)" in caplog.text
+    shutil.copy(images / "0009000.jpg", images / "0009002.jpg")  # in test
+    lists.read_lists(images.parent)
+    assert "1 of them in several splits" in caplog.text
+    assert "\n  0008990 (train) = 0009002 (test)" in caplog.text

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import tensorflow_datasets as tfds
 from class_folders import ODD_NAMES, png, write
 from fgvc_folder import CLASSES, write_folder
 
-from jsae.data import cache, decode, drawn_splits, pipeline
+from jsae.data import cache, copies, decode, drawn_splits, pipeline
 from jsae.data.image_folder import ImageFolder, ImageFolderConfig, files
 
 SPLITS = ("train", "val", "test")
@@ -91,7 +92,7 @@ def test_a_missing_val_is_drawn_from_train_and_test_is_kept(load, tmp_path):
 
 def test_what_is_no_image_is_left_out_and_nested_folders_belong_to_their_class(tmp_path):
     folder = write(tmp_path, {"a": 4, "b": 4, "b/deep/er": 3})
-    (folder / "a" / "Thumbs.db").write_bytes(b"x")
+    (folder / "a" / "labels.csv").write_bytes(b"x")
     (folder / "a" / ".DS_Store").write_bytes(b"x")
     (folder / "a" / "._0.png").write_bytes(b"x")
     (folder / "a" / "UPPER.JPEG").write_bytes(png(0))
@@ -103,7 +104,7 @@ def test_what_is_no_image_is_left_out_and_nested_folders_belong_to_their_class(t
     ids = [photo.id for photos in read.photos.values() for photo in photos]
     assert len(ids) == 12 and "a/UPPER.JPEG" in ids and "b/deep/er/2.png" in ids
     assert read.class_names == ("a", "b")
-    assert any("1 files are no images, left out: Thumbs.db" in note for note in read.notes)
+    assert any("1 files are no images, left out: a/labels.csv" in note for note in read.notes)
     assert any("1 images lie outside the class folders, left out: loose.png" in note for note in read.notes)
 
 
@@ -219,3 +220,208 @@ def test_the_builder_keeps_bytes_ids_and_labels(tmp_path):
         id_ = example["id"].decode()
         assert example["image"] == (folder / id_).read_bytes()
         assert names[int(example["label"])] == id_.split("/")[1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Valid", "Test"),
+        ("training", "validation", "testing"),
+        ("TRAIN", "dev", "EVAL"),
+        ("train_set", "val-set", "Test images"),
+        ("Training ", "eval", "test"),
+        ("trainset", "development", "holdout"),
+    ],
+)
+def test_split_folders_in_any_case_and_of_any_usual_name_are_splits(tmp_path, names):
+    read = listing(write(tmp_path, {f"{name}/{c}": 2 for name in names for c in "ab"}))
+    assert read.class_names == ("a", "b") and read.drawn == ()
+    for split, name in zip(SPLITS, names, strict=True):
+        assert [photo.id for photo in read.photos[split]] == [
+            f"{name}/{c}/{i}.png" for c in "ab" for i in "01"
+        ]
+
+
+def test_train_and_testing_alone_get_a_val(tmp_path):
+    read = listing(write(tmp_path, {"Training/a": 10, "Testing/a": 3}))
+    assert read.drawn == ("val",) and [len(read.photos[s]) for s in SPLITS] == [8, 2, 3]
+    assert any("8 train, 2 val, 3 test" in note and "damaged ones included" in note for note in read.notes)
+
+
+@pytest.mark.parametrize("classes", [("train", "bus"), ("Train", "bus", "test"), ("valid", "invalid")])
+def test_classes_that_are_called_like_splits_stay_classes(tmp_path, classes):
+    read = listing(write(tmp_path, dict.fromkeys(classes, 5)))
+    assert read.class_names == tuple(sorted(classes)) and read.drawn == ("val", "test")
+
+
+SYSTEM = (
+    *("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"),
+    *(".ipynb_checkpoints", ".Trash-1000", "@Recycle", "#snapshot", ".AppleDouble"),
+)
+
+
+@pytest.mark.parametrize("place", ["", "train", "train/a"])
+def test_system_folders_and_thumbnails_are_left_out_counted_and_never_classes(tmp_path, place):
+    given(tmp_path)
+    for name in SYSTEM:
+        (tmp_path / place / name / "a").mkdir(parents=True)
+        (tmp_path / place / name / "a" / "SYNOPHOTO_THUMB_M.jpg").write_bytes(png(5))
+    for name in ("._0.png", "Thumbs.db", "desktop.ini", ".DS_Store"):
+        (tmp_path / place / name).write_bytes(png(6))
+    read = listing(tmp_path)
+    assert read.class_names == ("a", "b") and [len(read.photos[s]) for s in SPLITS] == [4, 4, 4]
+    (note,) = read.notes
+    assert note.startswith(f"{tmp_path}: 15 hidden or system files and folders left out: #recycle (1), ")
+
+
+def test_a_set_of_classes_with_system_folders_beside_has_no_other_class(tmp_path):
+    folder = write(tmp_path, {"a": 5, "b": 5} | dict.fromkeys(SYSTEM, 3))
+    assert listing(folder).class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({"set/Train/a": 3, "set/test/a": 1, "d": 0}, "one folder with splits; give config.data.dir={}/set"),
+        ({"set/train/a": 3, "preview": 2}, "one folder with splits; give config.data.dir={}/set"),
+        ({"x/set/train/a": 3}, "holds one folder with splits; give config.data.dir={}/x/set"),
+        ({"set/a": 3, "set/b": 3, "docs": 0}, "in one folder, {}/set, which holds a, b. If these are th"),
+        ({"x/set/a": 3, "x/set/b": 3}, "are the classes, give config.data.dir={}/x/set"),
+        ({"train": 3, "test": 3}, "{}/train holds images, but none in a class folder"),
+        ({"train": 3}, "{}/train holds images, but none in a class folder"),
+        ({"train/a": 3, "training/a": 3, "test/a": 1}, "'train' and 'training' both mean train; join"),
+        ({"train/a": 3, "val/a": 1, "Valid/a": 1}, "both mean val; join them"),
+        ({"train/a": 3, "val/a": 1, "eval/a": 1, "test/a": 1}, "both mean val; join them"),
+    ],
+)  # fmt: skip
+def test_folders_that_are_not_what_they_seem_are_told(tmp_path, images, message):
+    with pytest.raises(files.FolderError) as error:
+        listing(write(tmp_path, images))
+    assert message.format(tmp_path) in str(error.value)
+
+
+def test_the_fgvc_layout_further_down_is_told(load, tmp_path):
+    write_folder(tmp_path / "set" / "fgvc-aircraft-2013b")
+    with pytest.raises(files.FolderError, match=r"the FGVC-Aircraft layout; give config.data.dir=.*2013b"):
+        load(tmp_path / "set")
+
+
+def test_one_split_of_several_is_told(tmp_path):
+    given(tmp_path)
+    (note, *_) = listing(write(tmp_path, {"train/a": 9}) / "train").notes
+    assert note.endswith("holds test, val as well; splits are drawn from it alone")
+
+
+def test_empty_folders_beside_splits_are_left_out_with_a_word(tmp_path):
+    read = listing(write(given(tmp_path), {"docs": 0, "logs/old": 0}))
+    assert read.class_names == ("a", "b")
+    assert any("nothing else holds images: docs, logs" in note for note in read.notes)
+
+
+def test_links_to_nowhere_are_damaged_images(load, tmp_path):
+    folder = given(tmp_path / "set")
+    (folder / "train" / "a" / "gone.jpg").symlink_to("/no/where.jpg")
+    (folder / "train" / "a" / "deeper").symlink_to("/no/folder")
+    (folder / "train" / "c").symlink_to("/no/class")
+    with pytest.raises(ValueError, match=r"train/(a|c).*a link that leads nowhere: /no/.*on_bad_image=skip"):
+        load(folder)
+    split = load(folder, on_bad_image="skip")["train"]
+    assert dict(split.skipped) == {
+        "train/a/deeper": "a link that leads nowhere: /no/folder",
+        "train/a/gone.jpg": "a link that leads nowhere: /no/where.jpg",
+        "train/c": "a link that leads nowhere: /no/class",
+    }
+    assert split.class_names == ("a", "b", "c") and len(split.ids) == 4
+    (folder / "valid").symlink_to("/no/split")
+    shutil.rmtree(folder / "val")
+    with pytest.raises(files.FolderError, match=r"valid is a link that leads nowhere \(/no/split\)"):
+        load(folder)
+
+
+def test_a_folder_and_a_file_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    folder = write(tmp_path, {"a": 3, "b": 3})
+    scandir = os.scandir
+
+    def forbidden(path):
+        if os.fspath(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(files.FolderError, match=r"/b: the folder cannot be read \(Permission denied\)"):
+        listing(folder)
+
+
+def test_one_file_in_two_splits_is_an_error_that_names_both(tmp_path):
+    folder = given(tmp_path)
+    shutil.copy(folder / "train/a/0.png", folder / "test/a/copy.png")
+    os.link(folder / "train/b/1.png", folder / "val/b/linked.png")
+    with pytest.raises(files.FolderError) as error:
+        listing(folder)
+    assert "2 images lie in two splits, byte for byte" in str(error.value)
+    assert "\n  train/a/0.png = test/a/copy.png\n  train/b/1.png = val/b/linked.png" in str(error.value)
+
+
+def test_copies_in_one_split_or_class_are_a_warning(tmp_path):
+    folder = given(tmp_path)
+    shutil.copy(folder / "train/a/0.png", folder / "train/a/copy.png")
+    shutil.copy(folder / "train/a/1.png", folder / "train/b/other.png")
+    for name in ("train/a/empty.png", "test/a/empty.png"):  # damaged files are no copies of each other
+        (folder / name).write_bytes(b"")
+    for name in ("train/a/page.jpg", "test/a/page.jpg"):
+        (folder / name).write_bytes(b"<html>404</html>")
+    same, classes = listing(folder).notes
+    assert "1 images lie there twice or more, byte for byte:\n  train/a/0.png = train/a/copy.png" in same
+    assert "1 images lie in two classes, byte for byte:\n  train/a/1.png = train/b/other.png" in classes
+
+
+def test_copies_are_drawn_into_one_split(tmp_path):
+    folder = write(tmp_path, {"a": 30})
+    before = {photo.id: split for split, photos in listing(folder).photos.items() for photo in photos}
+    for i in range(30):
+        shutil.copy(folder / "a" / f"{i}.png", folder / "a" / f"{i}_copy.png")
+    after = {photo.id: split for split, photos in listing(folder).photos.items() for photo in photos}
+    assert len(after) == 60 and all(after[id_.replace("_copy", "")] == split for id_, split in after.items())
+    assert {id_: after[id_] for id_ in before} == before
+
+
+def test_hardly_any_file_is_read_to_find_copies(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for i, path in enumerate(paths):  # three sizes, two files of each
+        path.write_bytes(png(i // 4, width=10 + i % 3))
+    read = []
+    monkeypatch.setattr(
+        copies, "_digest", lambda path, digest=copies._digest: read.append(path) or digest(path)
+    )
+    assert copies.of_files(paths) == [[0, 3]]
+    assert read == [paths[0], paths[3]]
+
+
+def test_an_image_that_cannot_be_read_ends_the_run_with_its_name(load, tmp_path, monkeypatch):
+    folder = given(tmp_path / "set")
+    read_bytes = pathlib.Path.read_bytes
+
+    def forbidden(path):
+        if path.name == "1.png":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", forbidden)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/a/1.png'"):
+        load(folder, on_bad_image="skip")
+
+
+def test_the_end_says_how_many_images_are_left_and_which_classes_are_not_tested(load, tmp_path, caplog):
+    folder = write(tmp_path / "set", {"a": 10, "b": 10, "c": 1, "<d>": 2})
+    load(folder)
+    assert "all images with seed 0, damaged ones included: 12 train, 4 val, 7 test" in caplog.text
+    assert "1 of 4 classes (class) have no test image, so means over the classes of test leave" in caplog.text
+    assert "2 of 4 classes (class) have no val image, so means over the classes of val" in caplog.text
+    first = min((folder / "a").iterdir())
+    first.write_bytes(b"<html>404</html>")
+    load(folder, on_bad_image="skip")
+    assert "1 damaged images are left out" in caplog.text
+    assert any(
+        f"Without them there are {counts}" in caplog.text
+        for counts in ("11 train, 4 val, 7 test", "12 train, 3 val, 7 test", "12 train, 4 val, 6 test")
+    )

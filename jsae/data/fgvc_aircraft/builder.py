@@ -20,6 +20,7 @@ import pathlib
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jsae.data import decode
 from jsae.data.fgvc_aircraft import lists, source
 
 
@@ -81,7 +82,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, photos):
         for photo in photos:
-            example = {"image": photo.path.read_bytes(), "id": photo.id} | photo.labels
+            example = {"image": decode.file_bytes(photo.path), "id": photo.id} | photo.labels
             if photo.box is not None:
                 example["box"] = np.array(photo.box, np.int32)
             yield photo.id, example

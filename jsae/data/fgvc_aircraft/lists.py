@@ -6,6 +6,9 @@
     images_box.txt                                     "ID XMIN YMIN XMAX YMAX", 1-based; optional
     images/ID.jpg
 
+The same bytes under two ids are a warning, also in two splits, since official splits stay as they are. Hidden
+files and those of systems (._0034309.jpg) are no images, and a link that leads nowhere is a damaged one.
+
 Ids are strings (they have leading zeros) and names are never used as paths (they hold slashes). Every
 defect found is reported at once, with file and line: the first ten and how many there are.
 """
@@ -13,6 +16,9 @@ defect found is reported at once, with file and line: the first ten and how many
 import dataclasses
 import difflib
 import pathlib
+
+from jsae.data import copies
+from jsae.runtime import logs
 
 LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 SPLITS = ("train", "val", "test")
@@ -85,7 +91,22 @@ def read_lists(folder) -> Lists:
             )
             for id_ in sorted(labels["variant"][split])
         )
+    _note_copies(folder, photos)
     return Lists(folder, class_names, photos, boxes is not None)
+
+
+def _note_copies(folder: pathlib.Path, photos: dict) -> None:
+    """Warn of photos that are listed under several ids, first of those in several splits."""
+    flat = [(split, photo) for split in SPLITS for photo in photos[split]]
+    alike = copies.of_files([photo.path for _, photo in flat])
+    across = copies.pairs_across(alike, [split for split, _ in flat])
+    if alike:
+        names = [f"{photo.id} ({split})" for split, photo in flat]
+        pairs = copies.listed((names[i], names[j]) for i, j in across or [group[:2] for group in alike])
+        logs.note(
+            f"{folder}: {len(alike)} photos have several ids, {len(across)} of them in several splits, byte "
+            f"for byte; scores on these are of what was learnt:{pairs}"
+        )
 
 
 class _Problems:

@@ -14,6 +14,7 @@ import tempfile
 import urllib.request
 
 from jsae.data import locks
+from jsae.data.image_folder import disk
 from jsae.runtime import logs
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
@@ -62,10 +63,22 @@ def resolve(directory, cache_dir) -> pathlib.Path:
 
 
 def find_lists(folder: pathlib.Path) -> pathlib.Path:
-    """The folder with variants.txt: `folder`, its data/, or the same in a folder directly below it."""
-    for candidate in (folder, folder / "data", *sorted(folder.glob("*/data")), *sorted(folder.glob("*/"))):
+    """The folder with variants.txt: `folder`, its data/, or the same in a folder directly below it.
+
+    Raises FileNotFoundError if there is none, ValueError if there are several below it.
+    """
+    for candidate in (folder, folder / "data"):
         if (candidate / "variants.txt").exists():
             return candidate.resolve()
+    below = [path / name for path in disk.folders(folder) for name in ("data", "")]
+    found = [path for path in below if (path / "variants.txt").exists()]
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} holds several folders with variants.txt; give one of them: "
+            f"{disk.listed(map(str, found))}"
+        )
+    if found:
+        return found[0].resolve()
     raise FileNotFoundError(
         f"no variants.txt in {folder}, {folder / 'data'} or one folder further down. data.dir can be\n"
         + LAYOUTS

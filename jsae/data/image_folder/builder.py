@@ -19,6 +19,7 @@ import functools
 
 import tensorflow_datasets as tfds
 
+from jsae.data import decode
 from jsae.data.image_folder import files
 
 
@@ -72,4 +73,4 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, photos):
         for photo in photos:
-            yield photo.id, {"image": photo.path.read_bytes(), "id": photo.id, "label": photo.label}
+            yield photo.id, {"image": decode.file_bytes(photo.path), "id": photo.id, "label": photo.label}

@@ -7,13 +7,22 @@ A file's class is its folder directly below DIR, or below the split; folders ins
 One answer per case:
 
     file suffix is one of SUFFIXES, any case    an image; whether its content is one, decode.py finds out
-    any other file (Thumbs.db, labels.csv)      left out and counted
-    names that begin with a dot, __MACOSX       left out, with all below them
+    any other file (labels.csv)                 left out and counted
+    hidden and system files and folders         left out with all below them, and counted (disk.py)
     images outside a class folder               left out with a warning
     links                                       followed, each folder once
+    links that lead nowhere                     damaged images (data.on_bad_image); as a split an error
     names of classes                            Unicode NFC, blanks joined; two folders of one name: an error
     a class folder without images               stays a class, with a warning
-    train together with other folders           an error, unless train holds no folders: then it is a class
+    names of splits                             drawn_splits.WORDS, any case; two names of one split: an error
+    train together with other folders           an error if those hold images, unless train holds no folders:
+                                                then it is a class
+    DIR one level too high                      an error that says which folder to give
+    DIR is one of several splits                a warning: splits are drawn from it alone
+    one file (same bytes) in two splits         an error that names both; where splits are drawn, copies stay
+                                                together
+    one file twice in a split, in two classes   a warning with their number and names
+    a folder that cannot be read                an error that names it
 
 An id is the path below DIR with "/", so one file name in two classes makes two ids.
 """
@@ -24,33 +33,12 @@ import os
 import pathlib
 import unicodedata
 
-from jsae.data import drawn_splits
+from jsae.data import copies, drawn_splits
 from jsae.data.drawn_splits import SPLITS
+from jsae.data.image_folder import disk, layout
+from jsae.data.image_folder.disk import LAYOUTS, SUFFIXES, FolderError
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".gif",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-)
 _SHOWN = 10
-
-LAYOUTS = """\
-  DIR/CLASS/IMAGE               one folder a class; train, val and test are drawn (data.val_share, test_share)
-  DIR/{train,val,test}/CLASS/IMAGE
-  a folder in FGVC-Aircraft layout (variants.txt, images_variant_train.txt, ... and images/)"""
-
-
-class FolderError(ValueError):
-    """The folder cannot be read as a data set; the message names what is wrong in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,88 +78,68 @@ def read_folder(folder, *, seed: int, val_share: float, test_share: float) -> Li
       val_share, test_share: of each class, where the split is drawn; ignored where it exists.
 
     Raises FolderError for a folder without images, a class of val or test that train does not have, splits
-    mixed with other folders, and names that cannot be stored; ValueError for shares out of range.
+    mixed with other folders, one image in two splits, and the other errors of the table above; ValueError for
+    shares out of range; OSError for an image file that cannot be read.
     """
     folder = pathlib.Path(folder)
-    found = _folders(folder)
-    given = _given_splits(folder, found)
-    missing = tuple(split for split in SPLITS[1:] if split not in given)
+    left = disk.LeftOut(folder)
+    where = layout.given_splits(folder, left)
+    missing = tuple(split for split in SPLITS[1:] if split not in where) if where else SPLITS[1:]
     shares = {s: share for s, share in (("val", val_share), ("test", test_share)) if s in missing}
     drawn_splits.check(shares)
-    notes = []
-    where = {split: folder / split for split in given} or {"train": folder}
-    classes = {split: _classes(path, notes) for split, path in where.items()}
+    classes = {split: _classes(path, left) for split, path in (where or {"train": folder}).items()}
     names = tuple(sorted(classes["train"]))
     _check_classes(folder, classes, names)
-    photos = {split: _photos(folder, classes[split], names) for split in classes}
+    found = {split: _photos(folder, classes[split], names) for split in classes}
+    photos, alike = _check_copies(folder, found, left)
+    splits = [split for split in found for _ in found[split]]
     if missing:
-        train = photos["train"]
-        ours = drawn_splits.draw(
-            [photo.id for photo in train],
-            [names[photo.label] for photo in train],
+        train = len(found["train"])  # they come first
+        splits[:train] = drawn_splits.draw(
+            [photo.id for photo in photos[:train]],
+            [names[photo.label] for photo in photos[:train]],
             seed=seed,
             shares=shares,
+            copies=[group for group in alike if group[0] < train],
         )
-        for split in ("train", *missing):
-            photos[split] = [photo for photo, mine in zip(train, ours, strict=True) if mine == split]
-        counts = ", ".join(f"{len(photos[split])} {split}" for split in SPLITS)
-        notes.append(f"{folder}: {' and '.join(missing)} drawn from all images with seed {seed}: {counts}")
+    by_split = {s: [photo for photo, its in zip(photos, splits, strict=True) if its == s] for s in SPLITS}
+    if missing:
+        counts = ", ".join(f"{len(by_split[split])} {split}" for split in SPLITS)
+        left.notes.append(
+            f"{folder}: {' and '.join(missing)} drawn from all images with seed {seed}, damaged ones "
+            f"included: {counts}"
+        )
     for split in SPLITS:
-        if not photos[split]:
+        if not by_split[split]:
             few = "; no class has enough images to draw it from" if split in missing else ""
             raise FolderError(f"{folder}: split {split!r} has no image{few}")
-    by_id = {split: tuple(sorted(photos[split], key=lambda photo: photo.id)) for split in SPLITS}
-    return Listing(folder, names, by_id, missing, tuple(notes))
+    by_id = {split: tuple(sorted(by_split[split], key=lambda photo: photo.id)) for split in SPLITS}
+    return Listing(folder, names, by_id, missing, (*left.notes, *left.counted()))
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_image(name: str) -> bool:
-    return not _hidden(name) and name.lower().endswith(SUFFIXES)
-
-
-def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.iterdir() if not _hidden(path.name) and path.is_dir())
-
-
-def _given_splits(folder: pathlib.Path, found: list[pathlib.Path]) -> tuple[str, ...]:
-    """The split folders that are there, () where the folders are classes."""
-    there = tuple(split for split in SPLITS if any(path.name == split for path in found))
-    others = [path.name for path in found if path.name not in SPLITS]
-    if len(found) == 1 and not there and any(path.name == "train" for path in _folders(found[0])):
-        raise FolderError(f"{folder} holds one folder with splits; give config.data.dir={found[0]}")
-    if not there or not any(_folders(folder / split) for split in there):
-        return ()  # no split, or folders of images that happen to be called so
-    if others:
-        raise FolderError(
-            f"{folder}: {', '.join(there)} look like splits, but {_listed(others)} lie beside them; "
-            f"expected either\n{LAYOUTS}"
-        )
-    if "train" not in there:
-        raise FolderError(f"{folder}: holds {', '.join(there)} but no train; expected\n{LAYOUTS}")
-    return there
-
-
-def _classes(parent: pathlib.Path, notes: list[str]) -> dict[str, list[pathlib.Path]]:
+def _classes(parent: pathlib.Path, left: disk.LeftOut) -> dict[str, list[pathlib.Path]]:
     """{class name: image files} of the class folders in `parent`."""
-    folders, found = {}, {}
-    for path in _folders(parent):
+    folders, found, loose = {}, {}, []
+    for path, is_folder in disk.entries(parent):
+        if left.hidden(path.name):
+            continue
+        if not is_folder:
+            if disk.is_image(path.name):
+                loose.append(path.name)
+            continue
         name = _class_name(path)
         if name in folders:
             raise FolderError(
                 f"{parent}: folders {folders[name]!r} and {path.name!r} have one class name, {name!r}"
             )
         folders[name] = path.name
-        found[name] = _images(path, notes)
-    loose = sorted(path.name for path in parent.iterdir() if _is_image(path.name) and path.is_file())
+        found[name] = [path] if disk.leads_nowhere(path) else list(disk.walk(path, left.hidden, left.other))
     if not any(found.values()):
         what = "images, but none in a class folder" if loose else "no images"
         raise FolderError(f"{parent} holds {what} ({', '.join(SUFFIXES)}); config.data.dir can be\n{LAYOUTS}")
     if loose:
-        notes.append(
-            f"{parent}: {len(loose)} images lie outside the class folders, left out: {_listed(loose)}"
+        left.notes.append(
+            f"{parent}: {len(loose)} images lie outside the class folders, left out: {disk.listed(loose)}"
         )
     return found
 
@@ -181,23 +149,6 @@ def _class_name(path: pathlib.Path) -> str:
     if not name:
         raise FolderError(f"{path.parent}: a folder is called {path.name!r}; a class needs a name")
     return name
-
-
-def _images(folder: pathlib.Path, notes: list[str]) -> list[pathlib.Path]:
-    """All image files below a class folder."""
-    found, other, seen = [], [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        found += [pathlib.Path(parent, name) for name in files if _is_image(name)]
-        other += [name for name in files if not _hidden(name) and not _is_image(name)]
-    if other:
-        notes.append(f"{folder}: {len(other)} files are no images, left out: {_listed(other)}")
-    return found
 
 
 def _check_classes(folder: pathlib.Path, classes: dict, names: tuple[str, ...]) -> None:
@@ -210,7 +161,7 @@ def _check_classes(folder: pathlib.Path, classes: dict, names: tuple[str, ...]) 
             problems.append(f"{split}/{name} ({len(classes[split][name])} images){hint}")
     if problems:
         raise FolderError(
-            f"{folder}: {len(problems)} classes are not in train, which has {_listed(map(repr, names))}:"
+            f"{folder}: {len(problems)} classes are not in train, which has {disk.listed(map(repr, names))}:"
             + "".join(f"\n  {text}" for text in problems[:_SHOWN])
         )
 
@@ -231,6 +182,25 @@ def _photos(folder: pathlib.Path, classes: dict, names: tuple[str, ...]) -> list
     return photos
 
 
-def _listed(names) -> str:
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)})" if len(names) > _SHOWN else "")
+def _check_copies(folder: pathlib.Path, found: dict, left: disk.LeftOut):
+    """(all photos, split after split; groups of positions of the same bytes). Notes copies.
+
+    Raises FolderError where they lie in two splits.
+    """
+    photos = [photo for split in found for photo in sorted(found[split], key=lambda photo: photo.id)]
+    splits = [split for split in found for _ in found[split]]
+    alike = copies.of_files([photo.path for photo in photos])
+    across = copies.pairs_across(alike, splits)
+    if across:
+        pairs = copies.listed((photos[i].id, photos[j].id) for i, j in across)
+        raise FolderError(
+            f"{folder}: {len(across)} images lie in two splits, byte for byte; what is learnt from one would "
+            f"be tested on the other. Remove one of each:{pairs}"
+        )
+    for what, differ in (("lie there twice or more", False), ("lie in two classes", True)):
+        labels = [[photos[i].label for i in group] for group in alike]
+        groups = [g for g, its in zip(alike, labels, strict=True) if (len(set(its)) > 1) == differ]
+        if groups:
+            pairs = copies.listed((photos[g[0]].id, photos[g[1]].id) for g in groups)
+            left.notes.append(f"{folder}: {len(groups)} images {what}, byte for byte:{pairs}")
+    return photos, alike
