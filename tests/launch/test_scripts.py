@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,7 @@ STARTED = [s for s in SCRIPTS if s.name not in ("arguments.sh", "run")]
 ENTRY_PYTHON = """#!/usr/bin/env bash
 line=$(printf '<%s>' "$@")
 line+=" in $PWD"
-for name in COORDINATOR NUM_PROCESSES PROCESS_ID LOCAL_DEVICE_IDS; do
-    name=JSAE_$name
+for name in JSAE_{COORDINATOR,NUM_PROCESSES,PROCESS_ID,LOCAL_DEVICE_IDS}; do
     if [[ -v $name ]]; then line+=" $name=${!name}"; fi
 done
 echo "$line"
@@ -118,7 +118,10 @@ def test_help_names_every_key(script):
         (["CONFIG=configs/x.py"], "WORKDIR=FOLDER is needed"),
         (["CONFIG=configs/none.py", "WORKDIR=w"], "is not a file"),
         (["CONFIG=configs/x.py", "WORKDIR=w", "STAGE=tune"], "is not one of: pipeline train_sae"),
-        (["CONFIG=configs/x.py", "WORKDIR=w", "ACCELERATOR=mps"], "is not one of: cuda13 tpu none"),
+        (
+            ["CONFIG=configs/x.py", "WORKDIR=w", "ACCELERATOR=mps"],
+            "is not one of: auto cuda12 cuda13 tpu none",
+        ),
     ],
 )
 def test_bad_arguments(repo, script, words, message):
@@ -159,7 +162,7 @@ def test_gpu_one_process(repo):
     done = start(repo, "gpu.sh", f"CONFIG={repo}/configs/x.py", "WORKDIR=w", "DATA_DIR=d", "--restart=sae")
     line = command(repo, workdir=f"{repo.parent}/w")
     assert done.stdout == f"{line}<--config.data.dir={repo.parent}/d><--restart=sae> in {repo}\n"
-    assert "venv.sh cuda13" in done.stderr
+    assert "venv.sh auto" in done.stderr
 
 
 def test_gpu_one_process_a_gpu(repo):
@@ -225,6 +228,15 @@ def test_gpu_passes_a_signal_on_once(repo):
     assert process.returncode == 75
 
 
+def wait_for(condition, seconds=20):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_tpu_vm_here(repo):
     done = start(repo, "tpu_vm.sh", "CONFIG=configs/x.py", "WORKDIR=gs://b/w", cwd=repo)
     line = command(repo, workdir="gs://b/w")
@@ -241,9 +253,42 @@ def test_tpu_vm_on_all_workers(repo):
     assert done.stdout.startswith(head) and "venv.sh" not in done.stderr
     remote = done.stdout.removeprefix(head).removesuffix(">\n")
     ran = subprocess.run(["bash", "-c", remote], cwd=repo.parent, capture_output=True, text=True, check=True)
-    assert ran.stdout == start(repo, "tpu_vm.sh", *words, cwd=repo).stdout
+    log = repo / "runs" / "tpu_vm.log"
+    assert ran.stdout == "" and f"writes {log}" in ran.stderr
+    by_hand = start(repo, "tpu_vm.sh", *words, cwd=repo).stdout
+    assert wait_for(lambda: log.read_text().endswith(by_hand)), log.read_text()
     done = start(repo, "tpu_vm.sh", *words, "NAME=pod")
     assert done.returncode == 2 and "needs ZONE=" in done.stderr
+
+
+def test_tpu_vm_detached_outlives_its_shell_and_runs_once(repo):
+    """The session that started it gets a SIGHUP, as when a connection is lost; the words said stop it."""
+    write_script(
+        repo / ".venv" / "bin" / "python",
+        "#!/usr/bin/env bash\ntrap 'echo told to stop; exit 75' TERM\necho runs\n"
+        "until [[ -e done ]]; do sleep 0.05; done\necho done\n",
+    )
+    words = ["CONFIG=configs/x.py", "WORKDIR=gs://b/w", "NAME=pod", "ZONE=z", "REPO=a checkout"]
+    write_script(
+        repo.parent / "bin" / "gcloud",
+        "#!/usr/bin/env bash\nfor word; do if [[ $word == --command=* ]]; then\n"
+        "setsid bash -c \"${word#*=}\"' && kill -HUP 0' || exit $(($? == 129 ? 0 : 1)); fi; done\n",
+    )
+    log, pid = repo / "runs" / "tpu_vm.log", repo / "runs" / "tpu_vm.pid"
+    done = start(repo, "tpu_vm.sh", *words)
+    assert done.returncode == 0, done.stderr
+    assert wait_for(lambda: log.exists() and "runs\n" in log.read_text()), done.stderr
+    again = start(repo, "tpu_vm.sh", *words)
+    assert again.returncode != 0
+    assert f"a run is going on here, process {pid.read_text().strip()}; its log is {log}" in again.stderr
+    assert log.read_text().count("runs\n") == 1
+    follow, stop = re.search(r"follow: (.*)\nstop: +(.*)\n", done.stderr).groups()
+    assert "--worker=0" in follow and "tail -n 100 -F a" in follow.replace("\\", "")
+    subprocess.run(["bash", "-c", f"PATH={repo.parent}/bin:$PATH; {stop}"], cwd=repo.parent, timeout=60)
+    assert wait_for(lambda: "told to stop" in log.read_text()), log.read_text()
+    (repo / "done").touch()
+    assert wait_for(lambda: start(repo, "tpu_vm.sh", *words).returncode == 0), "the lock went with its holder"
+    assert wait_for(lambda: log.read_text().endswith("runs\ndone\n"))
 
 
 def slurm(repo, *words, **env):
@@ -289,3 +334,219 @@ def test_slurm_requeues_a_preempted_job_only(repo):
 def test_slurm_outside_a_job(repo):
     done = start(repo, "slurm.sbatch", "CONFIG=configs/x.py", "WORKDIR=w", cwd=repo)
     assert done.returncode == 2 and "start it with sbatch" in done.stderr
+
+
+def test_slurm_gives_the_tasks_the_grace_that_slurm_gives(repo):
+    """The default, another --signal from sbatch's variable, one without a time, and a key."""
+    write_script(repo / ".venv" / "bin" / "python", "#!/usr/bin/env bash\necho $JSAE_GRACE_S\n")
+    for env, words, grace in [
+        ({}, [], 110),
+        ({"SBATCH_SIGNAL": "B:USR1@300"}, [], 290),
+        ({"SBATCH_SIGNAL": "USR1"}, [], 50),
+        ({"SBATCH_SIGNAL": "TERM@15"}, [], 10),
+        ({}, ["GRACE_S=7"], 7),
+    ]:
+        assert slurm(repo, *words, **env).stdout == f"{grace}\n" * 4
+    done = slurm(repo, "GRACE_S=soon")
+    assert done.returncode == 2 and "GRACE_S=soon is not a number" in done.stderr
+
+
+@pytest.mark.parametrize("per_node, tasks", [("4", 4), ("2(x2)", 4), ("2(x2),1", 5), ("1", 1)])
+def test_slurm_counts_the_tasks_where_their_number_is_unset(repo, per_node, tasks):
+    write_script(
+        repo.parent / "bin" / "srun",
+        '#!/usr/bin/env bash\necho "$@" | grep -o -e "--ntasks=[0-9]*"; echo "at ${JSAE_COORDINATOR:-}"\n',
+    )
+    done = slurm(repo, SLURM_NTASKS="", SLURM_TASKS_PER_NODE=per_node)
+    assert done.stdout == f"--ntasks={tasks}\nat {'node1:20007' if tasks > 1 else ''}\n"
+
+
+def test_slurm_nodes_with_other_numbers_of_tasks(repo):
+    """A node with one task of three gives it all its devices."""
+    write_script(
+        repo.parent / "bin" / "srun",
+        "#!/usr/bin/env bash\nwhile [[ $1 == --* ]]; do shift; done\n"
+        'for i in 0 1; do SLURM_NODEID=0 SLURM_PROCID=$i SLURM_LOCALID=$i "$@"; done\n'
+        'SLURM_NODEID=1 SLURM_PROCID=2 SLURM_LOCALID=0 "$@"\n',
+    )
+    done = slurm(repo, SLURM_NTASKS="3", SLURM_STEP_TASKS_PER_NODE="2,1", CUDA_VISIBLE_DEVICES="0,1")
+    assert re.findall(r"LOCAL_DEVICE_IDS=(\S+)", done.stdout) == ["0", "1", "0,1"]
+
+
+def test_slurm_without_the_temporary_folder_of_the_login_node(repo):
+    write_script(repo / ".venv" / "bin" / "python", "#!/usr/bin/env bash\necho ${TMPDIR:-none}; exit 75\n")
+    done = slurm(repo, TMPDIR="/nowhere/40007")
+    assert "TMPDIR=/nowhere/40007 is no folder to write in" in done.stderr
+    assert done.returncode == 75 and done.stdout == "none\n" * 4 + "scontrol requeue 40007\n"
+
+
+@pytest.mark.parametrize("sent", ["TERM", "USR1", "HUP"])
+def test_slurm_task_waits_for_the_pipeline_whatever_the_signal(repo, sent):
+    """Slurm signals every process of a task, the shell around the pipeline too."""
+    write_script(
+        repo / ".venv" / "bin" / "python",
+        f"#!/usr/bin/env bash\ntrap '' {sent}\nkill -{sent} $PPID\nsleep 0.1\nexit 75\n",
+    )
+    done = slurm(repo)
+    assert done.returncode == 75 and done.stdout == "scontrol requeue 40007\n"
+
+
+def test_slurm_passes_a_signal_to_the_batch_script_on(repo):
+    """--signal=B:USR1@300 reaches the batch script alone; TERM comes to the tasks too, once."""
+    write_script(
+        repo.parent / "bin" / "srun",
+        "#!/usr/bin/env bash\ntrap 'echo srun: TERM; done=yes' TERM\nkill -TERM $PPID\nsleep 0.2\n"
+        "kill -USR1 $PPID\nuntil [[ ${done:-} ]]; do sleep 0.05; done\nsleep 0.2\nexit 9\n",
+    )
+    done = slurm(repo)
+    assert done.returncode == 9 and done.stdout == "srun: TERM\n"
+
+
+MIG = "GPU 0: A100 (UUID: GPU-a)\n" + "".join(f"  MIG 3g.20gb Device {i}: (UUID: MIG-{i})\n" for i in (0, 1))
+
+
+@pytest.mark.parametrize(
+    "listed, visible, processes, code, words",
+    [
+        (MIG, None, "1", 0, "venv.sh auto"),
+        (MIG, None, "all", 2, "processes on MIG slices: slices cannot work together"),
+        (MIG, "MIG-b", "1", 0, "venv.sh auto"),
+        ("GPU 0: x\n", "MIG-b,MIG-c", "2", 2, "2 processes on MIG slices"),
+        ("GPU 0: x\nGPU 1: x\n", "", "all", 2, "no GPU found"),  # set, and empty: none
+        ("GPU 0: x\nGPU 1: x\n", "-1", "all", 2, "no GPU found"),
+        ("GPU 0: x\nGPU 1: x\n", "NoDevFiles", "all", 2, "no GPU found"),
+        ("GPU 0: x\nGPU 1: x\n", "0, 1,", "3", 2, "2 devices cannot be dealt evenly to 3 processes"),
+        ("No devices were found\n", None, "all", 2, "no GPU found"),
+    ],
+)
+def test_gpu_counts_devices_as_cuda_does(repo, listed, visible, processes, code, words):
+    write_script(repo.parent / "bin" / "nvidia-smi", f"#!/usr/bin/env bash\ncat <<'END'\n{listed}END\n")
+    env = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    given = ["CONFIG=configs/x.py", "WORKDIR=w", f"PROCESSES={processes}", "COORDINATOR=h:1"]
+    done = start(repo, "gpu.sh", *given, cwd=repo, **env)
+    assert done.returncode == code and words in done.stderr, done.stderr
+
+
+def test_slurm_refuses_several_tasks_on_mig_slices(repo):
+    done = slurm(repo, CUDA_VISIBLE_DEVICES="MIG-b")
+    assert done.returncode == 2 and "4 processes on MIG slices" in done.stderr
+
+
+def test_gpu_says_what_nvidia_smi_says(repo):
+    words = ["CONFIG=configs/x.py", "WORKDIR=w"]
+    said = "Failed to initialize NVML: Driver/library version mismatch"
+    write_script(repo.parent / "bin" / "nvidia-smi", f"#!/usr/bin/env bash\necho '{said}'; exit 18\n")
+    done = start(repo, "gpu.sh", *words, cwd=repo)
+    assert done.returncode == 2 and said in done.stderr and "ACCELERATOR=none" in done.stderr
+    write_script(repo / ".venv" / "bin" / "python", "#!/usr/bin/env bash\necho $JAX_PLATFORMS\n")
+    done = start(repo, "gpu.sh", *words, "ACCELERATOR=none", cwd=repo, JAX_PLATFORMS="")
+    assert done.returncode == 0 and done.stdout == "cpu\n" and "venv.sh \n" in done.stderr
+
+
+def test_gpu_goes_on_when_the_terminal_closes_and_stops_at_usr1(repo):
+    write_script(
+        repo / ".venv" / "bin" / "python",
+        "#!/usr/bin/env bash\ntrap 'echo signal; exit 75' TERM\n"
+        "echo ready\nfor i in {1..100}; do sleep 0.1; done\n",
+    )
+    words = ["CONFIG=configs/x.py", "WORKDIR=w", "PROCESSES=2", "COORDINATOR=h:1"]
+    process = subprocess.Popen(
+        [str(repo / "launch" / "gpu.sh"), *words], cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    with process:
+        assert [process.stdout.readline(), process.stdout.readline()] == [b"ready\n", b"ready\n"]
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.4)
+        assert process.poll() is None
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.read() == b"signal\nsignal\n"
+    assert process.returncode == 75
+
+
+WRITTEN = [  # as typed, as the pipeline gets it from the folder HERE of a user with the home HOME
+    ("w", "HERE/w"),
+    ("w/", "HERE/w"),
+    ("./a b/#1//", "HERE/./a b/#1"),
+    ("[k=16]", "HERE/[k=16]"),
+    ("~", "HOME"),
+    ("~/w/", "HOME/w"),
+    ("~root/w", "/root/w"),
+    ("/w//", "/w"),
+    ("gs://b/w/", "gs://b/w"),
+    ("gs://b", "gs://b"),
+    ("100%", "HERE/100%"),
+]
+
+
+@pytest.mark.parametrize("typed, meant", WRITTEN, ids=[row[0] for row in WRITTEN])
+def test_paths_as_shells_and_people_write_them(repo, tmp_path, typed, meant):
+    here, home = str(repo.parent), str(tmp_path / "my home")
+    meant = meant.replace("HERE", here).replace("HOME", home)
+    words = [f"CONFIG={repo}/configs/x.py", f"WORKDIR={typed}", f"DATA_DIR={typed}"]
+    done = start(repo, "gpu.sh", *words, f"--config.report.twin={typed}", "--config.sae.k=16", HOME=home)
+    line = command(repo, workdir=meant)
+    rest = f"<--config.data.dir={meant}><--config.report.twin={meant}><--config.sae.k=16>"
+    assert done.stdout == f"{line}{rest} in {repo}\n"
+    assert ("venv.sh auto gcs" in done.stderr) == typed.startswith("gs://")
+    done = start(repo, "demo.sh", typed, f"--config.analysis.embedding_workdir={typed}", HOME=home)
+    assert f"<--workdir={meant}><--config.analysis.embedding_workdir={meant}> in" in done.stdout
+    assert f"the report will be {meant}/report/index.html" in done.stderr
+
+
+def test_data_that_is_downloaded_is_no_folder(repo):
+    words = ["CONFIG=configs/x.py", "WORKDIR=w", "DATA_DIR=download", "--config.data.dir=download"]
+    assert (
+        "<--config.data.dir=download><--config.data.dir=download>"
+        in start(repo, "gpu.sh", *words, cwd=repo).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "form, meant",
+    [
+        ("small", "small"),
+        ("w.safetensors", "HERE/w.safetensors"),  # a file that is here
+        ("sub/none.safetensors", "HERE/sub/none.safetensors"),
+        ("~/w.safetensors", "HOME/w.safetensors"),
+        ("/w:1.safetensors", "/w:1.safetensors"),
+    ],
+)
+def test_weights_behind_the_config(repo, tmp_path, form, meant):
+    (repo.parent / "w.safetensors").touch()
+    home = str(tmp_path / "my home")
+    meant = meant.replace("HERE", str(repo.parent)).replace("HOME", home)
+    done = start(repo, "gpu.sh", f"CONFIG=a checkout/configs/x.py:{form}", "WORKDIR=/w", HOME=home)
+    assert done.stdout.startswith(command(repo, config=f"{repo}/configs/x.py:{meant}", workdir="/w"))
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh", "gpu.sh", "tpu_vm.sh", "slurm.sbatch"])
+def test_what_other_programs_have_set_is_left_out(repo, script):
+    """Variables for another Python, of an outer run, a CDPATH: none reaches the pipeline."""
+    write_script(
+        repo / ".venv" / "bin" / "python",
+        "#!/usr/bin/env bash\npwd; env | grep -E '^(PYTHON|JSAE_(COORD|NUM|PROCESS))' || true\n",
+    )
+    (repo.parent / "elsewhere" / "launch").mkdir(parents=True)
+    env = dict(PYTHONPATH="/lab/python3.8", PYTHONHOME="/lab", PYTHONWARNINGS="error", CDPATH="elsewhere:.")
+    env |= dict(JSAE_COORDINATOR="h:1", JSAE_NUM_PROCESSES="2", JSAE_PROCESS_ID="1", PYTHONUNBUFFERED="1")
+    if script == "slurm.sbatch":
+        env |= dict(SLURM_JOB_ID="7", SLURM_NTASKS="1", SLURM_SUBMIT_DIR=str(repo))
+    words = [] if script in ("demo.sh", "test.sh") else ["CONFIG=configs/x.py", "WORKDIR=w"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JSAE_", "SLURM_", "CUDA_", "PYTHON"))}
+    clean["PATH"] = f"{repo.parent / 'bin'}:{clean['PATH']}"
+    done = subprocess.run(
+        ["bash", f"launch/{script}", *words],
+        cwd=repo,
+        env=clean | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    kept = {str(repo), "PYTHONUNBUFFERED=1"}
+    if script == "tpu_vm.sh":
+        kept.add("JSAE_COORDINATOR=auto")
+    if script == "slurm.sbatch":
+        kept |= {f"JSAE_PROCESS_ID={i}" for i in range(4)}
+    assert set(done.stdout.splitlines()) == kept
+    assert "left out here: PYTHONPATH PYTHONHOME PYTHONWARNINGS" in done.stderr
