@@ -23,7 +23,7 @@ from jsae.activations import ActivationStore
 from jsae.classifier import convnext
 from jsae.data import augment, cache, decode
 from jsae.report import card
-from jsae.runtime import artifacts, stages
+from jsae.runtime import artifacts, remote, stages
 
 _TABLES = {
     "features": "analysis",
@@ -51,6 +51,7 @@ def load(workdir) -> "Study":
 
     Raises FileNotFoundError if there is no study, or its classifier, extraction or SAE is not finished.
     """
+    remote.check(workdir)
     workdir = epath.Path(workdir)
     if not (workdir / "config.json").exists():
         raise FileNotFoundError(f"{workdir} holds no study (no config.json); run launch.pipeline first")

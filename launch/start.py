@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, digests, logs, mesh, profiling, stages, watchdog, workdirs
+from jsae.runtime import allocator, digests, logs, mesh, profiling, remote, stages, watchdog, workdirs
 from launch import mistyped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -85,14 +85,17 @@ def _main(argv, work) -> None:
     config, workdir = _CONFIG.value, _WORKDIR.value
     if config.runtime.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    if config.data.get("cache_dir"):
+        os.environ["JSAE_CACHE"] = config.data.cache_dir  # what is copied from remote disks goes there too
     allocator.keep_freed_memory()
     mesh.initialize()
-    mesh.cache_compilations(config.runtime.compile_cache)
     log = logs.get_logger()
     absl_logging.set_verbosity(absl_logging.ERROR)  # what matters of orbax and tfds is raised
     logs.to_terminal()
     try:
+        mesh.cache_compilations(config.runtime.compile_cache)
         mesh.check_accelerator()
+        remote.check(workdir, *remote.strings_in(stages.plain(config)))
         held = workdirs.lock(workdir)  # noqa: F841 - held until the process ends
         logs.to_file(workdir)
         watchdog.start(workdir, config.runtime.stuck_after_s)
