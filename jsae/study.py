@@ -23,7 +23,7 @@ from jsae.activations import ActivationStore
 from jsae.classifier import convnext
 from jsae.data import augment, cache, decode, identity
 from jsae.report import card
-from jsae.runtime import artifacts, paths, stages
+from jsae.runtime import artifacts, paths, remote, stages
 
 _TABLES = {
     "features": "analysis",
@@ -52,6 +52,7 @@ def load(workdir) -> "Study":
     Raises FileNotFoundError if there is no study, or its classifier, extraction or SAE is not finished.
     """
     workdir = paths.resolve(workdir)
+    remote.check(workdir)
     if not (workdir / "config.json").exists():
         raise FileNotFoundError(f"{workdir} holds no study (no config.json); run launch.pipeline first")
     config = artifacts.read_json(workdir / "config.json")

@@ -9,17 +9,25 @@
 #   pipeline arguments  as for launch.pipeline, e.g. --restart=sae or --config.sae.k=16
 set -euo pipefail
 
+unset CDPATH
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+# shellcheck source=launch/arguments.sh
+source "$root/launch/arguments.sh"
 workdir=$root/runs/demo
 case ${1:-} in
-    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
+    -h | --help) usage; exit ;;
     -* | '') ;;
-    *) workdir=$1; shift ;;
+    *) workdir=$(absolute "$1"); shift ;;
 esac
-if [[ $workdir != /* && $workdir != *://* ]]; then workdir=$PWD/$workdir; fi
+clean_environment
+forget_outer_run
+words=()
+for word in "$@"; do words+=("$(absolute_word "$word")"); done
+command=(.venv/bin/python -m launch.pipeline --config=configs/demo.py "--workdir=$workdir" ${words[@]+"${words[@]}"})
+ACCELERATOR=auto
 
-"$root/launch/venv.sh" auto
+make_environment
 cd "$root"
 printf 'jsae: the report will be %s/report/index.html\n' "$workdir" >&2
 # exec: signals reach the pipeline itself, and its exit code is this script's (75: preempted, start again).
-exec .venv/bin/python -m launch.pipeline --config=configs/demo.py --workdir="$workdir" "$@"
+exec "${command[@]}"

@@ -7,37 +7,53 @@
 #   WORKDIR      where the study goes: a folder, or gs://...
 #   DATA_DIR     the data set's folder (config.data.dir), if the config does not say
 #   STAGE        the launch module: pipeline (default), train_classifier, extract, train_sae, ...
-#   ACCELERATOR  the pins to install: cuda13 (default), or none for the CPU
+#   ACCELERATOR  the pins to install: auto (default; cuda13, or cuda12 where the driver is older than 580),
+#                cuda12, cuda13, or none for the CPU
 #   PROCESSES    1 (default): one process drives all GPUs. all: one process a GPU. N: the GPUs dealt to N
 #   COORDINATOR  host:port where several processes meet (default: a free port of this machine)
 #   GRACE_S      seconds the other processes have to stop when one has ended early (default 120)
 #
 # If one process fails, the others are stopped and its exit code is the script's; 75 means preempted
-# (SIGTERM, Ctrl-C): the checkpoint is written, start again to go on.
+# (SIGTERM, SIGUSR1, Ctrl-C): the checkpoint is written, start again to go on. A terminal that closes stops
+# nothing.
 set -euo pipefail
 
+unset CDPATH
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 # shellcheck source=launch/arguments.sh
 source "$root/launch/arguments.sh"
 case ${1:-} in
     -h | --help) usage; exit ;;
 esac
+clean_environment
+forget_outer_run
 keys=(CONFIG WORKDIR DATA_DIR STAGE ACCELERATOR PROCESSES COORDINATOR GRACE_S)
-CONFIG='' WORKDIR='' DATA_DIR='' STAGE=pipeline ACCELERATOR=cuda13 PROCESSES=1 COORDINATOR='' GRACE_S=120
+CONFIG='' WORKDIR='' DATA_DIR='' STAGE=pipeline ACCELERATOR=auto PROCESSES=1 COORDINATOR='' GRACE_S=120
 read_arguments "$@"
 
-gpus=0
-if [[ ${CUDA_VISIBLE_DEVICES:-} ]]; then
-    IFS=, read -r -a visible <<<"$CUDA_VISIBLE_DEVICES"
+gpus=0 mig=
+if [[ $ACCELERATOR == none ]]; then
+    :
+elif [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    visible_devices
     gpus=${#visible[@]}
+    if [[ "${visible[*]-}" == *MIG-* ]]; then mig=yes; fi
 elif command -v nvidia-smi >/dev/null; then
-    gpus=$(nvidia-smi --list-gpus | wc -l)
+    listed=$(nvidia-smi --list-gpus 2>&1) ||
+        fail "nvidia-smi failed: ${listed:-without a word}. ACCELERATOR=none runs on the CPU"
+    gpus=$(grep -c '^GPU ' <<<"$listed" || true)
+    if [[ $listed == *'MIG '* ]]; then mig=yes; fi # indented lines below their GPU
 fi
 if [[ $PROCESSES == all ]]; then
-    if ((gpus == 0)); then fail "PROCESSES=all: no GPU found (nvidia-smi --list-gpus)"; fi
+    if ((gpus == 0)); then
+        fail "PROCESSES=all: no GPU found (ACCELERATOR=$ACCELERATOR," \
+            "CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-unset}, nvidia-smi --list-gpus); give a number"
+    fi
     PROCESSES=$gpus
+    if [[ $mig ]]; then PROCESSES=2; fi # refused below, however many there are
 fi
 if [[ ! $PROCESSES =~ ^[1-9][0-9]*$ ]]; then fail "PROCESSES=$PROCESSES is neither a positive number nor 'all'"; fi
+if [[ $mig ]]; then refuse_mig "$PROCESSES"; fi
 if [[ ! $GRACE_S =~ ^[0-9]+$ ]]; then fail "GRACE_S=$GRACE_S is not a number of seconds"; fi
 pipeline_command
 make_environment
@@ -53,7 +69,8 @@ fi
 export JSAE_COORDINATOR=$COORDINATOR JSAE_NUM_PROCESSES=$PROCESSES
 pids=()
 stop() { if ((${#pids[@]})); then kill "-$1" "${pids[@]}" 2>/dev/null || true; fi; }
-trap 'stop TERM' TERM INT HUP
+trap 'stop TERM' TERM INT USR1
+trap '' HUP # the terminal has gone: the run goes on
 
 for ((i = 0; i < PROCESSES; i++)); do
     process=(env "JSAE_PROCESS_ID=$i")
@@ -82,7 +99,7 @@ while ((${#pids[@]})); do
             deadline=$((SECONDS + GRACE_S))
             # 75: all have seen the request and write their checkpoint; a second signal would cut that short.
             if ((code != 75)); then
-                printf 'gpu.sh: a process ended with exit code %s; stopping the others\n' "$code" >&2
+                say "a process ended with exit code $code; stopping the others"
                 stop TERM
             fi
         fi

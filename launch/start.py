@@ -24,6 +24,7 @@ from jsae.runtime import (
     mesh,
     paths,
     profiling,
+    remote,
     stages,
     watchdog,
     workdirs,
@@ -104,6 +105,8 @@ def _main(argv, work) -> None:
         sys.exit(f"error: {error}")
     if config.runtime.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    if config.data.get("cache_dir"):
+        os.environ["JSAE_CACHE"] = config.data.cache_dir  # what is copied from remote disks goes there too
     allocator.keep_freed_memory()
     changed = environment.settle_jax()
     mesh.initialize()
@@ -111,12 +114,13 @@ def _main(argv, work) -> None:
         environment.check_platform()
     except RuntimeError as error:
         sys.exit(f"error: {error}")
-    mesh.cache_compilations(config.runtime.compile_cache)
     log = logs.get_logger()
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of orbax and tfds is raised
     logs.to_terminal()
     try:
+        mesh.cache_compilations(config.runtime.compile_cache)
         mesh.check_accelerator()
+        remote.check(workdir, *remote.strings_in(stages.plain(config)))
         held = workdirs.lock(workdir)  # noqa: F841 - held until the process ends
         logs.to_file(workdir)
         watchdog.start(workdir, config.runtime.stuck_after_s)

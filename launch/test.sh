@@ -6,12 +6,17 @@
 # is that of the first check that fails.
 set -euo pipefail
 
+unset CDPATH
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+# shellcheck source=launch/arguments.sh
+source "$root/launch/arguments.sh"
 case ${1:-} in
-    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
+    -h | --help) usage; exit ;;
 esac
+clean_environment
+forget_outer_run
 
-"$root/launch/venv.sh" test
+"$root/launch/venv.sh" test gcs
 cd "$root"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .

@@ -1,18 +1,33 @@
 #!/usr/bin/env bash
-# launch/venv.sh [--check] [test] [cuda13|tpu|auto]
+# launch/venv.sh [--check] [test] [gcs] [cuda12|cuda13|tpu|auto]
 #
 # Brings .venv in the repository to what launch/requirements*.txt pin, and installs the project into it
 # (editable). The other launch scripts call this first; what is already there costs well under a second.
 #
 #   test         also launch/requirements-test.txt, for launch/test.sh
-#   cuda13, tpu  also that accelerator's pins; auto takes the one this machine has, or none
+#   gcs          also what paths on gs:// need
+#   cuda12, cuda13, tpu  also that accelerator's pins; auto takes the one this machine has, or none:
+#                cuda13 where the NVIDIA driver is 580 or newer, cuda12 where it is 525 or newer
 #   --check      install nothing: print what is missing, and exit 1 if anything is
 #
 # Python >= 3.11 is looked for on PATH; PYTHON=/path/to/python names one. The environment itself is the
 # only record of what is installed: a half-made one, an interrupted install or a moved checkout is
-# completed, whoever began it. Two starts at once take turns.
+# completed, whoever began it. Two starts at once take turns. Of pip's own variables those count that say where
+# packages come from (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_PROXY, ...).
 set -euo pipefail
 
+unset CDPATH # `cd` would print, and go elsewhere
+for name in "${!PYTHON@}"; do # PYTHONHOME, PYTHONPATH and their kind belong to another program
+    if [[ $name != PYTHON ]]; then unset "$name"; fi
+done
+for name in "${!PIP_@}"; do # PIP_CONSTRAINT, PIP_TARGET, PIP_REQUIRE_HASHES, ... do not go with pins
+    case $name in
+        PIP_INDEX_URL | PIP_EXTRA_INDEX_URL | PIP_NO_INDEX | PIP_FIND_LINKS | PIP_TRUSTED_HOST | PIP_CONFIG_FILE | \
+            PIP_PROXY | PIP_CERT | PIP_CLIENT_CERT | PIP_KEYRING_PROVIDER | PIP_CACHE_DIR | PIP_NO_CACHE_DIR | \
+            PIP_TIMEOUT | PIP_DEFAULT_TIMEOUT | PIP_RETRIES) ;;
+        *) unset "$name" ;;
+    esac
+done
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
 python=$venv/bin/python
@@ -21,12 +36,32 @@ say() { printf 'jsae: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
 
 accelerator_here() { # the one jsae.runtime.mesh.check_accelerator looks for; none where only the CPU is wanted
+    local driver=
     if [[ ${JAX_PLATFORMS:-} == cpu ]]; then return; fi
-    if [[ -e /dev/nvidiactl ]]; then echo cuda13; fi
+    if command -v nvidia-smi >/dev/null; then
+        if driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>&1); then
+            driver=${driver%%$'\n'*}
+        else
+            say "nvidia-smi failed: ${driver:-without a word}"
+            driver=
+        fi
+    fi
+    if [[ $driver =~ ^([0-9]+)\. ]]; then
+        if ((BASH_REMATCH[1] >= 580)); then
+            echo cuda13
+        elif ((BASH_REMATCH[1] >= 525)); then
+            say "NVIDIA driver $driver is older than 580, which CUDA 13 needs: cuda12 is taken"
+            echo cuda12
+        else
+            say "NVIDIA driver $driver is older than 525, which CUDA 12 needs: no GPU is used"
+        fi
+    elif [[ -e /dev/nvidiactl ]]; then
+        echo cuda13
+    fi
     if [[ -e /dev/accel0 || -e /dev/vfio/0 ]]; then echo tpu; fi
 }
 
-check_only=
+check_only= other=
 sets=("$root/launch/requirements.txt")
 for word in "$@"; do
     if [[ $word == auto ]]; then
@@ -35,9 +70,13 @@ for word in "$@"; do
     case $word in
         -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
         --check) check_only=yes ;;
-        test | cuda13 | tpu) sets+=("$root/launch/requirements-$word.txt") ;;
+        test | gcs | cuda12 | cuda13 | tpu) sets+=("$root/launch/requirements-$word.txt") ;;
         '') ;;
-        *) fail "unknown word '$word': expected --check, test, cuda13, tpu or auto" ;;
+        *) fail "unknown word '$word': expected --check, test, gcs, cuda12, cuda13, tpu or auto" ;;
+    esac
+    case $word in
+        cuda12) other=cuda13 ;;
+        cuda13) other=cuda12 ;;
     esac
 done
 
@@ -118,6 +157,12 @@ make_venv() { # a new, empty environment in .venv
     "$with" -m venv --clear "$venv" || fail "$with -m venv $venv failed: see above."
 }
 
+unwanted() { # prints the plugin of the other CUDA, if it is there: jax loads every one, and two of them clash
+    if [[ $other ]] && compgen -G "$venv/lib/python3.*/site-packages/jax_${other}_plugin-*.dist-info" >/dev/null; then
+        printf '%s\n' "jax-$other-plugin" "jax-$other-pjrt"
+    fi
+}
+
 pip() { PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -I -m pip "$@"; }
 
 has_pip() { "$python" -I -c 'import pip._internal.cli.main' >/dev/null 2>&1; }
@@ -127,20 +172,26 @@ if [[ -e $venv && ! -d $venv ]]; then
 fi
 lacks=everything
 if [[ -x $python ]]; then lacks=$(missing) || lacks=everything; fi
-if [[ -z $lacks ]]; then
+if [[ -z $lacks && ! $(unwanted) ]]; then
     exit 0
 fi
 if [[ $check_only ]]; then
     say "$venv lacks:"
-    fail "$lacks"
+    surplus=$(unwanted | sed 's/$/ is too much/')
+    fail "$lacks${lacks:+${surplus:+$'\n'}}$surplus"
 fi
 
 # One install at a time: the lock is on the pins themselves, so that no file is left behind.
 if command -v flock >/dev/null; then
     exec 9<>"$root/launch/requirements.txt"
-    if ! flock -n 9; then
+    code=0
+    told=$(flock -n 9 2>&1) || code=$?
+    if ((code == 1)); then
         say "another start is installing into $venv; waiting for it"
-        flock 9 || true # a file system without locks
+        flock 9 || code=$?
+    fi
+    if ((code > 1)); then
+        say "this disk has no locks ($told): nothing else may install into $venv meanwhile"
     fi
 fi
 
@@ -161,6 +212,12 @@ elif [[ $lacks ]] && ! has_pip; then
         make_venv
         lacks=$(missing)
     fi
+fi
+surplus=$(unwanted)
+if [[ $surplus ]]; then
+    say "taking $(paste -s -d ' ' <<<"$surplus") out of $venv"
+    # shellcheck disable=SC2086
+    pip uninstall --quiet --yes $surplus || fail "taking it out failed: see above."
 fi
 if [[ -z $lacks ]]; then
     exit 0

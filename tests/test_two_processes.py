@@ -14,6 +14,11 @@ import jax, numpy as np
 from jsae.classifier import convnext, train
 from jsae.runtime import mesh
 mesh.initialize()
+caches = []
+for folder in sys.argv[3].format(process=jax.process_index()), sys.argv[3].format(process="all"):
+    mesh.cache_compilations(folder)
+    caches.append(jax.config.jax_compilation_cache_dir)
+jax.config.update("jax_compilation_cache_dir", None)
 device_mesh = mesh.make_mesh()
 arch = convnext.make_arch("own", 4, stem_stride=2, depths=(1, 1, 1, 1), dims=(4, 8, 8, 16))
 recipe = train.Recipe(n_steps=4, warmup_steps=0, learning_rate=1e-2, weight_decay=0.05, clip_norm=1.0,
@@ -34,7 +39,7 @@ state, values = step(state, mesh.put_batch(device_mesh, {k: v[mine] for k, v in 
 state, values = mesh.to_host((state, values))
 if mesh.is_writer():
     np.savez(sys.argv[1], loss=values["train/loss"], gradient_norm=values["train/gradient_norm"],
-        head=state["params"]["head"]["kernel"])
+        head=state["params"]["head"]["kernel"], caches=[str(folder) for folder in caches])
 """
 
 
@@ -55,7 +60,7 @@ def run(n_processes, path, environment):
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(path), str(n_processes)],
+                [sys.executable, "-c", PROGRAM, str(path), str(n_processes), f"{path}-{{process}}"],
                 env=environment
                 | {"JAX_NUM_CPU_DEVICES": str(4 // n_processes)}
                 | (joined if n_processes > 1 else {}),
@@ -67,6 +72,7 @@ def run(n_processes, path, environment):
     for process in processes:
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err[-3000:]
+        assert ("not every process sees" in err) == (n_processes > 1), err  # a folder of each node
     return np.load(path)
 
 
@@ -76,3 +82,5 @@ def test_two_processes_take_the_step_of_one(clean_environment, tmp_path):
     for name in ("loss", "gradient_norm", "head"):
         # same four devices, other reductions between processes: the project's bound for a change of topology
         assert np.abs(one[name] - two[name]).max() <= 1e-5 * np.abs(one[name]).max(), name
+    assert one["caches"].tolist() == [f"{tmp_path}/one.npz-0", f"{tmp_path}/one.npz-all"]
+    assert two["caches"].tolist() == ["None", f"{tmp_path}/two.npz-all"]

@@ -158,7 +158,7 @@ def _extract(forward, params, split, folder, c, device_mesh):
     artifacts.write_array(folder / "logits.npy", np.concatenate(logits))
     artifacts.write_array(folder / "labels.npy", np.asarray(split.labels, np.int32))
     artifacts.write_json(folder / "image_ids.json", list(split.ids), checked=True)
-    first = artifacts.read_array(folder / store.shard_name(0), mmap=True)
+    first = store.open_shard(folder / store.shard_name(0))
     return first.shape[1:], sizes
 
 
@@ -171,7 +171,7 @@ def measure(folder, sizes, dtype: str) -> dict:
     def shards():
         for i in range(len(sizes)):
             path = folder / store.shard_name(i)
-            acts = store.from_stored(artifacts.read_array(path, mmap=True), dtype).astype(np.float64)
+            acts = store.from_stored(store.open_shard(path), dtype).astype(np.float64)
             if not np.isfinite(acts).all():
                 image = int(np.argwhere(~np.isfinite(acts))[0][0])
                 raise ValueError(f"{path}: activations of image {image} of this shard are not finite")

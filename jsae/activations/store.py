@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from jsae.activations import local_copy
 from jsae.runtime import artifacts
 
 DTYPES = ("float32", "bfloat16")
@@ -105,7 +106,7 @@ class ActivationStore:
         shards = []
         for i, n in enumerate(sizes):
             path = self.folder / shard_name(i)
-            array = artifacts.read_array(path, mmap=True)
+            array = open_shard(path)
             self._check_shape(path, array.shape, n)
             shards.append(array)
         return shards
@@ -152,8 +153,7 @@ class ActivationStore:
         """(path, number of its first vector, vectors, bytes before them) of each shard."""
         cells, files, first = self.grid[0] * self.grid[1], [], 0
         for i, images in enumerate(self.manifest["shards"]):
-            path = self.folder / shard_name(i)
-            artifacts.check(path)
+            path = local_copy.local(self.folder / shard_name(i))
             with path.open("rb") as file:
                 version = np.lib.format.read_magic(file)
                 shape, _, _ = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
@@ -180,6 +180,11 @@ class ActivationStore:
             if n < batch_size:
                 acts = np.concatenate([acts, np.zeros((batch_size - n, *acts.shape[1:]), np.float32)])
             yield start, acts, mask
+
+
+def open_shard(path) -> np.ndarray:
+    """One shard [n, H, W, C] as stored, checked and mapped; of a remote store, from a copy here."""
+    return artifacts.read_array(local_copy.local(path), mmap=True)
 
 
 def shard_name(i: int) -> str:

@@ -107,7 +107,7 @@ def load_splits(
         raise ValueError(f"data.image_size={image_size} must be >= 1")
     if banner_px < 0:
         raise ValueError(f"data.banner_px={banner_px} must be >= 0")
-    cache_dir = _local_folder(cache_dir)
+    cache_dir = local_folder(cache_dir)
     sizes = {"train": n_train, "val": n_val, "test": n_test}
     data = KINDS[kind](
         directory=dir,
@@ -137,7 +137,8 @@ def _check(key: str, value: str, valid) -> None:
         raise ValueError(f"data.{key}={value!r} is unknown; valid: {', '.join(valid)}")
 
 
-def _local_folder(cache_dir) -> pathlib.Path:
+def local_folder(cache_dir) -> pathlib.Path:
+    """The cache folder, made if it is not there: `cache_dir`, or $JSAE_CACHE, or ~/.cache/jsae."""
     text = os.fspath(cache_dir or os.environ.get("JSAE_CACHE", "") or "~/.cache/jsae")
     if paths.is_remote(text):
         raise ValueError(f"data.cache_dir={text!r}: images are memory-mapped, so the cache must be local")

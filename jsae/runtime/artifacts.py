@@ -52,14 +52,14 @@ def _replace(path, data: bytes, sync: bool) -> None:
     failpoints.visit(f"write/{path.parent.name}/{path.name}")
     temporary = path.parent / f"{_UNFINISHED}{path.name}"
     try:
-        if paths.is_remote(path):
-            temporary.write_bytes(data)
-        else:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
+        if paths.is_remote(path):  # an object appears whole or not at all
+            path.write_bytes(data)
+            return
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         failpoints.visit(f"rename/{path.parent.name}/{path.name}")
         temporary.replace(path)
     except OSError as error:
@@ -91,29 +91,50 @@ def _checksums(folder) -> dict[str, list[str]]:
         raise digests.Damaged(path, f"{path}, the folder's checksums, is damaged ({error})") from error
 
 
+def recorded(path) -> list[str] | None:
+    """The checksums that a file may have, the newest first; None if none was recorded."""
+    path = epath.Path(path)
+    return _checksums(path.parent).get(path.name)
+
+
 def check(path) -> None:
     """Raise `digests.Damaged` if the file is not what was written; files without a checksum pass."""
-    path = epath.Path(path)
-    valid = _checksums(path.parent).get(path.name)
-    if valid is None:
-        return
+    valid = recorded(path)
+    if valid is not None and not is_known(path, valid):
+        with _naming(path):
+            _raise_damaged(path, digests.of_file(epath.Path(path)), valid)
+
+
+def is_known(path, valid: list[str]) -> bool:
+    """Whether the file has one of the checksums; a local one that has not changed since is not read again."""
     stat = None if paths.is_remote(path) else os.stat(path)
     key = stat and (os.fspath(path), stat.st_size, stat.st_mtime_ns)
     if key is None or key not in _checked:
         with _naming(path):
-            found = digests.of_file(path)
+            found = digests.of_file(epath.Path(path))
         if found not in valid:
-            raise digests.Damaged(
-                path, f"{path} is damaged: its checksum is {found}, what was written had {valid[0]}"
-            )
+            return False
         _checked.add(key)
+    return True
+
+
+def _raise_damaged(path, found: str, valid: list[str]):
+    raise digests.Damaged(
+        path, f"{path} is damaged: its checksum is {found}, what was written had {valid[0]}"
+    )
 
 
 def read_bytes(path) -> bytes:
     """The bytes of a file. Raises `digests.Damaged` if they are not what was written."""
-    check(path)
-    with _naming(path):
-        return epath.Path(path).read_bytes()
+    path = epath.Path(path)
+    if not paths.is_remote(path):
+        check(path)
+        with _naming(path):
+            return path.read_bytes()
+    valid, data = recorded(path), path.read_bytes()  # comes over the network once
+    if valid is not None and digests.of_bytes(data) not in valid:
+        _raise_damaged(path, digests.of_bytes(data), valid)
+    return data
 
 
 @contextlib.contextmanager

@@ -5,10 +5,15 @@ hosts run the same code: arrays that a step takes are global, and `put_batch` as
 process's rows. Everything that asks which process this is lives in `jsae.runtime`.
 """
 
+import contextlib
+import logging
 import os
+import secrets
+import subprocess
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -49,13 +54,45 @@ def cache_compilations(folder: str) -> None:
     """Keep compiled programs in a folder between runs; "" leaves it to jax and its environment variables.
 
     All processes read it, the first one writes. What lies there is run as code: the folder must be one that
-    only trusted users can write.
+    only trusted users can write. One that not all processes see, such as a disk of each node, is not used:
+    the first process would take its programs from there and the others compile theirs, and programs that
+    differ wait for each other for ever.
     """
+    if jax.process_count() > 1 and (folder or jax.config.jax_compilation_cache_dir):
+        asked = folder or jax.config.jax_compilation_cache_dir
+        if not _seen_by_all(asked):
+            jax.config.update("jax_compilation_cache_dir", None)
+            logging.getLogger("jsae").warning(
+                "the compilation cache %s is not used: not every process sees what the first one writes "
+                "there. Name a folder that all nodes share (config.runtime.compile_cache)",
+                asked,
+            )
+            return
     if not folder:
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     never = float("inf")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5 if is_writer() else never)
+
+
+def _seen_by_all(folder: str) -> bool:
+    """Whether every process sees what the first one writes into the folder; a collective."""
+    name = f".seen-{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
+    path = epath.Path(folder) / name
+    with contextlib.suppress(OSError):
+        if is_writer():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+    wait_for_all("compilation cache: written")
+    try:
+        seen = path.exists()
+    except OSError:
+        seen = False
+    seen = all_agree(seen)
+    if is_writer():
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return seen
 
 
 def make_mesh(data: int = -1, model: int = 1, *, devices=None) -> Mesh:
@@ -183,7 +220,9 @@ def check_accelerator() -> None:
         return
     found = None
     if os.path.exists("/dev/nvidiactl"):
-        found = ("An NVIDIA GPU", "cuda13")
+        driver = nvidia_driver()
+        wanted = "cuda12" if driver and int(driver.split(".")[0]) < 580 else "cuda13"
+        found = (f"An NVIDIA GPU (driver {driver or 'unknown'}; CUDA 13 needs 580 or newer)", wanted)
     elif any(os.path.exists(f"/dev/{name}") for name in ("accel0", "vfio/0")):
         found = ("A TPU", "tpu")
     if found:
@@ -191,3 +230,14 @@ def check_accelerator() -> None:
             f"{found[0]} is present but jax sees only the CPU. Install jsae[{found[1]}] "
             "(pip install -e '.[%s]'), or set JAX_PLATFORMS=cpu to run on the CPU all the same." % found[1]
         )
+
+
+def nvidia_driver() -> str | None:
+    """The version that nvidia-smi reports, such as "535.104.05"; None if it reports none."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    first = (said.strip().splitlines() or [""])[0]
+    return first if first.partition(".")[0].isdigit() else None

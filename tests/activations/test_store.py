@@ -1,9 +1,13 @@
 """The activation store: what is read is what was stored, with where it comes from; statistics are exact."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
+from etils import epath
 
-from jsae.activations import ActivationStore, store
+from jsae.activations import ActivationStore, local_copy, store
 from jsae.activations.run import measure
 from jsae.runtime import artifacts, digests
 
@@ -98,3 +102,71 @@ def test_a_changed_shard_is_found_however_it_is_read(tmp_path, kind, how):
     )
     with pytest.raises(digests.Damaged, match=r"shard-00001.npy is damaged"):
         getattr(ActivationStore.open(tmp_path), how)(0, 5)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that passes for a remote one; `fetched` are the names of the files opened in it."""
+    monkeypatch.setattr(paths, "is_remote", lambda path: "/bucket/" in f"{path}/")
+    monkeypatch.setenv("JSAE_CACHE", str(tmp_path / "cache"))
+    fetch, fetched = local_copy._fetch, []
+    monkeypatch.setattr(
+        local_copy, "_fetch", lambda path, copy: (fetched.append(path.name), fetch(path, copy))
+    )
+    folder = epath.Path(tmp_path / "bucket" / "train")
+    folder.fetched = fetched
+    return folder
+
+
+def test_shards_of_a_remote_store_are_copied_once_a_host(bucket, tmp_path):
+    acts = np.random.default_rng(0).normal(size=(5, 2, 2, 3)).astype(np.float32)
+    sizes = write(bucket, acts, 3)
+    measure(bucket, sizes, "float32")
+    for _ in range(2):  # two processes of a host
+        opened = ActivationStore.open(bucket)
+        np.testing.assert_array_equal(opened.read(0, 5), acts)
+        np.testing.assert_array_equal(opened.stored_vectors(3, 17), acts.reshape(-1, 3)[3:17])
+        assert all(isinstance(shard, np.memmap) for shard in opened._shards)
+        assert all(tmp_path / "cache" in path.parents for path, *_ in opened._files)
+    assert bucket.fetched == ["shard-00000.npy", "shard-00001.npy"]
+    write(bucket, acts + 1, 3)  # other content in the same place
+    np.testing.assert_array_equal(ActivationStore.open(bucket).read(0, 5), acts + 1)
+    assert len(list((tmp_path / "cache" / "remote").glob("*.npy"))) == 2, "the old copies stay"
+
+
+def test_a_damaged_copy_is_made_again_and_a_damaged_shard_is_told(bucket, tmp_path):
+    acts = np.zeros((2, 1, 1, 4), np.float32)
+    write(bucket, acts, 2)
+    ActivationStore.open(bucket).read(0, 2)
+    (copy,) = (tmp_path / "cache" / "remote").glob("*.npy")
+    copy.write_bytes(b"x" * copy.stat().st_size)
+    np.testing.assert_array_equal(ActivationStore.open(bucket).read(0, 2), acts)
+    assert len(bucket.fetched) == 2
+    shard = bucket / "shard-00000.npy"
+    shard.write_bytes(b"y" + shard.read_bytes()[1:])
+    copy.unlink()
+    with pytest.raises(digests.Damaged, match=r"train/shard-00000.npy is damaged"):
+        ActivationStore.open(bucket).read(0, 2)
+    assert not list((tmp_path / "cache" / "remote").glob("*.npy"))
+
+
+def test_a_cache_without_room_for_the_copies_is_named(bucket, tmp_path, monkeypatch):
+    write(bucket, np.zeros((2, 1, 1, 4), np.float32), 2)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(local_copy.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match=r"cache/remote .No space left on device.; JSAE_CACHE names") as told:
+        ActivationStore.open(bucket).read(0, 2)
+    assert told.value.errno == errno.ENOSPC
+    assert [p.suffix for p in (tmp_path / "cache" / "remote").iterdir()] == [".lock"]
+
+
+def test_a_remote_file_comes_over_the_network_once(bucket, monkeypatch):
+    artifacts.write_json(bucket / "x.json", {"a": 1}, checked=True)
+    monkeypatch.setattr(digests, "of_file", lambda path: pytest.fail("read for its checksum alone"))
+    assert artifacts.read_json(bucket / "x.json") == {"a": 1}
+    (bucket / "x.json").write_text("{}")
+    with pytest.raises(digests.Damaged, match=r"x.json is damaged"):
+        artifacts.read_bytes(bucket / "x.json")

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PIN_FILES = {
     name: ROOT / "launch" / f"requirements{suffix}.txt"
-    for name, suffix in [("base", ""), ("test", "-test"), ("cuda13", "-cuda13"), ("tpu", "-tpu")]
+    for name, suffix in [("base", ""), *((s, f"-{s}") for s in ("test", "gcs", "cuda12", "cuda13", "tpu"))]
 }
 
 
@@ -31,10 +31,11 @@ def write_program(checkout: Path, name: str, text: str) -> None:
     path.chmod(0o755)
 
 
-def venv(checkout: Path, *words: str) -> subprocess.CompletedProcess:
-    """Runs the copy of launch/venv.sh."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHON"}
+def venv(checkout: Path, *words: str, **env: str | None) -> subprocess.CompletedProcess:
+    """Runs the copy of launch/venv.sh; a variable that is None is not set."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHON"} | env
     env["PATH"] = f"{checkout.parent / 'bin'}:{env['PATH']}"
+    env = {name: value for name, value in env.items() if value is not None}
     script = str(checkout / "launch" / "venv.sh")
     return subprocess.run([script, *words], env=env, capture_output=True, text=True, timeout=60)
 
@@ -65,8 +66,8 @@ def install(checkout: Path, name: str, version: str, url: str | None = None) -> 
     return info
 
 
-def lacking(checkout: Path) -> list[str]:
-    done = venv(checkout, "--check")
+def lacking(checkout: Path, *words: str) -> list[str]:
+    done = venv(checkout, "--check", *words)
     assert done.returncode == (1 if done.stderr else 0)
     return [line.removeprefix("jsae: ") for line in done.stderr.splitlines()[1:]]
 
@@ -133,21 +134,24 @@ def test_pins_cover_the_project(python):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = pins("base", python)
     wanted = [(line, base) for line in project["dependencies"]]
-    wanted += [(line, base | pins("test", python)) for line in project["optional-dependencies"]["test"]]
+    for extra in ("test", "gcs"):
+        wanted += [(line, base | pins(extra, python)) for line in project["optional-dependencies"][extra]]
     for line, have in wanted:
         need = Requirement(line)
         version = have.get(canonicalize_name(need.name))
         assert version and need.specifier.contains(version), (
             f"{line}: the pin for Python {python} is {version}"
         )
-    assert base["jax"] == base["jaxlib"] == pins("cuda13", python)["jax-cuda13-plugin"]
+    for cuda in ("cuda12", "cuda13"):
+        plugin = pins(cuda, python)
+        assert base["jax"] == base["jaxlib"] == plugin[f"jax-{cuda}-plugin"] == plugin[f"jax-{cuda}-pjrt"]
     assert "libtpu" in pins("tpu", python)
 
 
 def test_pins_are_complete():
     """What the pinned packages need is pinned too: they are installed with --no-deps."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    have = pins("base", here) | pins("test", here)
+    have = pins("base", here) | pins("test", here) | pins("gcs", here)
     for name in sorted(have.keys() - {"setuptools"}):
         for line in metadata.requires(name) or []:
             need = Requirement(line)
@@ -161,3 +165,87 @@ def test_nothing_is_tied_to_a_machine():
             assert not re.search(
                 r"https?://|--(extra-)?index-url|--find-links|/(home|opt|root|mnt)/", line
             ), path
+
+
+@pytest.mark.parametrize(
+    "says, word, words",
+    [
+        ("echo 580.65.06; echo 580.65.06", "cuda13", ""),
+        ("echo 579.99", "cuda12", "driver 579.99 is older than 580"),
+        ("echo 535.104.05", "cuda12", "cuda12 is taken"),
+        ("echo 470.82.01", "", "older than 525"),
+        ("echo NVML mismatch; exit 18", "", "nvidia-smi failed: NVML mismatch"),
+    ],
+)
+def test_auto_takes_the_cuda_of_the_driver(checkout, says, word, words):
+    write_program(checkout, "nvidia-smi", f"#!/bin/bash\n{says}\n")
+    for name in ("cuda12", "cuda13", "tpu"):
+        (checkout / "launch" / f"requirements-{name}.txt").write_text(f"plugin-{name}==1\n")
+    if os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/accel0"):
+        pytest.skip("there is an accelerator here")
+    done = venv(checkout, "--check", "auto", JAX_PLATFORMS="")
+    plugins = [line for line in done.stderr.splitlines() if line.startswith("plugin-")]
+    assert plugins == ([f"plugin-{word}==1"] if word else []) and words in done.stderr
+    assert "plugin-" not in venv(checkout, "--check", "auto", JAX_PLATFORMS="cpu").stderr
+
+
+def test_the_plugin_of_the_other_cuda_is_too_much(checkout):
+    """jax loads every plugin it finds, and two for CUDA clash."""
+    for name in ("cuda12", "cuda13"):
+        (checkout / "launch" / f"requirements-{name}.txt").write_text(f"jax-{name}-plugin==1\n")
+    install(checkout, "jsae", "0.1.0", checkout.as_uri())
+    install(checkout, "jax_cuda13_plugin", "1")
+    surplus = ["jax-cuda13-plugin is too much", "jax-cuda13-pjrt is too much"]
+    assert lacking(checkout, "cuda12")[-3:] == ["jax-cuda12-plugin==1", *surplus]
+    assert "too much" not in "".join(lacking(checkout, "cuda13"))
+    assert "too much" not in "".join(lacking(checkout))
+
+
+def write_pip(checkout):
+    """A pip that prints what it is given and installs nothing, in an environment that lacks one package."""
+    install(checkout, "two", "2")
+    info = install(checkout, "jsae", "0.1.0", checkout.as_uri())
+    package = info.parent / "pip" / "_internal" / "cli"
+    package.mkdir(parents=True)
+    (package / "main.py").write_text("")
+    (info.parent / "pip" / "__main__.py").write_text(
+        "import os, sys\nprint('pip', *sorted(n for n in os.environ if n.startswith(('PIP_', 'PYTHON'))))\n"
+    )
+
+
+def test_pip_gets_only_what_says_where_packages_come_from(checkout):
+    write_pip(checkout)
+    given = dict(
+        PIP_CONSTRAINT="/lab/constraints.txt",
+        PIP_TARGET="/lab",
+        PIP_REQUIRE_HASHES="1",
+        PIP_NO_BINARY=":all:",
+    )
+    given |= dict(PIP_INDEX_URL="file:///lab", PYTHONPATH="/lab", PYTHONHOME="/lab", PIP_USER="1")
+    done = venv(checkout, **given)
+    got = set(done.stdout.split())
+    assert "PIP_INDEX_URL" in got and not got & (given.keys() - {"PIP_INDEX_URL", "PIP_USER"}), done.stdout
+    assert "still lacks One.Pkg==1.0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "code, words", [(1, "another start is installing"), (71, "has no locks (flock: 9: No locks")]
+)
+def test_a_disk_without_locks_is_told_and_not_waited_for(checkout, code, words):
+    write_pip(checkout)
+    write_program(
+        checkout,
+        "flock",
+        f"#!/bin/bash\nif [[ $1 == -n ]]; then echo 'flock: 9: No locks available' >&2; exit {code}; fi\n",
+    )
+    done = venv(checkout)
+    assert words in done.stderr and "still lacks One.Pkg==1.0" in done.stderr
+    assert ("another start" in done.stderr) == (code == 1)
+
+
+@pytest.mark.parametrize("home", [None, "/nowhere/home", "/proc"])
+def test_no_home_folder_is_needed(checkout, home):
+    write_pip(checkout)
+    (checkout.parent / "elsewhere" / "a checkout").mkdir(parents=True)
+    done = venv(checkout, HOME=home, CDPATH=str(checkout.parent / "elsewhere"), TMPDIR="/nowhere")
+    assert "still lacks One.Pkg==1.0" in done.stderr and "HOME" not in done.stderr

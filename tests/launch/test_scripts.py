@@ -1,7 +1,7 @@
 """The shell scripts: what they run, and what they refuse.
 
 No network is used: each script runs from a copy of launch/ whose environment is
-a stub that prints its arguments and the JSAE_ variables; gcloud, srun and scontrol are stubs too.
+a stub that prints its arguments and the JSAE_ variables (script_stubs.py).
 """
 
 import os
@@ -9,81 +9,12 @@ import re
 import shutil
 import signal
 import subprocess
-from pathlib import Path
+import time
 
 import pytest
+from script_stubs import ROOT, SCRIPTS, command, start, write_script
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "launch" / "slurm.sbatch", ROOT / ".ci" / "run"])
 STARTED = [s for s in SCRIPTS if s.name not in ("arguments.sh", "run")]
-ENTRY_PYTHON = """#!/usr/bin/env bash
-line=$(printf '<%s>' "$@")
-line+=" in $PWD"
-for name in COORDINATOR NUM_PROCESSES PROCESS_ID LOCAL_DEVICE_IDS; do
-    name=JSAE_$name
-    if [[ -v $name ]]; then line+=" $name=${!name}"; fi
-done
-echo "$line"
-"""
-
-
-def write_script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
-@pytest.fixture
-def repo(tmp_path):
-    """A checkout with spaces in its path, a stub environment, and stubs of the programs of a cluster."""
-    repo = tmp_path / "a checkout"
-    (repo / "configs").mkdir(parents=True)
-    (repo / "launch").mkdir()
-    for script in SCRIPTS:
-        if script.parent.name == "launch":
-            shutil.copy(script, repo / "launch")
-    for name in ("pipeline", "train_sae"):
-        (repo / "launch" / f"{name}.py").write_text("")
-    (repo / "configs" / "x.py").write_text("")
-    write_script(repo / "launch" / "venv.sh", '#!/usr/bin/env bash\necho "venv.sh $*" >&2\n')
-    write_script(repo / ".venv" / "bin" / "python", ENTRY_PYTHON)
-    print_words = '#!/usr/bin/env bash\nprintf "%s" "${0##*/}"; printf "<%s>" "$@"; echo\n'
-    write_script(tmp_path / "bin" / "gcloud", print_words)
-    write_script(tmp_path / "bin" / "nvidia-smi", '#!/usr/bin/env bash\necho "GPU 0: x"; echo "GPU 1: x"\n')
-    write_script(
-        tmp_path / "bin" / "scontrol",
-        "#!/usr/bin/env bash\n"
-        'if [[ $1 == show ]]; then printf "node1\\nnode2\\n"; else echo "scontrol $*"; fi\n',
-    )
-    # srun: its own options are left out, the rest runs once for each of the tasks.
-    write_script(
-        tmp_path / "bin" / "srun",
-        "#!/usr/bin/env bash\nwhile [[ $1 == --* ]]; do shift; done\nstatus=0\n"
-        'for i in 0 1 2 3; do SLURM_PROCID=$i SLURM_LOCALID=$((i % 2)) "$@" || status=$?; done\n'
-        'exit "$status"\n',
-    )
-    return repo
-
-
-def start(repo: Path, script: str, *words: str, cwd: Path | None = None, **env: str):
-    """Runs launch/`script` of the copy with the stubs first on PATH, from the folder above it."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JSAE_", "SLURM_", "CUDA_"))}
-    clean["PATH"] = f"{repo.parent / 'bin'}:{clean['PATH']}"
-    return subprocess.run(
-        [str(repo / "launch" / script), *words],
-        cwd=cwd or repo.parent,
-        env=clean | env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def command(repo: Path, *, stage="pipeline", config=None, workdir: str) -> str:
-    """The line that the stub environment prints for this pipeline command."""
-    config = config or repo / "configs" / "x.py"
-    return f"<-m><launch.{stage}><--config={config}><--workdir={workdir}>"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.name)
@@ -118,7 +49,10 @@ def test_help_names_every_key(script):
         (["CONFIG=configs/x.py"], "WORKDIR=FOLDER is needed"),
         (["CONFIG=configs/none.py", "WORKDIR=w"], "is not a file"),
         (["CONFIG=configs/x.py", "WORKDIR=w", "STAGE=tune"], "is not one of: pipeline train_sae"),
-        (["CONFIG=configs/x.py", "WORKDIR=w", "ACCELERATOR=mps"], "is not one of: cuda13 tpu none"),
+        (
+            ["CONFIG=configs/x.py", "WORKDIR=w", "ACCELERATOR=mps"],
+            "is not one of: auto cuda12 cuda13 tpu none",
+        ),
     ],
 )
 def test_bad_arguments(repo, script, words, message):
@@ -159,7 +93,7 @@ def test_gpu_one_process(repo):
     done = start(repo, "gpu.sh", f"CONFIG={repo}/configs/x.py", "WORKDIR=w", "DATA_DIR=d", "--restart=sae")
     line = command(repo, workdir=f"{repo.parent}/w")
     assert done.stdout == f"{line}<--config.data.dir={repo.parent}/d><--restart=sae> in {repo}\n"
-    assert "venv.sh cuda13" in done.stderr
+    assert "venv.sh auto" in done.stderr
 
 
 def test_gpu_one_process_a_gpu(repo):
@@ -225,67 +159,146 @@ def test_gpu_passes_a_signal_on_once(repo):
     assert process.returncode == 75
 
 
-def test_tpu_vm_here(repo):
-    done = start(repo, "tpu_vm.sh", "CONFIG=configs/x.py", "WORKDIR=gs://b/w", cwd=repo)
-    line = command(repo, workdir="gs://b/w")
-    assert done.stdout == f"{line} in {repo} JSAE_COORDINATOR=auto\n" and "venv.sh tpu" in done.stderr
-    done = start(repo, "tpu_vm.sh", "CONFIG=configs/x.py", "WORKDIR=gs://b/w", "COORDINATOR=none", cwd=repo)
-    assert done.stdout == f"{line} in {repo}\n"
-
-
-def test_tpu_vm_on_all_workers(repo):
-    """The command given to gcloud, run by a shell in the checkout, is the one a worker runs by hand."""
-    words = ["CONFIG=configs/x.py", "WORKDIR=gs://b/w", "DATA_DIR=/mnt/my data", "--restart=sae"]
-    done = start(repo, "tpu_vm.sh", *words, "NAME=pod", "ZONE=z", "PROJECT=p", "REPO=a checkout")
-    head = "gcloud<compute><tpus><tpu-vm><ssh><pod><--zone=z><--project=p><--worker=all><--command="
-    assert done.stdout.startswith(head) and "venv.sh" not in done.stderr
-    remote = done.stdout.removeprefix(head).removesuffix(">\n")
-    ran = subprocess.run(["bash", "-c", remote], cwd=repo.parent, capture_output=True, text=True, check=True)
-    assert ran.stdout == start(repo, "tpu_vm.sh", *words, cwd=repo).stdout
-    done = start(repo, "tpu_vm.sh", *words, "NAME=pod")
-    assert done.returncode == 2 and "needs ZONE=" in done.stderr
-
-
-def slurm(repo, *words, **env):
-    """Starts the copy that Slurm makes of the script, outside the repository, as a job of four tasks."""
-    spool = shutil.copy(repo / "launch" / "slurm.sbatch", repo.parent / "slurm_script")
-    job = {
-        "SLURM_JOB_ID": "40007",
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_NTASKS": "4",
-        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
-        "SLURM_SUBMIT_DIR": str(repo),
-        "TMPDIR": str(repo.parent),
-    }
-    return start(repo, str(spool), "CONFIG=configs/x.py", "WORKDIR=gs://b/w", *words, cwd=repo, **(job | env))
+MIG = "GPU 0: A100 (UUID: GPU-a)\n" + "".join(f"  MIG 3g.20gb Device {i}: (UUID: MIG-{i})\n" for i in (0, 1))
 
 
 @pytest.mark.parametrize(
-    "visible, ids",
-    [("0,1", ["0", "1", "0", "1"]), ("3", ["0"] * 4), ("0,1,2,3", ["0,1", "2,3"] * 2), ("", [])],
+    "listed, visible, processes, code, words",
+    [
+        (MIG, None, "1", 0, "venv.sh auto"),
+        (MIG, None, "all", 2, "processes on MIG slices: slices cannot work together"),
+        (MIG, "MIG-b", "1", 0, "venv.sh auto"),
+        ("GPU 0: x\n", "MIG-b,MIG-c", "2", 2, "2 processes on MIG slices"),
+        ("GPU 0: x\nGPU 1: x\n", "", "all", 2, "no GPU found"),  # set, and empty: none
+        ("GPU 0: x\nGPU 1: x\n", "-1", "all", 2, "no GPU found"),
+        ("GPU 0: x\nGPU 1: x\n", "NoDevFiles", "all", 2, "no GPU found"),
+        ("GPU 0: x\nGPU 1: x\n", "0, 1,", "3", 2, "2 devices cannot be dealt evenly to 3 processes"),
+        ("No devices were found\n", None, "all", 2, "no GPU found"),
+    ],
 )
-def test_slurm_tasks(repo, visible, ids):
-    done = slurm(repo, CUDA_VISIBLE_DEVICES=visible)
-    lines = done.stdout.splitlines()
-    common = (
-        f"{command(repo, workdir='gs://b/w')} in {repo} JSAE_COORDINATOR=node1:20007 JSAE_NUM_PROCESSES=4"
+def test_gpu_counts_devices_as_cuda_does(repo, listed, visible, processes, code, words):
+    write_script(repo.parent / "bin" / "nvidia-smi", f"#!/usr/bin/env bash\ncat <<'END'\n{listed}END\n")
+    env = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    given = ["CONFIG=configs/x.py", "WORKDIR=w", f"PROCESSES={processes}", "COORDINATOR=h:1"]
+    done = start(repo, "gpu.sh", *given, cwd=repo, **env)
+    assert done.returncode == code and words in done.stderr, done.stderr
+
+
+def test_gpu_says_what_nvidia_smi_says(repo):
+    words = ["CONFIG=configs/x.py", "WORKDIR=w"]
+    said = "Failed to initialize NVML: Driver/library version mismatch"
+    write_script(repo.parent / "bin" / "nvidia-smi", f"#!/usr/bin/env bash\necho '{said}'; exit 18\n")
+    done = start(repo, "gpu.sh", *words, cwd=repo)
+    assert done.returncode == 2 and said in done.stderr and "ACCELERATOR=none" in done.stderr
+    write_script(repo / ".venv" / "bin" / "python", "#!/usr/bin/env bash\necho $JAX_PLATFORMS\n")
+    done = start(repo, "gpu.sh", *words, "ACCELERATOR=none", cwd=repo, JAX_PLATFORMS="")
+    assert done.returncode == 0 and done.stdout == "cpu\n" and "venv.sh \n" in done.stderr
+
+
+def test_gpu_goes_on_when_the_terminal_closes_and_stops_at_usr1(repo):
+    write_script(
+        repo / ".venv" / "bin" / "python",
+        "#!/usr/bin/env bash\ntrap 'echo signal; exit 75' TERM\n"
+        "echo ready\nfor i in {1..100}; do sleep 0.1; done\n",
     )
-    assert done.returncode == 0 and len(lines) == 4
-    for i, line in enumerate(lines):
-        assert line.startswith(f"{common} JSAE_PROCESS_ID={i}")
-    assert re.findall(r"LOCAL_DEVICE_IDS=(\S+)", done.stdout) == ids
+    words = ["CONFIG=configs/x.py", "WORKDIR=w", "PROCESSES=2", "COORDINATOR=h:1"]
+    process = subprocess.Popen(
+        [str(repo / "launch" / "gpu.sh"), *words], cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    with process:
+        assert [process.stdout.readline(), process.stdout.readline()] == [b"ready\n", b"ready\n"]
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.4)
+        assert process.poll() is None
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.read() == b"signal\nsignal\n"
+    assert process.returncode == 75
 
 
-def test_slurm_requeues_a_preempted_job_only(repo):
-    python = repo / ".venv" / "bin" / "python"
-    write_script(python, "#!/usr/bin/env bash\nexit 75\n")
-    done = slurm(repo)
-    assert done.returncode == 75 and done.stdout == "scontrol requeue 40007\n"
-    write_script(python, "#!/usr/bin/env bash\nexit 9\n")
-    done = slurm(repo)
-    assert done.returncode == 9 and done.stdout == ""
+WRITTEN = [  # as typed, as the pipeline gets it from the folder HERE of a user with the home HOME
+    ("w", "HERE/w"),
+    ("w/", "HERE/w"),
+    ("./a b/#1//", "HERE/./a b/#1"),
+    ("[k=16]", "HERE/[k=16]"),
+    ("~", "HOME"),
+    ("~/w/", "HOME/w"),
+    ("~root/w", "/root/w"),
+    ("/w//", "/w"),
+    ("gs://b/w/", "gs://b/w"),
+    ("gs://b", "gs://b"),
+    ("100%", "HERE/100%"),
+]
 
 
-def test_slurm_outside_a_job(repo):
-    done = start(repo, "slurm.sbatch", "CONFIG=configs/x.py", "WORKDIR=w", cwd=repo)
-    assert done.returncode == 2 and "start it with sbatch" in done.stderr
+@pytest.mark.parametrize("typed, meant", WRITTEN, ids=[row[0] for row in WRITTEN])
+def test_paths_as_shells_and_people_write_them(repo, tmp_path, typed, meant):
+    here, home = str(repo.parent), str(tmp_path / "my home")
+    meant = meant.replace("HERE", here).replace("HOME", home)
+    words = [f"CONFIG={repo}/configs/x.py", f"WORKDIR={typed}", f"DATA_DIR={typed}"]
+    done = start(repo, "gpu.sh", *words, f"--config.report.twin={typed}", "--config.sae.k=16", HOME=home)
+    line = command(repo, workdir=meant)
+    rest = f"<--config.data.dir={meant}><--config.report.twin={meant}><--config.sae.k=16>"
+    assert done.stdout == f"{line}{rest} in {repo}\n"
+    assert ("venv.sh auto gcs" in done.stderr) == typed.startswith("gs://")
+    done = start(repo, "demo.sh", typed, f"--config.analysis.embedding_workdir={typed}", HOME=home)
+    assert f"<--workdir={meant}><--config.analysis.embedding_workdir={meant}> in" in done.stdout
+    assert f"the report will be {meant}/report/index.html" in done.stderr
+
+
+def test_data_that_is_downloaded_is_no_folder(repo):
+    words = ["CONFIG=configs/x.py", "WORKDIR=w", "DATA_DIR=download", "--config.data.dir=download"]
+    assert (
+        "<--config.data.dir=download><--config.data.dir=download>"
+        in start(repo, "gpu.sh", *words, cwd=repo).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "form, meant",
+    [
+        ("small", "small"),
+        ("w.safetensors", "HERE/w.safetensors"),  # a file that is here
+        ("sub/none.safetensors", "HERE/sub/none.safetensors"),
+        ("~/w.safetensors", "HOME/w.safetensors"),
+        ("/w:1.safetensors", "/w:1.safetensors"),
+    ],
+)
+def test_weights_behind_the_config(repo, tmp_path, form, meant):
+    (repo.parent / "w.safetensors").touch()
+    home = str(tmp_path / "my home")
+    meant = meant.replace("HERE", str(repo.parent)).replace("HOME", home)
+    done = start(repo, "gpu.sh", f"CONFIG=a checkout/configs/x.py:{form}", "WORKDIR=/w", HOME=home)
+    assert done.stdout.startswith(command(repo, config=f"{repo}/configs/x.py:{meant}", workdir="/w"))
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh", "gpu.sh", "tpu_vm.sh", "slurm.sbatch"])
+def test_what_other_programs_have_set_is_left_out(repo, script):
+    """Variables for another Python, of an outer run, a CDPATH: none reaches the pipeline."""
+    write_script(
+        repo / ".venv" / "bin" / "python",
+        "#!/usr/bin/env bash\npwd; env | grep -E '^(PYTHON|JSAE_(COORD|NUM|PROCESS))' || true\n",
+    )
+    (repo.parent / "elsewhere" / "launch").mkdir(parents=True)
+    env = dict(PYTHONPATH="/lab/python3.8", PYTHONHOME="/lab", PYTHONWARNINGS="error", CDPATH="elsewhere:.")
+    env |= dict(JSAE_COORDINATOR="h:1", JSAE_NUM_PROCESSES="2", JSAE_PROCESS_ID="1", PYTHONUNBUFFERED="1")
+    if script == "slurm.sbatch":
+        env |= dict(SLURM_JOB_ID="7", SLURM_NTASKS="1", SLURM_SUBMIT_DIR=str(repo))
+    words = [] if script in ("demo.sh", "test.sh") else ["CONFIG=configs/x.py", "WORKDIR=w"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JSAE_", "SLURM_", "CUDA_", "PYTHON"))}
+    clean["PATH"] = f"{repo.parent / 'bin'}:{clean['PATH']}"
+    done = subprocess.run(
+        ["bash", f"launch/{script}", *words],
+        cwd=repo,
+        env=clean | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    kept = {str(repo), "PYTHONUNBUFFERED=1"}
+    if script == "tpu_vm.sh":
+        kept.add("JSAE_COORDINATOR=auto")
+    if script == "slurm.sbatch":
+        kept |= {f"JSAE_PROCESS_ID={i}" for i in range(4)}
+    assert set(done.stdout.splitlines()) == kept
+    assert "left out here: PYTHONPATH PYTHONHOME PYTHONWARNINGS" in done.stderr

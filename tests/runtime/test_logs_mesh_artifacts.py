@@ -74,3 +74,24 @@ def test_a_script_that_reads_a_table_and_ends_is_not_aborted(tmp_path):
     for _ in range(4):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ("535.104.05", r"driver 535.104.05; .*\[cuda12\]"),
+        ("580.65", r"driver 580.65; .*\[cuda13\]"),
+        (None, r"driver unknown; .*\[cuda13\]"),
+    ],
+)
+def test_a_gpu_that_jax_does_not_see_is_told_what_its_driver_can_run(tmp_path, monkeypatch, said, words):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"#!/bin/sh\necho {said}; echo {said}\n" if said else "#!/bin/sh\necho NVML; exit 18\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(mesh.os.path, "exists", lambda path: path == "/dev/nvidiactl")
+    with pytest.raises(RuntimeError, match=words):
+        mesh.check_accelerator()

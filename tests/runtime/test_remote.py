@@ -1,0 +1,114 @@
+"""Workdirs on gs://: the real clients against a server on loopback, and what is said where one is missing."""
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.parse
+from pathlib import Path
+
+import gcs_server
+import pytest
+
+import jsae
+from jsae.runtime import artifacts, remote
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("classifier", "activations", "sae", "analysis")
+RUN = f"from launch import start; start.run_stages({STAGES})"
+SMALL = {
+    "data": dict(image_size=48, n_train=64, n_val=16, n_test=16),
+    "classifier": dict(depths=(0, 0, 0, 1), dims=(8, 8, 8, 16), n_epochs=2, batch_size=16),
+    "activations": dict(batch_size=16),
+    "sae": dict(store="streamed", n_features=32, k=2, batch_size=64, n_epochs=1, lr_warmup_steps=2),
+    "analysis": dict(n_permutations=2, n_receptive=0, batch_size=16),
+}
+
+
+@pytest.fixture
+def bucket():
+    with gcs_server.Bucket() as bucket:
+        yield bucket
+
+
+def run(bucket, environment, processes):
+    """(exit codes, lines on stderr) of a small study in so many processes on the bucket."""
+    command = [sys.executable, "-c", RUN, "--config=configs/demo.py:small", "--workdir=gs://bucket/w"]
+    command += [f"--config.{room}.{key}={value}" for room in SMALL for key, value in SMALL[room].items()]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = environment | gcs_server.environment(bucket.server_port)
+    started = []
+    for i in range(processes):
+        joined = {
+            "JSAE_COORDINATOR": f"127.0.0.1:{port}",
+            "JSAE_NUM_PROCESSES": str(processes),
+            "JSAE_PROCESS_ID": str(i),
+        }
+        started.append(
+            subprocess.Popen(
+                command,
+                env=environment | joined | {"JAX_NUM_CPU_DEVICES": "1"},
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=300)[1] for process in started]
+    return [process.returncode for process in started], "".join(said)
+
+
+def test_a_study_on_gs_with_two_processes(bucket, clean_environment, tmp_path):
+    """Checkpoints, shards and tables go through orbax, tensorstore and gcsfs; a shard comes once a host."""
+    codes, said = run(bucket, clean_environment | {"JSAE_CACHE": str(tmp_path)}, 2)
+    assert codes == [0, 0], said[-3000:]
+    names = set(bucket.objects)
+    assert {f"w/{stage}/manifest.json" for stage in STAGES} <= names and "w/summary.json" in names
+    for stage in ("classifier", "sae"):
+        assert any(f"w/{stage}/checkpoints/" in n and n.endswith("/commit_success.txt") for n in names)
+    for split in ("train", "val", "test"):
+        shard = urllib.parse.quote(f"w/activations/{split}/shard-00000.npy", safe="")
+        fetched = [sent for method, path, sent in bucket.log if f"/{shard}?alt=media" in path]
+        assert sum(fetched) <= len(bucket.objects[urllib.parse.unquote(shard)][1]), split
+    assert not any(artifacts._UNFINISHED in path for _, path, _ in bucket.log), "an object appears whole"
+    summary = json.loads(bucket.objects["w/summary.json"][1])
+    assert summary["sae"]["fvu"] is not None
+
+
+@pytest.mark.parametrize(
+    "path, hidden, words",
+    [
+        (
+            "gs://b/w",
+            "gcsfs",
+            r"gs://b/w: gs:// needs gcsfs .*pip install 'jsae\[gcs\]' \(launch/venv.sh gcs\)",
+        ),
+        ("gs://b/w", "google.cloud.storage", "needs google.cloud.storage"),
+        ("s3://b/w", "s3fs", "s3:// needs s3fs .*pip install s3fs"),
+        ("ftp://b/w", None, "there is no ftp://; a folder is local, or on gs://"),
+    ],
+)
+def test_what_a_remote_path_needs_is_said_in_one_line(monkeypatch, path, hidden, words):
+    if hidden:
+        monkeypatch.setitem(sys.modules, hidden, None)
+    with pytest.raises(RuntimeError, match=words) as told:
+        remote.check("/gs/local", path)
+    assert "\n" not in str(told.value)
+    with pytest.raises(RuntimeError, match=words):
+        jsae.load(path)
+    remote.check("/gs/local", "runs/x", "C:/x")
+
+
+def test_all_paths_of_a_config_are_looked_at():
+    config = {"report": {"twin": "gs://b/w"}, "sweep": {"variant": ("topk",), "k": [1]}, "seed": 0}
+    assert remote.strings_in(config) == ["gs://b/w", "topk"]
+
+
+def test_a_place_that_refuses_is_told_in_one_line(monkeypatch):
+    class Refusing:
+        def exists(self):
+            raise PermissionError("Anonymous caller does not have\nstorage.objects.get access")
+
+    monkeypatch.setattr(remote.epath, "Path", lambda path: Refusing())
+    with pytest.raises(RuntimeError, match="gs://b/w cannot be reached: PermissionError: Anonymous caller"):
+        remote.check("gs://b/w")
