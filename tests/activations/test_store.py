@@ -9,7 +9,7 @@ from etils import epath
 
 from jsae.activations import ActivationStore, local_copy, store
 from jsae.activations.run import measure
-from jsae.runtime import artifacts, digests
+from jsae.runtime import artifacts, digests, paths
 
 
 def write(folder, acts, per_shard, dtype="float32", **more):
