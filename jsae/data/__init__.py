@@ -17,3 +17,7 @@ What `config.data.kind` may be, one function each in kinds.py:
 Damaged images are treated alike in all of them: `on_bad_image` stops at the first or leaves them out; then
 they are counted, listed in the cache's manifest and in that of the activations, and named at a run's end.
 """
+
+from jsae import lazy_modules
+
+__getattr__, __dir__ = lazy_modules(__name__, __path__)
