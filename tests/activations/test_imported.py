@@ -108,7 +108,7 @@ def test_load_gives_sae_activations_and_tables_and_says_that_there_is_no_classif
         _ = loaded.classifier
     with pytest.raises(stages.StageMissing, match="no stage 'ablation'"):
         loaded.table("feature_space")
-    with pytest.raises(ValueError, match="holds activations, not images"):
+    with pytest.raises(stages.StageMissing, match=r"it has no images; study\.activations"):
         _ = loaded.data
     edit = loaded.suppress([1])  # an edit is a function of activations: no classifier is needed
     assert np.asarray(edit(x[:2])).shape == (2, 7, 7, 2048)
