@@ -296,7 +296,7 @@ def test_loading_what_is_no_study_says_so(tmp_path):
         (["--config=configs/photos.py"], r"config\.data\.dir|data\.dir"),
         (
             ["--config=configs/demo.py", "--config.classifier.batch_size=0"],
-            r"classifier.batch_size=0 must be a positive",
+            r"classifier.batch_size=0 must be at least 1",
         ),
         (["--config=configs/demo.py", "--config.runtime.model_axis=3"], "model_axis=3 must divide"),
     ],

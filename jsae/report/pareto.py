@@ -52,7 +52,7 @@ def _line(rows, variant: str, name: str) -> tuple[list, list]:
     for row in rows:
         if row["variant"] == variant and row[name] is not None and row["l0"]:
             names = ("n_features", "k", "l1", "l0_coefficient", "learning_rate", "others")
-            key = tuple(row[name] for name in names)
+            key = tuple(row.get(name) for name in names)  # tables of before have no "others"
             settings.setdefault(key, []).append((row["l0"], row[name]))
     means = sorted(tuple(np.mean(points, 0)) for points in settings.values())
     return [float(x) for x, _ in means], [float(y) for _, y in means]
