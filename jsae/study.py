@@ -9,10 +9,9 @@ ablated, _ = study.classifier(images, edits={study.site: study.suppress([12, 407
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow.compute as pc
 from etils import epath
@@ -20,30 +19,38 @@ from etils import epath
 from jsae import classifier, sae
 from jsae.ablation import edit
 from jsae.activations import ActivationStore
-from jsae.classifier import convnext
-from jsae.data import augment, cache, decode, identity
+from jsae.classifier import convnext, inputs
+from jsae.data import cache, decode, identity
 from jsae.report import card
-from jsae.runtime import artifacts, paths, remote, stages
+from jsae.runtime import artifacts, logs, paths, remote, stages
 
-_TABLES = {
-    "features": "analysis",
-    "top_patches": "analysis",
-    "nearest": "analysis",
-    "localisation": "analysis",
-    "receptive": "analysis",
-    "monosemanticity": "analysis",
-    "parts": "analysis",
-    "feature_space": "ablation",
-    "input_space": "ablation",
-    "agreement": "ablation",
-    "atlas": "ablation",
-    "atlas_classes": "ablation",
-    "cumulative": "ablation",
-    "known_answer": "ablation",
-    "sigma_sweep": "ablation",
-    "baselines": "ablation",
+_SPLITS = ("train", "val", "test")
+_PARTS = "the data of this study say nowhere where parts are (masks, or boxes)"
+_TABLES = {  # name -> (its stage, why a study with this stage finished may lack it)
+    "features": ("analysis", ""),
+    "top_patches": ("analysis", ""),
+    "nearest": ("analysis", ""),
+    "localisation": ("analysis", _PARTS),
+    "receptive": ("analysis", "it needs a classifier, and this study is of bare activations"),
+    "monosemanticity": (
+        "analysis",
+        "it is made with config.analysis.embedding_workdir, a study of another seed",
+    ),
+    "parts": ("analysis", _PARTS),
+    "feature_space": ("ablation", ""),
+    "input_space": ("ablation", ""),
+    "agreement": ("ablation", ""),
+    "atlas": ("ablation", ""),
+    "atlas_classes": ("ablation", ""),
+    "cumulative": (
+        "ablation",
+        f"it exists at {convnext.FINAL_SITE} only; feature_space has the features chosen",
+    ),
+    "known_answer": ("ablation", "it needs masks of the parts, which drawn data have"),
+    "sigma_sweep": ("ablation", "config.ablation.sweep_fills lists no fill, or no feature was ablated"),
+    "baselines": ("ablation", "python -m launch.baselines writes it"),
+    "sweep": ("sae", "python -m launch.sweep writes it"),
 }
-_FINAL_SITE_ONLY = ("cumulative",)
 
 
 def load(workdir) -> "Study":
@@ -64,29 +71,60 @@ def load(workdir) -> "Study":
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """The study's classifier (EMA weights); call it on images."""
+    """The study's classifier (EMA weights); call it on images.
+
+    Attributes:
+      params: weights and architecture.
+      image_px: side S of the images that it was trained on; None where that is not known.
+    """
 
     params: classifier.Params
+    image_px: int | None = None
 
-    def __call__(self, images, *, edits: Mapping | None = None, start: str | None = None):
+    def __call__(
+        self,
+        images,
+        *,
+        edits: Mapping | None = None,
+        start: str | None = None,
+        normalised: bool = False,
+        any_size: bool = False,
+    ):
         """Logits [B, L] and a dict site -> activations [B, H, W, C].
 
         Args:
-          images: RGB [B, S, S, 3], uint8, or float32 already normalised (`Study.preprocess` makes uint8);
-            with `start`, raw activations [B, H, W, C] of that site.
+          images: RGB [B, S, S, 3], uint8 (`Study.preprocess` makes it), or floats already normalised
+            (`jsae.data.augment.normalise`); with `start`, raw activations [B, H, W, C] of that site.
           edits: site -> function of its activations. Edits that are pytrees (jsae.ablation.edit) run under
             one jit; any other function works as well, outside it.
           start: a site to continue from.
+          normalised: floats are normalised although their values look like pixels of 0..1 or 0..255.
+          any_size: images (activations) of another side than S (another grid) are wanted.
 
-        Raises ValueError for an unknown site or a wrong shape.
+        Raises TypeError for what are no images or no edits; ValueError for an unknown site, a wrong shape or
+        side, and values that cannot be normalised pixels (jsae.classifier.inputs).
         """
-        edits = dict(edits or {})
-        images = jnp.asarray(images)
-        if images.dtype == jnp.uint8:
-            images = augment.normalise(images)
+        edits = _as_edits(edits)
+        if start is None:
+            images = inputs.pixels(images, self.image_px, normalised=normalised, any_size=any_size)
+        else:
+            images = inputs.activations(images, self.params.arch, start, self.image_px, any_size=any_size)
         arrays = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(edits))
         run = _jitted if arrays else _apply
         return run(self.params, images, edits, start)
+
+
+def _as_edits(edits) -> dict:
+    """The edits by site. Raises TypeError that says what is expected."""
+    if edits is not None and not isinstance(edits, Mapping):
+        raise TypeError(
+            f"edits are a dict site -> edit, for example {{study.site: study.suppress([12])}}; got "
+            f"{type(edits).__name__}"
+        )
+    for site, each in (edits or {}).items():
+        if not callable(each):
+            raise TypeError(f"the edit at {site!r} is a function of activations, not {type(each).__name__}")
+    return dict(edits or {})
 
 
 def _apply(params, images, edits, start):
@@ -112,9 +150,8 @@ class Study:
     @functools.cached_property
     def classifier(self) -> Classifier:
         """The classifier. Raises StageMissing in a study of bare activations, which has none."""
-        if "classifier" in stages.skipped(self.config):
-            stages.require(self.config, self.workdir, "classifier")
-        return Classifier(classifier.load(self._folder("classifier")))
+        self._needs_images("no classifier")
+        return Classifier(classifier.load(self._folder("classifier")), self.config["data"]["image_size"])
 
     @functools.cached_property
     def sae(self) -> sae.SAE:
@@ -127,7 +164,11 @@ class Study:
 
     @functools.cached_property
     def data(self) -> dict[str, cache.Split]:
-        """The splits "train", "val" and "test" with images, labels, ids and, where drawn, part masks."""
+        """The splits "train", "val" and "test" with images, labels, ids and, where drawn, part masks.
+
+        Raises StageMissing in a study of bare activations, which has no images.
+        """
+        self._needs_images("no images; study.activations(split) has labels and ids")
         return identity.splits_of(self.config, self.workdir)
 
     @functools.cached_property
@@ -136,7 +177,9 @@ class Study:
         return artifacts.read_json(self.workdir / "summary.json")
 
     def activations(self, split: str) -> ActivationStore:
-        """The stored activations of a split."""
+        """The stored activations of a split. Raises ValueError for another name than train, val and test."""
+        if split not in _SPLITS:
+            raise ValueError(f"there is no split {split!r}; the splits are {', '.join(_SPLITS)}")
         return ActivationStore.open(self._folder("activations") / split)
 
     def table(self, name: str):
@@ -145,34 +188,63 @@ class Study:
         What a feature sees: features, top_patches, nearest, receptive; where it fires, if masks or boxes say
         where things are: localisation, parts; with another study's embeddings: monosemanticity. What it does:
         feature_space, input_space, agreement, sigma_sweep for the features chosen, atlas, atlas_classes for
-        all, at the final site cumulative for many at once; known_answer where parts are known. baselines is
-        written by launch.baselines.
+        all, at the final site cumulative for many at once; known_answer where parts are known. baselines and
+        sweep are written by launch.baselines and launch.sweep.
 
-        Raises StageMissing for the tables of the ablation in a study of bare activations, which has none, and
-        for those of the final site in a study of another one; ValueError for an unknown name.
+        Raises StageMissing for a table that this study does not have, with the reason; ValueError for an
+        unknown name.
         """
         if name not in _TABLES:
             raise ValueError(f"there is no table {name!r}; the tables are {', '.join(_TABLES)}")
-        if _TABLES[name] in stages.skipped(self.config):
-            stages.require(self.config, self.workdir, _TABLES[name])
-        if name in _FINAL_SITE_ONLY and self.site != convnext.FINAL_SITE:
+        path = self._table_path(name)
+        if not path.exists():
+            stage, why = _TABLES[name]
+            if name != "cumulative" or self.site == convnext.FINAL_SITE:  # else no run will make it
+                stages.require(self.config, self.workdir, stage)
             raise stages.StageMissing(
-                f"this study of {self.site} has no table {name!r}: it exists at {convnext.FINAL_SITE} only; "
-                "the table feature_space has the features chosen"
+                f"this study of {self.site} has no table {name!r}: {why or 'it is gone'}"
             )
-        return artifacts.read_table(self._folder(_TABLES[name]) / f"{name}.parquet")
+        return artifacts.read_table(path)
+
+    def _table_path(self, name: str) -> epath.Path:
+        folder = self.workdir / "sweep" if name == "sweep" else self._folder(_TABLES[name][0])
+        return folder / ("table.parquet" if name == "sweep" else f"{name}.parquet")
+
+    def _needs_images(self, lacks: str) -> None:
+        if "classifier" in stages.skipped(self.config):
+            raise stages.StageMissing(
+                f"this study is of bare activations, {self.config['data']['dir']}: it has {lacks}"
+            )
 
     def preprocess(self, paths, boxes=None) -> np.ndarray:
         """Image files as the classifier's input, uint8 [B, S, S, 3]: decoded, banner cut, cropped, fitted.
 
         boxes: 1-based inclusive (xmin, ymin, xmax, ymax) of each file in its pixels, [B, 4]. Give them where
-        the study was made with data.crop=box: without them the whole photo is used. Raises ValueError that
-        names a file which is no usable image, and if there are not as many boxes as files.
+        the study was made with data.crop=box: without them the whole photo is used, and a warning says so.
+
+        Raises TypeError for what names no files, ValueError that names a file which is no usable image, for
+        no files at all, and if boxes are not [B, 4]; StageMissing in a study of bare activations.
         """
+        self._needs_images("no images to prepare others like")
         data = self.config["data"]
-        paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        if boxes is not None and len(boxes) != len(paths):
-            raise ValueError(f"preprocess got {len(boxes)} boxes for {len(paths)} files")
+        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+        paths = list(paths) if isinstance(paths, Iterable) else [paths]
+        if not all(isinstance(p, str | os.PathLike) for p in paths):
+            raise TypeError(
+                f"preprocess reads files: give their names, not {type(paths[0]).__name__}; pixels in hand "
+                f"are uint8 [B, {data['image_size']}, {data['image_size']}, 3]"
+            )
+        if not paths:
+            raise ValueError("preprocess got no files")
+        if boxes is not None and np.shape(boxes) != (len(paths), 4):
+            raise ValueError(
+                f"boxes are (xmin, ymin, xmax, ymax) of each file, [{len(paths)}, 4]; got {len(boxes)} boxes "
+                f"for {len(paths)} files, of shape {list(np.shape(boxes))}"
+            )
+        if boxes is None and data["crop"] == "box":
+            logs.get_logger().warning(
+                "preprocess: this study cut its photos to their boxes (data.crop=box), and none are given"
+            )
         images = []
         for i, path in enumerate(paths):
             try:
@@ -207,38 +279,54 @@ class Study:
     def show(self, feature: int, n_patches: int = 12) -> card.FeatureCard:
         """A card of one feature, which a notebook displays: numbers, top patches with maps, effect.
 
-        Raises ValueError for a feature that the SAE does not have, StageMissing before the analysis.
+        The effect stands beside its control for the features that were ablated one by one; for the others it
+        is that of the table of all features, where the study has one.
+
+        Raises TypeError unless both are whole numbers, ValueError for a feature that the SAE does not have or
+        no patch, StageMissing before the analysis.
         """
-        stages.require(self.config, self.workdir, "analysis")
-        rows = self._rows("features", feature)
-        if not rows:
+        feature, n_patches = _whole(feature, "show takes one feature,"), _whole(n_patches, "n_patches is")
+        if not 0 <= feature < self.sae.n_features:
             raise ValueError(f"there is no feature {feature}; the SAE has 0 to {self.sae.n_features - 1}")
+        if n_patches < 1:
+            raise ValueError(f"n_patches={n_patches} must be at least 1")
+        stages.require(self.config, self.workdir, "analysis")
         patches = sorted(self._rows("top_patches", feature), key=lambda row: row["rank"])[:n_patches]
-        store, images, effects = self.activations("test"), None, []
+        store, images = self.activations("test"), None
         if "classifier" not in stages.skipped(self.config):
             images = [self.data["test"].images[patch["image"]] for patch in patches]
-        if (self._folder("ablation") / "feature_space.parquet").exists():
-            wanted = ("map", "top_class", "margin")
-            effects = [
-                row
-                for row in self._rows("feature_space", feature)
-                if (row["scope"], row["target"], row["measure"]) == wanted
-            ]
+        wanted = {"scope": "map", "target": "top_class", "measure": "margin"}
+        effects = [
+            row
+            for row in self._rows("feature_space", feature)
+            if all(row[name] == value for name, value in wanted.items())
+        ]
         with jax.default_matmul_precision("float32"):
             acts = [store.read(patch["image"], patch["image"] + 1)[0] for patch in patches]
             maps = np.asarray(self.sae.encode(np.stack(acts)))[..., feature] if acts else []
         return card.make_card(
-            rows[0],
+            self._rows("features", feature)[0],
             patches,
             images=images,
             maps=maps,
             grid=store.grid,
-            effect=effects[0] if effects else None,
+            effect=next(iter(effects), None),
+            atlas=next(iter(self._rows("atlas", feature)), None),
         )
 
     def _rows(self, name: str, feature: int) -> list[dict]:
+        """Rows of a feature; none where the study does not have the table."""
+        if not self._table_path(name).exists():
+            return []
         table = self.table(name)
         return table.filter(pc.equal(table["feature"], feature)).to_pylist()
 
     def _folder(self, stage: str) -> epath.Path:
         return stages.folder(self.config, self.workdir, stage)
+
+
+def _whole(value, what: str) -> int:
+    """A whole number, numpy's too. Raises TypeError for anything else, True and 12.0 included."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{what} a whole number like 12; got {value!r}")
+    return int(value)

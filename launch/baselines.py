@@ -15,7 +15,8 @@ from launch import start
 def _baselines(config, workdir):
     baselines = importlib.import_module("jsae.ablation.baselines")
     baselines.run(config, workdir)
-    print(baselines.markdown(baselines.load(config, workdir)))
+    if start.mesh.is_writer():
+        print(baselines.markdown(baselines.load(config, workdir)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from absl import app, flags
 from jsae.classifier import convnext, depthwise
 from jsae.data import augment, cache, decode, pipeline
 from jsae.runtime import allocator
-from launch import benchmark_atlas, benchmark_sae
+from launch import benchmark_atlas, benchmark_sae, usage
 
 SECTIONS = ("classifier", "data", "sae", "atlas")
 NETWORKS = {"atto_96_b32": ("atto", 96, 32), "tiny_224_b8": ("tiny", 224, 8)}
@@ -245,4 +245,4 @@ def _print(title: str, row: dict) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    usage.run(main)

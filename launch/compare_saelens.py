@@ -7,11 +7,14 @@ feature whose pre-activation lies within float32 of its threshold may be on here
 counted apart.
 """
 
+import importlib.util
 import pathlib
 import sys
 import tempfile
 
 import numpy as np
+
+from launch import usage
 
 
 def random_exports(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -65,6 +68,15 @@ def compare(folder: pathlib.Path, n_vectors: int = 2048) -> tuple[float, float, 
 
 
 def main() -> None:
+    if usage.wants_help(sys.argv):
+        usage.show_help()
+    for word in sys.argv[1:]:
+        if word.startswith("-"):
+            sys.exit(f"error: there is no flag {word}; give folders of exported SAEs, or nothing")
+        if not pathlib.Path(word, "cfg.json").exists():
+            sys.exit(f"error: {word} holds no exported SAE (cfg.json); WORKDIR/sae/export is one")
+    if not all(importlib.util.find_spec(name) for name in ("torch", "sae_lens")):
+        sys.exit("error: sae-lens is not installed, which this compares with: pip install sae-lens")
     with tempfile.TemporaryDirectory() as made:
         for folder in [pathlib.Path(a) for a in sys.argv[1:]] or random_exports(pathlib.Path(made)):
             features, recon, flipped, l0 = compare(folder)

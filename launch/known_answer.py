@@ -13,6 +13,7 @@ from absl import app, flags
 
 from jsae.runtime import allocator
 from jsae.runtime import mesh as meshes
+from launch import usage
 
 COLUMNS = ("recovered_frequent", "recovered", "share_true", "fvu", "l0", "dead_fraction")
 
@@ -70,4 +71,4 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    usage.run(main)

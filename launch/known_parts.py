@@ -11,6 +11,7 @@ import numpy as np
 from absl import app
 
 from jsae.ablation import known_answer
+from launch import usage
 
 SHOWN = (
     "auroc",
@@ -63,4 +64,4 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    usage.run(main)

@@ -9,6 +9,7 @@ Arithmetic only (jsae/sae/plan.py); tests/sae/test_sae_plan.py holds it against 
 from absl import app, flags
 
 from jsae.sae import plan
+from launch import usage
 
 _FEATURES = flags.DEFINE_integer("features", 2**20, "F.")
 _CHANNELS = flags.DEFINE_integer("channels", 1536, "C.")
@@ -61,4 +62,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    usage.run(main)

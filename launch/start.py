@@ -29,7 +29,7 @@ from jsae.runtime import (
     watchdog,
     workdirs,
 )
-from launch import mistyped
+from launch import mistyped, usage
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
@@ -40,6 +40,9 @@ _RESTART = flags.DEFINE_string(
 )
 _PROFILE = flags.DEFINE_string(
     "profile_steps", None, "Record these steps of every training stage, e.g. 10..20, into workdir/profile."
+)
+_SHOW_CONFIG = flags.DEFINE_bool(
+    "show_config", False, "Print every key of the config with its value, overrides included, and end."
 )
 
 
@@ -71,18 +74,36 @@ def run(work) -> None:
     """Call `work(config, workdir)` with everything around it that a long run needs; exit codes as above."""
     environment.use_utf8()
     environment.keep_streams()
-    flags.mark_flags_as_required(["config", "workdir"])
     app.run(lambda argv: _main(argv, work), flags_parser=_parse)
 
 
 def _parse(argv):
     """Parse the command line; a mistake ends the run with one line that says what is valid."""
+    if usage.wants_help(argv):
+        usage.show_help(
+            "  --config.KEY=VALUE\n      Override a key of the config; --show_config prints them."
+        )
     try:
         rest = flags.FLAGS(argv)
         _CONFIG.value.get("runtime")  # a config file that could not be read fails here, not above
-        return rest
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        sys.exit(f"error: {mistyped.explain(argv) or _last_line(error)}")
+        said = usage.explain(error) if isinstance(error, flags.UnrecognizedFlagError) else _last_line(error)
+        sys.exit(f"error: {mistyped.explain(argv) or said}")
+    if _SHOW_CONFIG.value:
+        print("\n".join(_keys(_CONFIG.value)))
+        sys.exit(0)
+    if not _WORKDIR.value:
+        sys.exit("error: --workdir=FOLDER is missing: where the study goes, for example --workdir=runs/demo")
+    return rest
+
+
+def _keys(config, path: str = "config") -> list[str]:
+    """A line for each key of a config with its value, as Python writes it."""
+    lines = []
+    for key, value in config.items():
+        inside = hasattr(value, "items")
+        lines += _keys(value, f"{path}.{key}") if inside else [f"{path}.{key} = {value!r}"]
+    return lines
 
 
 def _last_line(error) -> str:
@@ -94,8 +115,8 @@ def _last_line(error) -> str:
 def _main(argv, work) -> None:
     if len(argv) > 1:
         sys.exit(
-            f"error: unexpected argument {argv[1]!r}; "
-            "flags are --config, --config.KEY=VALUE, --workdir, --restart and --profile_steps"
+            f"error: unexpected argument {argv[1]!r}; flags are --config, --config.KEY=VALUE, "
+            + ", ".join(f"--{flag.name}" for flag in usage.own_flags() if flag.name != "config")
         )
     config = _CONFIG.value
     try:

@@ -3,7 +3,8 @@
     python -m launch.sweep --config=configs/demo.py --workdir=W --config.sweep.k="(8, 16, 32)"
 
 `config.sweep` lists what varies: variant, n_features, k, l1, l0, learning_rate, seed. The workdir needs its
-activations (launch.pipeline or launch.extract). Started again it goes on with what is missing.
+activations (launch.pipeline or launch.extract). Started again it goes on with what is missing, and with other
+lists it adds to the table (`study.table("sweep")`), which is printed at the end.
 """
 
 import importlib
@@ -12,8 +13,11 @@ from launch import start
 
 
 def _sweep(config, workdir):
-    importlib.import_module("jsae.ablation.sweep").run(config, workdir)
+    sweep = importlib.import_module("jsae.ablation.sweep")
+    sweep.run(config, workdir)
     importlib.import_module("jsae.report.pareto").run(workdir)
+    if start.mesh.is_writer():
+        print(sweep.markdown(sweep.load(workdir)))
 
 
 if __name__ == "__main__":

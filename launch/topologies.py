@@ -20,7 +20,9 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
+
+from launch import usage
 
 PREEMPTED = 75
 # (processes, model axis) before and after the stop
@@ -159,4 +161,4 @@ def main(argv):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    usage.run(main)

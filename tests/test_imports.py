@@ -2,10 +2,15 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import setuptools
+
+import jsae
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROOMS = [
@@ -42,11 +47,13 @@ def room(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_arrows_point_one_way(path):
     if path == ROOT / "jsae" / "__init__.py":
+        assert all(name.split(".")[0] in sys.stdlib_module_names for name in imported(path))
         return
     position = ROOMS.index(room(path))
     for name in imported(path):
         parts = name.split(".")
-        assert parts[0] not in ("tensorflow", "torch", "ml_collections"), f"{path} imports {name}"
+        foreign = ("tensorflow", "torch", "ml_collections", "launch", "configs")
+        assert parts[0] not in foreign, f"{path} imports {name}"
         if parts[0] == "jsae" and len(parts) > 1 and parts[1] in ROOMS:
             allowed = ROOMS[: position + 1]
             assert parts[1] in allowed, (
@@ -73,3 +80,29 @@ def test_process_count_is_asked_in_runtime_only():
         if room(path) != "runtime":
             text = path.read_text()
             assert "process_count" not in text and "process_index" not in text, path
+
+
+def test_the_wheel_holds_the_package_and_nothing_of_the_checkout():
+    """A user's own folders `launch` and `configs` are then never taken for ours."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = setuptools.find_packages(str(ROOT), **project["tool"]["setuptools"]["packages"]["find"])
+    assert {name.split(".")[0] for name in found} == {"jsae"}
+    assert {"jsae.sae.variants", "jsae.report"} <= set(found)
+    assert jsae.__version__ == project["project"]["version"]
+
+
+def test_every_dotted_name_of_the_readme_resolves_after_a_plain_import():
+    names = set(re.findall(r"\bjsae(?:\.[a-zA-Z_]\w*)+", (ROOT / "README.md").read_text()))
+    assert len(names) > 8, names
+    code = "import sys, jsae\nfor name in sys.argv[1:]: print(name, bool(eval(name)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *sorted(names)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.split() == [word for name in sorted(names) for word in (name, "True")]
+
+
+def test_a_module_that_is_none_is_told_which_there_are():
+    with pytest.raises(AttributeError, match=r"no attribute 'exprot'; its modules are auxk,.* export, fit"):
+        jsae.sae.exprot  # noqa: B018
+    assert "stability" in dir(jsae.sae) and "__version__" in dir(jsae)

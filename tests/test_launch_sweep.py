@@ -6,8 +6,11 @@ import shutil
 import subprocess
 import sys
 
+from etils import epath
+
 from jsae import sae
 from jsae.runtime import artifacts
+from jsae.study import Study
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = [
@@ -38,11 +41,16 @@ def test_a_sweep_trains_what_is_missing_and_writes_one_table(study_dir, clean_en
     assert sae.load(folder / rows[1]["digest"]).k == 8
     assert not (tmp_path / "config.json").exists()  # the study's own config is not touched
 
-    # one more value: the others stay as they are; one that was cut off goes on
+    assert (
+        done.stdout.startswith("| variant | n_features | k |") and done.stdout.count("\n| topk | 256 |") == 2
+    )
+    # other values: the rows that are there stay as they are
     times = {row["digest"]: os.stat(folder / row["digest"] / "manifest.json").st_mtime_ns for row in rows}
-    again = sweep(tmp_path, clean_environment, "(4, 8, 16)")
-    assert again.returncode == 0 and again.stderr.count("up to date") == 2, again.stderr[-3000:]
-    assert len(artifacts.read_table(folder / "table.parquet")) == 3
+    again = sweep(tmp_path, clean_environment, "(8, 16)")
+    assert again.returncode == 0 and again.stderr.count("up to date") == 1, again.stderr[-3000:]
+    found = Study(epath.Path(tmp_path), artifacts.read_json(study_dir / "config.json")).table("sweep")
+    assert found["k"].to_pylist() == [4, 8, 16] and found.to_pylist()[:2] == rows
+    assert again.stdout.count("\n| topk | 256 |") == 3
     for digest, time in times.items():
         assert os.stat(folder / digest / "manifest.json").st_mtime_ns == time
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import jsae
 from jsae.ablation import edit
+from jsae.report import formatting
 from jsae.runtime import artifacts, stages
 from jsae.study import Study
 
@@ -85,8 +86,56 @@ def test_show_is_a_card_of_the_feature_for_a_notebook(study):
     assert f"Feature {row['feature']}" in html and html.count("data:image/jpeg") == 2
     assert f"test image {row['image_id']}, peak in row {row['y'] + 1}, column {row['x'] + 1}" in html
     assert f'<rect x="{row["x"]}" y="{row["y"]}" width="1" height="1" opacity="0.75"/>' in html  # its maximum
-    with pytest.raises(ValueError, match="there is no feature 100000; the SAE has 0 to "):
-        study.show(100_000)
+    assert study.show(np.int64(row["feature"])).feature == row["feature"]
+
+
+def test_show_takes_one_feature_and_says_so(study):
+    for wrong in ("12", 12.0, [12, 13], True, None, np.float32(12)):
+        with pytest.raises(TypeError, match="show takes one feature, a whole number like 12; got "):
+            study.show(wrong)
+    for wrong in (100_000, -1):
+        with pytest.raises(ValueError, match=f"there is no feature {wrong}; the SAE has 0 to "):
+            study.show(wrong)
+    with pytest.raises(ValueError, match="n_patches=0 must be at least 1"):
+        study.show(12, n_patches=0)
+    with pytest.raises(TypeError, match="n_patches is a whole number"):
+        study.show(12, n_patches="3")
+
+
+def test_a_feature_that_was_not_chosen_has_the_effect_of_the_table_of_all(study):
+    chosen = set(study.table("feature_space")["feature"].to_pylist())
+    atlas = study.table("atlas").to_pylist()
+    row = next(r for r in atlas if r["feature"] not in chosen and r["map_top_class_margin"] is not None)
+    html = study.show(row["feature"]).html
+    assert formatting.number(row["map_top_class_margin"]) in html
+    assert "not among the features that were ablated beside a control" in html
+
+
+def test_what_a_study_lacks_is_said_with_the_reason(study):
+    with pytest.raises(ValueError, match="no split 'tset'; the splits are train, val, test"):
+        study.activations("tset")
+    for name, words in [
+        ("baselines", "launch.baselines writes it"),
+        ("sweep", "launch.sweep writes it"),
+        ("monosemanticity", "config.analysis.embedding_workdir"),
+    ]:
+        with pytest.raises(stages.StageMissing, match=f"no table '{name}': .*{words}"):
+            study.table(name)
+
+
+def test_a_study_of_bare_activations_is_not_told_to_set_what_it_has_set(tmp_path):
+    """Nothing there may advise activations.site=arrays or another data.dir: that is what it was made with."""
+    study = Study(tmp_path, {"activations": {"site": "arrays"}, "data": {"dir": "x.npz", "kind": "arrays"}})
+    lacks = {
+        "it has no classifier": lambda: study.classifier,
+        "it has no images; study.activations": lambda: study.data,
+        "it has no images to prepare": lambda: study.preprocess("plane.png"),
+        "has no stage 'ablation'": lambda: study.table("atlas"),
+    }
+    for words, ask in lacks.items():
+        with pytest.raises(stages.StageMissing, match=words) as raised:
+            ask()
+        assert "config.activations.site" not in str(raised.value)
 
 
 def test_top_patches_are_the_encoded_activations(study):
@@ -182,6 +231,13 @@ def test_files_become_the_classifiers_input(study, tmp_path):
     np.testing.assert_array_equal(boxed[0], image)
     with pytest.raises(ValueError, match="2 boxes for 1 files"):
         study.preprocess(tmp_path / "wide.png", boxes=[(1, 1, 2, 2)] * 2)
+    with pytest.raises(ValueError, match=r"\[1, 4\]; got 1 boxes for 1 files, of shape \[1, 3\]"):
+        study.preprocess(tmp_path / "wide.png", boxes=[(1, 1, 2)])
+    with pytest.raises(ValueError, match="got no files"):
+        study.preprocess([])
+    for wrong in (image[None], 3, b"plane.png"):
+        with pytest.raises(TypeError, match="reads files: give their names, not "):
+            study.preprocess(wrong)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         study.preprocess([tmp_path / "broken.jpg"])
@@ -240,7 +296,7 @@ def test_loading_what_is_no_study_says_so(tmp_path):
         (["--config=configs/photos.py"], r"config\.data\.dir|data\.dir"),
         (
             ["--config=configs/demo.py", "--config.classifier.batch_size=0"],
-            r"classifier.batch_size=0 must be a positive",
+            r"classifier.batch_size=0 must be at least 1",
         ),
         (["--config=configs/demo.py", "--config.runtime.model_axis=3"], "model_axis=3 must divide"),
     ],

@@ -11,6 +11,7 @@ dictionaries. The stage itself is `jsae.ablation.run.run(config, workdir)`. The 
 the closed form take plain callables, so they work on any classifier and any site.
 """
 
+from jsae import lazy_modules
 from jsae.ablation import (
     agreement,
     atlas,
@@ -40,3 +41,5 @@ __all__ = [
     "statistics",
     "tables",
 ]
+
+__getattr__, __dir__ = lazy_modules(__name__, __path__)

@@ -22,15 +22,9 @@ def choose_features(table: dict, n_features: int, given=()) -> list[int]:
       ValueError: a given feature does not exist.
     """
     total = len(table["feature"])
-    given = list(dict.fromkeys(int(feature) for feature in given))
-    unknown = [feature for feature in given if not 0 <= feature < total]
-    if unknown:
-        raise ValueError(
-            f"config.ablation.features: there is no feature {', '.join(map(str, unknown[:5]))}; "
-            f"features are 0 .. {total - 1}"
-        )
+    check_given(given, total)
     if given:
-        return given
+        return list(dict.fromkeys(int(feature) for feature in given))
     eligible = np.array([bool(value) for value in table["eligible"]], bool)
     selective = np.array([bool(value) for value in table["class_selective"]], bool) & eligible
     first = np.where(selective, _numbers(table["auroc"]), -np.inf)
@@ -42,6 +36,16 @@ def choose_features(table: dict, n_features: int, given=()) -> list[int]:
             "ablation: no feature fires on 20 test images, so none is ablated and the effects are null"
         )
     return chosen
+
+
+def check_given(features, n_features: int) -> None:
+    """Raise ValueError unless all of config.ablation.features are features of an SAE of that size."""
+    unknown = [f for f in features if isinstance(f, bool) or f != int(f) or not 0 <= f < n_features]
+    if unknown:
+        raise ValueError(
+            f"config.ablation.features: there is no feature {', '.join(map(str, unknown[:5]))}; "
+            f"features are 0 .. {n_features - 1}"
+        )
 
 
 def _numbers(column) -> np.ndarray:

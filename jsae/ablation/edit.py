@@ -152,7 +152,10 @@ def check_features(sae, features) -> jax.Array:
     if numbers.size == 0:
         return jnp.zeros(0, jnp.int32)
     if numbers.dtype.kind not in "iu":
-        raise TypeError(f"features are integer numbers of SAE features, got {numbers.dtype}: {features!r}")
+        hint = "; np.flatnonzero(mask) numbers those of a mask" if numbers.dtype == bool else ""
+        raise TypeError(
+            f"features are integer numbers of SAE features, got {numbers.dtype}: {features!r}{hint}"
+        )
     n_features = sae.w_dec.shape[0]
     unknown = numbers[(numbers < 0) | (numbers >= n_features)]
     if unknown.size:
@@ -160,6 +163,25 @@ def check_features(sae, features) -> jax.Array:
             f"this SAE has no feature {', '.join(map(str, unknown[:5]))}; features are 0 .. {n_features - 1}"
         )
     return jnp.asarray(numbers, jnp.int32)
+
+
+def _floats(value, name: str) -> jax.Array:
+    on_host = not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))  # nor traced
+    if on_host and np.asarray(value).dtype.kind not in "biuf":
+        raise TypeError(f"{name} is a number or an array of numbers, got {value!r}")
+    return jnp.asarray(value, jnp.float32)
+
+
+def _of_each(value, numbers: jax.Array, name: str) -> jax.Array:
+    """`value` as float32, one number or [n]. Raises unless it is that, and if a feature is given two."""
+    array, n = _floats(value, name), len(numbers)
+    if array.shape not in ((), (1,), (n,)):
+        raise ValueError(
+            f"{name} is a number, or one for each of the {n} features, got shape {list(array.shape)}"
+        )
+    if array.shape == (n,) and not isinstance(numbers, jax.core.Tracer) and len(np.unique(numbers)) < n:
+        raise ValueError(f"a feature is named twice, and {name} has a number for each: {np.asarray(numbers)}")
+    return array
 
 
 def _make(sae, keep, shift, mode) -> FeatureEdit:
@@ -175,10 +197,11 @@ def _ones(sae):
 def suppress(sae, features, keep=0.0, *, mode: str = "delta") -> FeatureEdit:
     """Scale the named features by `keep` (0 removes them; a number, or one for each named feature).
 
-    Raises ValueError for a feature that the SAE does not have or an unknown mode.
+    Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
+    feature that the SAE does not have, values that are not one a feature, or an unknown mode.
     """
-    ones = _ones(sae)
-    return _make(sae, ones.at[check_features(sae, features)].set(keep), 0 * ones, mode)
+    ones, numbers = _ones(sae), check_features(sae, features)
+    return _make(sae, ones.at[numbers].set(_of_each(keep, numbers, "keep")), 0 * ones, mode)
 
 
 def keep(sae, keep, *, mode: str = "delta") -> FeatureEdit:
@@ -186,7 +209,7 @@ def keep(sae, keep, *, mode: str = "delta") -> FeatureEdit:
 
     Raises ValueError if the last axis is not F, or for an unknown mode.
     """
-    keep, n_features = jnp.asarray(keep, jnp.float32), sae.w_dec.shape[0]
+    keep, n_features = _floats(keep, "keep"), sae.w_dec.shape[0]
     if keep.ndim == 0 or keep.shape[-1] != n_features:
         raise ValueError(
             f"keep is [{n_features}] or broadcastable to [B, H, W, {n_features}], got {list(keep.shape)}"
@@ -197,7 +220,8 @@ def keep(sae, keep, *, mode: str = "delta") -> FeatureEdit:
 def keep_only(sae, features, *, mode: str = "delta") -> FeatureEdit:
     """Remove every feature but the named ones.
 
-    Raises ValueError for a feature that the SAE does not have or an unknown mode.
+    Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
+    feature that the SAE does not have, values that are not one a feature, or an unknown mode.
     """
     ones = _ones(sae)
     return _make(sae, (0 * ones).at[check_features(sae, features)].set(1.0), 0 * ones, mode)
@@ -206,19 +230,22 @@ def keep_only(sae, features, *, mode: str = "delta") -> FeatureEdit:
 def clamp(sae, features, value, *, mode: str = "delta") -> FeatureEdit:
     """Set the named features to `value` at every position, in raw units (a number, or one a feature).
 
-    Raises ValueError for a feature that the SAE does not have or an unknown mode.
+    Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
+    feature that the SAE does not have, values that are not one a feature, or an unknown mode.
     """
     ones, numbers = _ones(sae), check_features(sae, features)
+    value = _of_each(value, numbers, "value")
     return _make(sae, ones.at[numbers].set(0.0), (0 * ones).at[numbers].set(value), mode)
 
 
 def steer(sae, features, amount, *, mode: str = "delta") -> FeatureEdit:
     """Add `amount` to the named features at every position, in raw units (a number, or one a feature).
 
-    Raises ValueError for a feature that the SAE does not have or an unknown mode.
+    Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
+    feature that the SAE does not have, values that are not one a feature, or an unknown mode.
     """
-    ones = _ones(sae)
-    return _make(sae, ones, (0 * ones).at[check_features(sae, features)].set(amount), mode)
+    ones, numbers = _ones(sae), check_features(sae, features)
+    return _make(sae, ones, (0 * ones).at[numbers].set(_of_each(amount, numbers, "amount")), mode)
 
 
 def at(edit: FeatureEdit, where) -> FeatureEdit:

@@ -21,6 +21,7 @@ from jsae.ablation import (
     cumulative,
     feature_space,
     fill_sweep,
+    fills,
     input_space,
     splice,
     stage_tables,
@@ -32,7 +33,7 @@ from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
 from jsae.activations import ActivationStore
 from jsae.analysis import cells
 from jsae.data import augment, identity
-from jsae.runtime import artifacts, logs, passes, preemption, stages
+from jsae.runtime import artifacts, logs, passes, preemption, settings, stages
 
 KEPT = (  # what the passes return
     feature_space.FeatureEffects,
@@ -40,6 +41,22 @@ KEPT = (  # what the passes return
     atlas_survey.AtlasEffects,
     cumulative.Curves,
 )
+
+RANGES = {
+    "n_features": settings.COUNT,
+    "features": settings.NOT_NEGATIVE,
+    "max_images": settings.COUNT,
+    "sigma_px": settings.POSITIVE,
+    "size_cells": settings.COUNT,
+    "batch_size": settings.COUNT,
+    "n_bootstrap": settings.at_least(2, "of which the interval is made; 1000 is usual"),
+    "n_joint": settings.COUNT,
+    "n_atlas_images": settings.COUNT,
+    "sweep_sigmas_px": settings.POSITIVE,
+    "sweep_sizes_cells": settings.COUNT,
+    "n_sweep_features": settings.NONE_OR_MORE,
+    "n_sweep_images": settings.NONE_OR_MORE,
+}
 
 
 def run(config, workdir) -> None:
@@ -57,6 +74,16 @@ def run(config, workdir) -> None:
     for name, table in written.items():
         artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
     stage.finish(results)
+
+
+def check_config(config) -> None:
+    """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
+    c = config.ablation
+    settings.check("config", config, {"seed": settings.SEED})
+    settings.check("config.ablation", c, RANGES)
+    for fill in c.sweep_fills:
+        fills.check(fill)
+    choice.check_given(c.features, config.sae.n_features)
 
 
 def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:

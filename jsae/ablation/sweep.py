@@ -1,16 +1,19 @@
 """Several SAEs on one extraction: `config.sweep` names the settings to vary, the rest is `config.sae`.
 
     sweep/<digest>/       one SAE each, laid out as sae/, and splice.json: the classifier on what it makes
-    sweep/table.parquet   one row a finished SAE, in the order of the grid; every column is documented
+    sweep/table.parquet   one row a finished SAE of this extraction, in the order in which they were trained;
+                          every column is documented
 
 Every SAE is a stage of its own, named by the digest of its config and of the extraction: a sweep that was
-stopped goes on with the first one that is not finished, and a wider grid adds to what is there. They are
-trained one after the other: four of them in one vmapped step took 0.8 to 1.1 times as long an SAE with
-relu_l1, and 2 to 2.6 times as long with topk (two CPU cores, 128 to 768 channels, 512 to 6,144 features).
+stopped goes on with the first one that is not finished, and another grid adds to what is there. All settings
+are checked before the first one trains. They are trained one after the other: four of them in one vmapped
+step took 0.8 to 1.1 times as long an SAE with relu_l1, and 2 to 2.6 times as long with topk (two CPU cores,
+128 to 768 channels, 512 to 6,144 features).
 """
 
 import copy
 import itertools
+import json
 
 import jax
 import pyarrow as pa
@@ -24,7 +27,7 @@ from jsae.runtime import artifacts, logs, preemption, stages
 from jsae.sae import run as sae_run
 from jsae.sae import variants
 
-FOLDER = "sweep"
+FOLDER, FILE = "sweep", "table.parquet"
 SETTINGS = ("variant", "n_features", "k", "l1", "l0", "learning_rate", "seed")  # from the outer loop inwards
 _FLOAT = pa.float64()
 TABLE = tables.schema(
@@ -36,6 +39,7 @@ TABLE = tables.schema(
     l0_coefficient=(_FLOAT, "coefficient of the L0 term; null for variants without it"),
     learning_rate=(_FLOAT, "peak rate"),
     seed=(pa.int64(), "of initialisation and order"),
+    others=(pa.string(), "the settings of config.sae that are no column, as JSON"),
     l0=(_FLOAT, "mean number of features active on a test vector"),
     fvu=(_FLOAT, "on test"),
     pca_fvu=(_FLOAT, "on test, of PCA with round(l0) components"),
@@ -47,31 +51,64 @@ TABLE = tables.schema(
 
 
 def run(config, workdir) -> None:
-    """Train every SAE of the grid that is not there yet and write the table, after each of them anew.
+    """Train every SAE of the grid that is not there yet and add it to the table, after each of them.
 
     Raises:
-      ValueError: an empty grid, an unknown setting, or one that makes no SAE.
+      ValueError: an empty grid, an unknown setting, or one that makes no SAE; nothing has been trained then.
       stages.StageMissing: no finished activations.
     """
     points = grid(config)
     upstream = stages.require(config, workdir, "activations")["digest"]
     folder = epath.Path(workdir) / FOLDER
-    rows = []
+    rows = {row["digest"]: row for row in load(workdir, upstream)}
     for i, point in enumerate(points):
         preemption.check()
         digest = stages.digest_of(stages.section(point, "sae"), upstream)
         logs.get_logger().info("sweep: SAE %d of %d, %s", i + 1, len(points), _describe(point))
         sae_run.run(point, workdir, where=folder / digest)
         spliced = _spliced(point, workdir, folder / digest)
-        rows.append(_row(point, digest, stages.manifest_in(folder / digest), spliced))
-        artifacts.write_table(folder / "table.parquet", tables.table(rows, TABLE), {"upstream": upstream})
+        rows[digest] = _row(point, digest, stages.manifest_in(folder / digest), spliced)
+        table = tables.table(list(rows.values()), TABLE)
+        artifacts.write_table(folder / FILE, table, {"upstream": upstream})
+
+
+def load(workdir, upstream: str | None = None) -> list[dict]:
+    """The rows of a workdir's table, of one extraction only if its digest is given; [] without a table."""
+    path = epath.Path(workdir) / FOLDER / FILE
+    if not path.exists():
+        return []
+    table = artifacts.read_table(path)
+    if upstream not in (None, artifacts.manifest_of(table).get("upstream")):
+        logs.get_logger().warning(
+            "sweep: the %d SAEs of %s belong to another extraction and are left out from now on",
+            *(len(table), path),
+        )
+        return []
+    return [dict.fromkeys(TABLE.names) | row for row in table.to_pylist()]
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table without the columns that are empty, as markdown."""
+    hidden = {"digest", "others", "seconds"}
+    names = [n for n in TABLE.names if n not in hidden and any(row[n] is not None for row in rows)]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for row in rows:
+        lines.append("| " + " | ".join(_text(row[name]) for name in names) + " |")
+    return "\n".join(lines)
+
+
+def _text(value) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def grid(config) -> list:
     """The configs of a sweep: every combination of `config.sweep`'s lists, settings a variant lacks left out.
 
     An empty list stands for the one value of `config.sae` (`config.seed`). Raises ValueError on a setting
-    that is not in SETTINGS and if nothing varies.
+    that is not in SETTINGS or that no variant of the sweep has, on values that make no SAE, and if nothing
+    varies.
     """
     unknown = [name for name in config.sweep if name not in SETTINGS]
     if unknown:
@@ -79,11 +116,29 @@ def grid(config) -> list:
     if not any(len(config.sweep[name]) for name in config.sweep):
         raise ValueError(f"config.sweep is empty: give a list for one of {', '.join(SETTINGS)}")
     own = {name: config.seed if name == "seed" else config.sae[name] for name in SETTINGS}
-    values = [tuple(config.sweep.get(name, ())) or (own[name],) for name in SETTINGS]
+    values = {name: tuple(config.sweep.get(name, ())) or (own[name],) for name in SETTINGS}
+    for name, given in values.items():
+        for value in given:
+            if type(value) is not type(own[name]) and not (
+                isinstance(own[name], float) and type(value) is int
+            ):
+                what, where = (
+                    type(own[name]).__name__,
+                    "config.seed" if name == "seed" else f"config.sae.{name}",
+                )
+                raise ValueError(f"config.sweep.{name}={given}: {value!r} is no {what}, as {where} is")
+    for variant in values["variant"]:
+        variants.check_name(variant)
+    for name in SETTINGS:
+        if config.sweep.get(name) and not any(_reads(variant, name) for variant in values["variant"]):
+            having = ", ".join(v for v in variants.VARIANTS if _reads(v, name))
+            raise ValueError(
+                f"config.sweep.{name} is varied, but {', '.join(values['variant'])} has no {name}; "
+                f"{having} have"
+            )
     points = {}
-    for combination in itertools.product(*values):
+    for combination in itertools.product(*values.values()):
         chosen = dict(zip(SETTINGS, combination, strict=True))
-        variants.check_name(chosen["variant"])
         kept = {name: value for name, value in chosen.items() if _reads(chosen["variant"], name)}
         point = copy.deepcopy(config)
         for name, value in kept.items():
@@ -92,6 +147,13 @@ def grid(config) -> list:
             else:
                 point.sae[name] = value
         points.setdefault(tuple(sorted(kept.items())), point)
+    for point in points.values():
+        try:
+            sae_run.check_config(point)
+        except ValueError as error:
+            raise ValueError(
+                f"of {len(points)} SAEs of the sweep none is trained: {_describe(point)}: {error}"
+            ) from error
     return list(points.values())
 
 
@@ -136,6 +198,7 @@ def _spliced(config, workdir, folder) -> dict:
 
 def _row(point, digest: str, manifest: dict, spliced: dict) -> dict:
     results, variant = manifest["results"], point.sae.variant
+    of_sae = stages.section(point, "sae")["sae"]
     return {
         "digest": digest,
         "variant": variant,
@@ -145,6 +208,7 @@ def _row(point, digest: str, manifest: dict, spliced: dict) -> dict:
         "l0_coefficient": point.sae.l0 if _reads(variant, "l0") else None,
         "learning_rate": point.sae.learning_rate,
         "seed": point.seed,
+        "others": json.dumps({name: value for name, value in of_sae.items() if name not in SETTINGS}),
         **{name: results[name] for name in ("l0", "fvu", "pca_fvu", "dead_fraction")},
         **{name: spliced.get(name) for name in ("accuracy_recovered", "ce_recovered")},
         "seconds": manifest["seconds"],

@@ -13,10 +13,13 @@ import numpy as np
 
 from jsae import classifier
 from jsae.activations import imported, store
+from jsae.classifier import pretrained
 from jsae.data import augment, identity, pipeline
-from jsae.runtime import artifacts, attempts, logs, mesh, preemption, stages
+from jsae.data import settings as data_settings
+from jsae.runtime import artifacts, attempts, logs, mesh, preemption, settings, stages
 
 SPLITS = ("train", "val", "test")
+RANGES = {"batch_size": settings.COUNT, "images_per_shard": settings.COUNT}
 
 
 def run(config, workdir) -> None:
@@ -70,10 +73,22 @@ def run(config, workdir) -> None:
 def check_config(config) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c, k = config.activations, config.classifier
+    settings.check("config.activations", c, RANGES)
+    settings.check("config.runtime", config.runtime, settings.RUNTIME)
+    data_settings.check(config.data)
     if c.dtype not in store.DTYPES:
         raise ValueError(f"config.activations.dtype={c.dtype!r}; valid are {', '.join(store.DTYPES)}")
-    if c.site != stages.IMPORTED and not (k.pretrained or k.workdir):  # else the network is not known yet
+    if c.site == stages.IMPORTED:
+        return
+    device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    mesh.check_batch(device_mesh, c.batch_size, "config.activations.batch_size")
+    if k.workdir:
+        arch = classifier.load_arch(stages.folder(config, k.workdir, "classifier"))
+    elif k.pretrained:
+        arch = pretrained.read_arch(k.pretrained)  # None where the file is not needed any more, and gone
+    else:
         arch = classifier.make_arch(k.arch, 1, stem_stride=k.stem_stride, depths=k.depths, dims=k.dims)
+    if arch is not None:
         arch.check_site(c.site)
 
 

@@ -9,6 +9,7 @@ features with masks and boxes (`cells`), `dictionaries` has what an SAE is held 
 import pyarrow as pa
 from etils import epath
 
+from jsae import lazy_modules
 from jsae.analysis import features, top_patches
 from jsae.analysis.tables import documentation
 from jsae.runtime import artifacts
@@ -24,3 +25,6 @@ def load_features(folder) -> pa.Table:
 def load_top_patches(folder) -> pa.Table:
     """top_patches.parquet of the stage's folder: one row a (feature, rank)."""
     return artifacts.read_table(epath.Path(folder) / top_patches.FILE)
+
+
+__getattr__, __dir__ = lazy_modules(__name__, __path__)

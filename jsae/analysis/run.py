@@ -11,10 +11,16 @@ from jsae import sae as saes
 from jsae.activations import ActivationStore
 from jsae.analysis import features, images, localisation, nearest, tables, top_patches
 from jsae.analysis.survey import Survey, survey
-from jsae.runtime import artifacts, logs, passes, preemption, stages
+from jsae.runtime import artifacts, logs, passes, preemption, settings, stages
 from jsae.runtime import mesh as meshes
 
 MIN_TOP = 16
+RANGES = {
+    "n_top": settings.at_least(MIN_TOP, "which purity16 looks at"),
+    "n_permutations": settings.at_least(2, "which a null needs; 100 is usual"),
+    "batch_size": settings.COUNT,
+    "n_receptive": settings.NONE_OR_MORE,
+}
 
 
 def run(config, workdir) -> None:
@@ -26,10 +32,9 @@ def run(config, workdir) -> None:
       stages.StageMissing: no finished SAE.
     """
     c = config.analysis
-    check(c.n_top, c.n_permutations)  # before the stage keeps these settings as its own
+    check_config(config)  # before the stage keeps these settings as its own
     images.check_embeddings(config, workdir)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
-    meshes.check_batch(mesh, c.batch_size, "config.analysis.batch_size")
     stage = stages.begin(config, workdir, "analysis")
     if stage.up_to_date:
         return
@@ -60,21 +65,13 @@ def run(config, workdir) -> None:
 
 def check_config(config) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
-    check(config.analysis.n_top, config.analysis.n_permutations)
-    if config.analysis.embedding_workdir:
+    c = config.analysis
+    settings.check("config", config, {"seed": settings.SEED})
+    settings.check("config.analysis", c, RANGES)
+    mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    meshes.check_batch(mesh, c.batch_size, "config.analysis.batch_size")
+    if c.embedding_workdir:
         images.embedding_folder(config)
-
-
-def check(n_top: int, n_permutations: int) -> None:
-    """Raise ValueError if there are too few top patches or permutations."""
-    if n_top < MIN_TOP:
-        raise ValueError(
-            f"config.analysis.n_top={n_top}: must be at least {MIN_TOP}, which purity16 looks at"
-        )
-    if n_permutations < 2:
-        raise ValueError(
-            f"config.analysis.n_permutations={n_permutations}: a null needs at least 2, 100 is usual"
-        )
 
 
 def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, seed, mesh=None, keep=None):

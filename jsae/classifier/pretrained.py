@@ -221,6 +221,30 @@ def infer_arch(state_dict: Mapping) -> convnext.Arch:
     return convnext.make_arch(name, 1, depths=tuple(depths), dims=tuple(dims))
 
 
+def read_arch(path) -> convnext.Arch | None:
+    """The architecture of a file's weights by its header alone; None where there is no such file.
+
+    Raises ValueError if it is not a safetensors file, or not of a ConvNeXt.
+    """
+    path = _file(path)
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            shapes = {name: np.empty(file.get_slice(name).get_shape(), np.bool_) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"{path} is not a safetensors file ({error})") from error
+    try:
+        return infer_arch(shapes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _file(path) -> pathlib.Path:
+    path = pathlib.Path(path).expanduser()
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 def load(
     path, n_classes: int | None = None, *, seed: int = 0
 ) -> tuple[convnext.Params, preprocessing.Preprocessing]:
@@ -237,9 +261,7 @@ def load(
       FileNotFoundError: no such file.
       ValueError: not a safetensors file, or not the weights of a ConvNeXt.
     """
-    path = pathlib.Path(path).expanduser()
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = _file(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a .safetensors file of ConvNeXt weights")
     try:

@@ -7,11 +7,33 @@ import jax
 import numpy as np
 
 from jsae.classifier import baseline, convnext, evaluate, picture, pretrained, restore, train
-from jsae.data import identity, order, pipeline
-from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, profiling, stages
+from jsae.data import augment, identity, mixing, order, pipeline
+from jsae.data import settings as data_settings
+from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, profiling, settings, stages
 
 BEST = "val/mean_per_class_accuracy"
 METRICS_FILE = "metrics.jsonl"
+RANGES = {
+    "stem_stride": settings.COUNT,
+    "depths": settings.NONE_OR_MORE,
+    "dims": settings.COUNT,
+    "layer_scale": settings.NOT_NEGATIVE,
+    "n_epochs": settings.POSITIVE,
+    "warmup_epochs": settings.NONE_OR_MORE,
+    "batch_size": settings.COUNT,
+    "learning_rate": settings.POSITIVE,
+    "weight_decay": settings.NONE_OR_MORE,
+    "clip_norm": settings.Range("above 0; a large one never clips", lambda value: value > 0),
+    "label_smoothing": settings.BELOW_ONE,
+    "drop_path": settings.BELOW_ONE,
+    "ema_decay": settings.BELOW_ONE,
+    "layer_decay": settings.PART,
+    "micro_batches": settings.COUNT,
+    "log_every_steps": settings.EVERY_STEPS,
+    "eval_every_steps": settings.EVERY_STEPS,
+    "save_every_steps": settings.EVERY_STEPS,
+    "keep_checkpoints": settings.COUNT,
+}
 
 
 def run(config, workdir) -> None:
@@ -27,7 +49,7 @@ def run(config, workdir) -> None:
         return
     c, log = config.classifier, logs.get_logger()
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
-    mesh.check_batch(device_mesh, c.batch_size, "config.classifier.batch_size")
+    _check_batch(c, device_mesh)
     splits = identity.splits_of(config, workdir, stage)
     # With trainval nothing is held out to score: val is trained on, and no step is better than the last
     has_val = config.data.train_split != "trainval"
@@ -55,13 +77,6 @@ def run(config, workdir) -> None:
         remat=c.remat,
         dtype=c.dtype,
     )
-    if c.batch_size % c.micro_batches:
-        raise ValueError(
-            f"config.classifier.batch_size={c.batch_size} must be a multiple of "
-            f"config.classifier.micro_batches={c.micro_batches}"
-        )
-    micro_batch = "config.classifier.batch_size / config.classifier.micro_batches"
-    mesh.check_batch(device_mesh, c.batch_size // c.micro_batches, micro_batch)
 
     # State: built on the mesh, so that nothing aliases what a donated step consumes.
     everywhere = mesh.replicated(device_mesh)
@@ -110,7 +125,7 @@ def run(config, workdir) -> None:
 
     def is_scored(step) -> bool:
         """Whether val is looked at after this step."""
-        return has_val and (step % c.eval_every_steps == 0 or step == n_steps)
+        return has_val and (_is_due(c.eval_every_steps, step) or step == n_steps)
 
     def save_and_stop(step):
         saved.save(step, state)
@@ -147,14 +162,14 @@ def run(config, workdir) -> None:
             if pending is not None:
                 _write(rows, *pending)
                 pending = None
-            if step % c.log_every_steps == 0 or step == n_steps:
+            if _is_due(c.log_every_steps, step) or step == n_steps:
                 now = time.monotonic()
                 rate = c.batch_size * (step - since[1]) / (now - since[0])
                 since = (now, step)
                 pending = step, values | {"images_per_s": rate}
             progress.update(1)
             stopping = preemption.requested()
-            saving = stopping or is_scored(step) or step % c.save_every_steps == 0 or step == n_steps
+            saving = stopping or is_scored(step) or _is_due(c.save_every_steps, step) or step == n_steps
             if pending is not None and saving:  # rows up to a checkpoint are on disk before it is
                 _write(rows, *pending)
                 pending = None
@@ -186,6 +201,52 @@ def run(config, workdir) -> None:
             "skipped_images": {name: len(split.skipped) for name, split in splits.items()},
         }
     )
+
+
+def check_config(config) -> None:
+    """Raise ValueError for settings of this stage that cannot be right, before anything has run.
+
+    A classifier that is taken from another workdir has its own.
+    """
+    c = config.classifier
+    settings.check("config", config, {"seed": settings.SEED})
+    settings.check("config.runtime", config.runtime, settings.RUNTIME)
+    data_settings.check(config.data)
+    if c.workdir:
+        return
+    settings.check("config.classifier", c, RANGES)
+    given = {name: valid for name, valid in data_settings.AUGMENTATION.items() if name in c.augmentation}
+    settings.check("config.classifier.augmentation", c.augmentation, given)
+    for key, value, valid in (
+        ("init", c.init, convnext.INITS),
+        ("dtype", c.dtype, ("float32", "bfloat16")),
+        ("augmentation.crop", c.augmentation.crop, augment.CROPS),
+        ("augmentation.mix", c.augmentation.get("mix", "none"), mixing.MIXES),
+    ):
+        settings.check_choice(f"config.classifier.{key}", value, valid)
+    if c.augmentation.crop == "pad" and c.augmentation.pad_px >= config.data.image_size:
+        raise ValueError(
+            f"config.classifier.augmentation.pad_px={c.augmentation.pad_px} must be below "
+            f"config.data.image_size={config.data.image_size}: images are padded by reflection"
+        )
+    if not c.pretrained:
+        convnext.make_arch(c.arch, 1, stem_stride=c.stem_stride, depths=c.depths, dims=c.dims)
+    _check_batch(c, mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis))
+
+
+def _check_batch(c, device_mesh) -> None:
+    mesh.check_batch(device_mesh, c.batch_size, "config.classifier.batch_size")
+    if c.batch_size % c.micro_batches:
+        raise ValueError(
+            f"config.classifier.batch_size={c.batch_size} must be a multiple of "
+            f"config.classifier.micro_batches={c.micro_batches}"
+        )
+    micro_batch = "config.classifier.batch_size / config.classifier.micro_batches"
+    mesh.check_batch(device_mesh, c.batch_size // c.micro_batches, micro_batch)
+
+
+def _is_due(every_steps: int, step: int) -> bool:
+    return every_steps > 0 and step % every_steps == 0
 
 
 def _network(c, n_classes: int, seed: int):

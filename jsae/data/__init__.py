@@ -18,3 +18,7 @@ Damaged images and links that lead nowhere are treated alike in all of them: `on
 or leaves them out; then they are counted, listed in the cache's manifest and in that of the activations, and
 named at a run's end.
 """
+
+from jsae import lazy_modules
+
+__getattr__, __dir__ = lazy_modules(__name__, __path__)

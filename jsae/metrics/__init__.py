@@ -11,6 +11,7 @@ wrong by 10% at mean/std = 1000. A quantity that is not defined (constant activa
 None where the function returns one number, and NaN where it returns an array; tables turn it into null.
 """
 
+from jsae import lazy_modules
 from jsae.metrics.class_selectivity import (
     N_PURITY,
     auroc,
@@ -99,3 +100,5 @@ __all__ = [
     "standard_error",
     "t_interval",
 ]
+
+__getattr__, __dir__ = lazy_modules(__name__, __path__)

@@ -9,6 +9,9 @@
 pure: the same study gives the same bytes. `card.make_card` is the card that `Study.show` displays.
 """
 
+from jsae import lazy_modules
 from jsae.report.summary import summarise, write_summary
 
 __all__ = ["summarise", "write_summary"]
+
+__getattr__, __dir__ = lazy_modules(__name__, __path__)

@@ -13,7 +13,7 @@ _MAX_CROPS = 3
 _FEW = "it fires on fewer than 20 test images, or was not ablated"
 # name, head, explanation, why a number may be unknown. The first order of a column is by falling values
 # unless it is in _RISING.
-_COLUMNS = (
+COLUMNS = (
     (
         "purity16",
         "purity16",
@@ -166,13 +166,13 @@ def _plain(value) -> float | None:
 
 
 def _shown(columns: dict) -> list[tuple]:
-    return [column for column in _COLUMNS if column[0] in columns]
+    return [column for column in COLUMNS if column[0] in columns]
 
 
 def _columns(study: Study) -> dict[str, list]:
     """Column name -> values in the order of features.parquet; columns that no row knows are left out."""
     features = study.features.get("feature", [])
-    found = {name: study.features[name] for name, *_ in _COLUMNS if name in study.features}
+    found = {name: study.features[name] for name, *_ in COLUMNS if name in study.features}
     removed = _by_feature(study, "atlas", "map_top_class_margin")
     direct = _by_feature(
         study, "feature_space", "mean_delta", scope="map", target="top_class", measure="margin"

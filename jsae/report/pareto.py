@@ -51,7 +51,8 @@ def _line(rows, variant: str, name: str) -> tuple[list, list]:
     settings = {}
     for row in rows:
         if row["variant"] == variant and row[name] is not None and row["l0"]:
-            key = tuple(row[k] for k in ("n_features", "k", "l1", "l0_coefficient", "learning_rate"))
+            names = ("n_features", "k", "l1", "l0_coefficient", "learning_rate", "others")
+            key = tuple(row.get(name) for name in names)  # tables of before have no "others"
             settings.setdefault(key, []).append((row["l0"], row[name]))
     means = sorted(tuple(np.mean(points, 0)) for points in settings.values())
     return [float(x) for x, _ in means], [float(y) for _, y in means]

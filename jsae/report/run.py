@@ -14,8 +14,9 @@ from jsae.report import survey, twins
 from jsae.report.build import build
 from jsae.report.reading import Study, read_study
 from jsae.report.summary import complete_manifests, summarise, write_summary
-from jsae.runtime import artifacts, logs, mesh, stages
+from jsae.runtime import artifacts, logs, mesh, settings, stages
 
+RANGES = {"n_features": settings.NONE_OR_MORE, "n_images": settings.NONE_OR_MORE}
 _FOLDERS = ("features", "images", "tables", "figures")
 
 
@@ -44,6 +45,12 @@ def run(config, workdir) -> None:
     stage.finish({"n_feature_pages": n_pages})
     write_summary(config, workdir)
     logs.get_logger().info("report: %s", epath.Path(stage.folder) / "index.html")
+
+
+def check_config(config) -> None:
+    """Raise ValueError or FileNotFoundError for settings of the report that cannot be right."""
+    settings.check("config.report", config.report, RANGES)
+    twins.check(config.report.twin)
 
 
 def _writer(folder):

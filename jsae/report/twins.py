@@ -3,7 +3,6 @@
 import numpy as np
 
 from jsae import sae
-from jsae.runtime import paths
 
 
 def matches(folder, w_dec: np.ndarray, features) -> dict[int, tuple[int, float]]:
@@ -20,8 +19,7 @@ def matches(folder, w_dec: np.ndarray, features) -> dict[int, tuple[int, float]]
     """
     if not folder:
         return {}
-    path = paths.resolve(folder)
-    other = np.asarray(sae.load(path / "sae" if (path / "sae").exists() else path).w_dec)
+    other = np.asarray(sae.load(_sae_folder(folder)).w_dec)
     if other.shape[1] != w_dec.shape[1]:
         raise ValueError(
             f"report.twin={folder} has {other.shape[1]} channels, this study's SAE {w_dec.shape[1]}: "
@@ -35,6 +33,20 @@ def matches(folder, w_dec: np.ndarray, features) -> dict[int, tuple[int, float]]
         for feature, row in zip(block, cosines, strict=True):
             found[feature] = (int(row.argmax()), float(row.max()))
     return found
+
+
+def check(folder) -> None:
+    """Raise FileNotFoundError unless there is an SAE in the folder, or it is ""."""
+    if folder and not (_sae_folder(folder) / "model.json").exists():
+        raise FileNotFoundError(
+            f"config.report.twin={str(folder)!r} holds no trained SAE; give another workdir, or "
+            "the folder of an SAE (sweep/<digest>)"
+        )
+
+
+def _sae_folder(folder):
+    path = paths.resolve(folder)
+    return path / "sae" if (path / "sae").exists() else path
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

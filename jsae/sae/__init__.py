@@ -8,9 +8,12 @@
 `jsae.sae.run.run(config, workdir)`; `jsae.sae.export` writes and reads SAELens' format.
 """
 
+from jsae import lazy_modules
 from jsae.sae.losses import loss
 from jsae.sae.model import SAE, decode, encode, init
 from jsae.sae.restore import load
 from jsae.sae.variants import VARIANTS
 
 __all__ = ["SAE", "VARIANTS", "decode", "encode", "init", "load", "loss"]
+
+__getattr__, __dir__ = lazy_modules(__name__, __path__)

@@ -157,6 +157,10 @@ def decode(sae: SAE, feats: jax.Array, shard: variants.Shard = variants.WHOLE) -
 
 
 def _check_last_axis(array, size: int, what: str, letter: str) -> None:
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        got = type(array).__name__ if dtype is None else dtype
+        raise TypeError(f"{what} are an array of numbers [..., {letter}] with {letter}={size}, got {got}")
     if array.ndim < 1 or array.shape[-1] != size:
         raise ValueError(
             f"{what} have shape {tuple(array.shape)}; this SAE expects [..., {letter}] with {letter}={size}"

@@ -19,11 +19,38 @@ import numpy as np
 
 from jsae import metrics
 from jsae.activations import ActivationStore
-from jsae.runtime import checkpoints, logs, preemption, stages
+from jsae.runtime import checkpoints, logs, preemption, settings, stages
 from jsae.runtime import mesh as meshes
 from jsae.sae import blocks, evaluate, export, fit, mixing, model, resident, restore, sources, train, variants
 
 METRICS_FILE = "metrics.jsonl"
+RANGES = {
+    "n_features": settings.COUNT,
+    "k": settings.NOT_NEGATIVE,
+    "l1": settings.NOT_NEGATIVE,
+    "l1_warmup_steps": settings.NONE_OR_MORE,
+    "l0": settings.NOT_NEGATIVE,
+    "l0_warmup_steps": settings.NONE_OR_MORE,
+    "bandwidth": settings.NOT_NEGATIVE,
+    "prefix_shares": settings.PART,
+    "threshold_decay": settings.BELOW_ONE,
+    "learning_rate": settings.POSITIVE,
+    "lr_warmup_steps": settings.NONE_OR_MORE,
+    "lr_decay_share": settings.SHARE,
+    "ema_decay": settings.BELOW_ONE,
+    "n_epochs": settings.POSITIVE,
+    "batch_size": settings.COUNT,
+    "buffer_mib": settings.POSITIVE,
+    "aux_alpha": settings.NOT_NEGATIVE,
+    "dead_after_epochs": settings.POSITIVE,
+    "steps_per_dispatch": settings.COUNT,
+    "save_every_steps": settings.EVERY_STEPS,
+    "log_every_steps": settings.EVERY_STEPS,
+    "eval_every_steps": settings.EVERY_STEPS,
+    "max_bad_steps": settings.COUNT,
+    "keep_checkpoints": settings.COUNT,
+}
+_LONG = 1 << 40  # steps; how long the run is depends on the activations
 
 
 def run(config, workdir, where=None) -> None:
@@ -126,10 +153,19 @@ def run(config, workdir, where=None) -> None:
 def check_config(config) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c = config.sae
+    settings.check("config", config, {"seed": settings.SEED})
     variants.check_name(c.variant)
     resident.shape_of(1, 1, c.batch_size)
     k = c.k if variants.VARIANTS[c.variant].has_k else None
     variants.check(c.variant, n_channels=1, n_features=c.n_features, k=k)
+    settings.check("config.sae", c, RANGES)
+    settings.check_choice("config.sae.store", c.store, sources.STORES)
+    variants.check_terms(
+        c.variant, recipe_of(c, n_steps=_LONG, dead_after_steps=1, stable_top_k=True), c.n_features
+    )
+    mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    blocks.check_mesh(mesh)
+    train.check_features(mesh, c.n_features)
 
 
 def recipe_of(c, *, n_steps: int, dead_after_steps: int, stable_top_k: bool = True) -> train.Recipe:

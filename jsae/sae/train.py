@@ -83,13 +83,17 @@ def trained_sae(state: TrainState) -> model.SAE:
     return state.sae.with_params(state.ema | {"w_dec": rows * norms})
 
 
-def shardings(mesh, state):
-    """The shardings of a state: whatever has F rows is dealt over `model`, all else is replicated."""
-    n_features = state.silent_steps.shape[0]
+def check_features(mesh, n_features: int) -> None:
+    """Raise ValueError unless F can be dealt evenly over the mesh's model axis."""
     if n_features % mesh.shape["model"]:
         raise ValueError(
             f"n_features={n_features} must be a multiple of the mesh's model axis, {mesh.shape['model']}"
         )
+
+
+def shardings(mesh, state):
+    """The shardings of a state: whatever has F rows is dealt over `model`, all else is replicated."""
+    check_features(mesh, state.silent_steps.shape[0])
 
     def rule(path, leaf):
         name = jax.tree_util.keystr(path[-1:], simple=True)

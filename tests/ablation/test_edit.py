@@ -254,3 +254,38 @@ def test_a_direction_takes_away_as_much_as_the_feature(sae, acts):
     )
     one = edit.DirectionEdit(sae, jnp.int32(7), u[0])(acts)
     np.testing.assert_allclose(one[:1], edit.DirectionEdit(sae, jnp.int32(7), u)(acts)[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "features, words",
+    [
+        ("12", "got <U2"),
+        (12.0, "got float64"),
+        ([True, False], r"got bool: .*np\.flatnonzero\(mask\)"),
+        (None, "got object"),
+        ({1, 2}, "got object"),
+    ],
+)
+def test_what_numbers_no_features_is_refused(sae, features, words):
+    for make in (
+        edit.suppress,
+        edit.keep_only,
+        lambda *a: edit.clamp(*a, 1.0),
+        lambda *a: edit.steer(*a, 1.0),
+    ):
+        with pytest.raises(TypeError, match=words):
+            make(sae, features)
+
+
+def test_amounts_are_one_number_or_one_a_feature(sae):
+    for make in (edit.suppress, edit.clamp, edit.steer):
+        with pytest.raises(ValueError, match=r"a number, or one for each of the 2 features, got shape \[3\]"):
+            make(sae, [1, 2], [0.1, 0.2, 0.3])
+        with pytest.raises(ValueError, match="named twice"):
+            make(sae, [1, 1], [0.1, 0.2])
+        with pytest.raises(TypeError, match="a number or an array of numbers, got 'a'"):
+            make(sae, [1], "a")
+        np.testing.assert_array_equal(make(sae, [1, 1], 0.5).keep, make(sae, [1], 0.5).keep)
+        np.testing.assert_array_equal(make(sae, [1, 1], 0.5).shift, make(sae, [1], 0.5).shift)
+    with pytest.raises(TypeError, match="keep is a number or an array of numbers, got 'a'"):
+        edit.keep(sae, "a")

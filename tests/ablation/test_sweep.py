@@ -6,8 +6,9 @@ import xml.etree.ElementTree
 import pytest
 
 from configs import demo
-from jsae.ablation import sweep
+from jsae.ablation import sweep, tables
 from jsae.report import figures, pareto
+from jsae.runtime import artifacts
 
 
 def config_of(**lists):
@@ -51,8 +52,61 @@ def test_an_empty_grid_and_an_unknown_variant_are_refused():
         sweep.grid(config_of(variant=("topkk",)))
 
 
+@pytest.mark.parametrize(
+    "lists, words",
+    [
+        ({"k": (8, 513)}, "of 2 SAEs of the sweep none is trained: topk, .*k=513.*1..n_features=512"),
+        ({"k": (8, 0)}, "none is trained.*needs an integer k in 1"),
+        ({"k": (8, 16.0)}, r"config\.sweep\.k=\(8, 16\.0\): 16\.0 is no int, as config\.sae\.k is"),
+        ({"k": ("8",)}, "'8' is no int"),
+        ({"variant": ("topk", 3)}, "3 is no str"),
+        ({"l1": (0.1,)}, r"config\.sweep\.l1 is varied, but topk has no l1; relu_l1, gated have"),
+        ({"variant": ("relu_l1", "jumprelu"), "k": (8,)}, "relu_l1, jumprelu has no k; topk, batch_topk"),
+        ({"learning_rate": (1e-3, -1.0)}, "none is trained.*learning_rate=-1.0"),
+        ({"learning_rate": (1e-3, float("nan"))}, "none is trained.*learning_rate=nan"),
+        ({"n_features": (512, 0)}, "none is trained.*n_features=0"),
+        ({"seed": (0, -1)}, r"none is trained.*config\.seed=-1 must be in 0"),
+    ],
+)
+def test_a_bad_setting_late_in_a_list_is_found_before_the_first_trains(lists, words):
+    with pytest.raises(ValueError, match=words):
+        sweep.grid(config_of(**lists))
+
+
+def test_whole_numbers_are_floats_where_a_float_is_meant():
+    points = sweep.grid(config_of(variant=("relu_l1",), l1=(1, 2.5)))
+    assert [p.sae.l1 for p in points] == [1.0, 2.5]
+
+
+def table_row(digest, **values):
+    return dict.fromkeys(sweep.TABLE.names) | {"digest": digest, "variant": "topk"} | values
+
+
+def test_rows_of_another_extraction_are_left_out_and_empty_columns_not_shown(tmp_path):
+    assert sweep.load(tmp_path) == []
+    rows = [table_row("a", k=8, fvu=0.12345), table_row("b", k=None, fvu=None)]
+    path = tmp_path / sweep.FOLDER / sweep.FILE
+    artifacts.write_table(path, tables.table(rows, sweep.TABLE), {"upstream": "one"})
+    assert sweep.load(tmp_path) == sweep.load(tmp_path, "one") == rows
+    assert sweep.load(tmp_path, "another") == []
+    shown = "| variant | k | fvu |\n|---|---|---|\n| topk | 8 | 0.1235 |\n| topk | – | – |"
+    assert sweep.markdown(rows) == shown
+
+
+def test_saes_that_differ_in_a_setting_without_a_column_are_no_seeds_of_one_point():
+    rows = [row("topk", 16, 0, 16.0, 0.2), row("topk", 16, 0, 16.0, 0.4) | {"others": '{"n_epochs": 4}'}]
+    assert pareto._line(rows, "topk", "fvu") == ([16.0, 16.0], [0.2, 0.4])
+
+
 def row(variant, k, seed, l0, fvu, recovered=0.9):
-    settings = {"n_features": 512, "k": k, "l1": None, "l0_coefficient": None, "learning_rate": 1e-3}
+    settings = {
+        "n_features": 512,
+        "k": k,
+        "l1": None,
+        "l0_coefficient": None,
+        "learning_rate": 1e-3,
+        "others": "{}",
+    }
     numbers = {"l0": l0, "fvu": fvu, "pca_fvu": 0.3, "accuracy_recovered": recovered}
     return {"variant": variant, "seed": seed} | settings | numbers
 

@@ -58,7 +58,7 @@ def test_the_stage_writes_both_tables_and_is_then_up_to_date(study, monkeypatch)
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("n_top", 15, "n_top=15: must be at least 16"),
+        ("n_top", 15, "n_top=15 must be at least 16"),
         ("n_permutations", 0, "n_permutations=0"),
         ("embedding_workdir", "nowhere", "embedding_workdir='nowhere' has no finished classifier"),
         ("batch_size", 12, "config.analysis.batch_size=12 must be a positive multiple"),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import demo
 from jsae import analysis, metrics
 from jsae.analysis import class_statistics, features, run, top_patches
 from jsae.analysis.survey import survey
@@ -258,10 +259,11 @@ def test_an_image_that_is_not_finite_is_named(data):
 
 
 def test_settings_out_of_range_are_named():
-    with pytest.raises(ValueError, match="n_top=8: must be at least 16"):
-        run.check(8, 100)
-    with pytest.raises(ValueError, match="n_permutations=1"):
-        run.check(16, 1)
+    for key, value, words in (("n_top", 8, "=8 must be at least 16"), ("n_permutations", 1, "=1 must be at")):
+        config = demo.get_config()
+        config.analysis[key] = value
+        with pytest.raises(ValueError, match=rf"config\.analysis\.{key}{words}"):
+            run.check_config(config)
     wrong = toy.store(0)
     wrong.labels[3] = 9
     with pytest.raises(ValueError, match="label 9 has no name"):

@@ -86,3 +86,16 @@ def test_a_stop_while_val_is_looked_at(calm, tmp_path, monkeypatch, at_step):
         best.append(saved.best_step())
         saved.close()
     assert best[0] == best[1] is not None
+
+
+def test_0_steps_between_two_is_never_but_the_end_is_logged_scored_and_saved(calm, tmp_path):
+    config = make_config()
+    config.classifier.update(dict.fromkeys(("log_every_steps", "eval_every_steps", "save_every_steps"), 0))
+    stage.run(config, tmp_path)
+    rows = logs.read_metrics(tmp_path / "classifier" / stage.METRICS_FILE)
+    assert [row["step"] for row in rows] == [N_STEPS, N_STEPS]  # of training and of val
+    saved = checkpoints.Checkpoints(tmp_path / "classifier" / "checkpoints")
+    assert saved.latest_step() == N_STEPS
+    saved.close()
+    found, wanted = (stages.manifest_in(w / "classifier")["results"] for w in (tmp_path, calm))
+    assert found["test_accuracy"] == wanted["test_accuracy"]

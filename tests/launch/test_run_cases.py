@@ -104,7 +104,7 @@ TYPED = [
     ("k > F", "--config.sae.k=33", "extracted", "k=33"),
     ("F < C", "--config.sae.n_features=8", "extracted", ""),
     ("a batch that 64 does not divide", "--config.sae.batch_size=65", "extracted", "65", "multiple of 64"),
-    ("15 top patches", "--config.analysis.n_top=15", "extracted", "n_top=15: must be at least 16"),
+    ("15 top patches", "--config.analysis.n_top=15", "extracted", "n_top=15 must be at least 16"),
     ("more top patches than images", "--config.analysis.n_top=999", "extracted", ""),
     ("a data kind that is none", "--config.data.kind=array", "new", "'array'", "arrays"),
     ("a file of arrays that is not there", "--config.data.dir=/nowhere/x.npz", "new", "/nowhere/x.npz"),

@@ -33,7 +33,7 @@ def test_the_data_of_the_table_are_the_numbers_of_the_tables(report):
     data = read_data(report)
     rows = {row["feature"]: row for row in fake_analysis.features_table().to_pylist()}
     assert sorted(data["feature"]) == sorted(rows)
-    heads = [head for name, head, *_ in features_page._COLUMNS]
+    heads = [head for name, head, *_ in features_page.COLUMNS]
     assert len(data["columns"]) <= len(heads)
     texts = dict(zip(("purity16", "selectivity_excess", "auroc", "density"), data["columns"], strict=False))
     for name, column in texts.items():
@@ -62,7 +62,7 @@ def test_a_table_of_thousands_of_features_stays_small():
         facts={"grid": (7, 7), "image_px": 224},
         patches=lambda feature: [{"image": feature % 3000, "y": 3, "x": 4}] * 16,
     )
-    columns = [{"name": c[0], "reason": c[3], "rising": False} for c in features_page._COLUMNS[:11]]
+    columns = [{"name": c[0], "reason": c[3], "rising": False} for c in features_page.COLUMNS[:11]]
     page = {"rows": rows, "columns": columns, "has_part": False}
     page["classes"] = sorted({row["name"] for row in rows})
     assert len(features_page.data_script(study, page)) < 2_000_000
@@ -169,14 +169,15 @@ def test_the_match_in_another_sae_is_the_row_of_largest_cosine(monkeypatch, tmp_
         twins.matches(str(tmp_path), rows[:, :8], [0])
 
 
-def make_card(**changes):
+def make_card(atlas=None, with_effect=True, **changes):
     row = fake_analysis.features_table().to_pylist()[1] | changes
     patches = [r for r in fake_analysis.patches_table().to_pylist() if r["feature"] == 1][:3]
     images = fake_world.images()[[p["image"] for p in patches]]
     maps = np.zeros((3, *fake_world.GRID))
     maps[0, 1, 2] = patches[0]["value"]
     effect = fake_ablation.feature_space_table().to_pylist()[12]
-    return card.make_card(row, patches, images=images, maps=maps, grid=fake_world.GRID, effect=effect), effect
+    numbers = {"effect": effect if with_effect else None, "atlas": atlas}
+    return card.make_card(row, patches, images=images, maps=maps, grid=fake_world.GRID, **numbers), effect
 
 
 def test_a_card_stands_alone_and_escapes_names():
@@ -187,6 +188,20 @@ def test_a_card_stands_alone_and_escapes_names():
     assert not re.search(r'(src|href)="(?!data:)', made.html)
     assert number(effect["mean_delta"]) in made.html
     assert '<rect x="2" y="1" width="1" height="1" opacity="0.75"/>' in made.html
+
+
+def test_a_card_says_what_its_columns_are_and_takes_the_effect_from_the_table_of_all():
+    html = make_card()[0].html
+    for head, what in [("purity16", "share of the commonest class"), ("removed − control", "equal norm")]:
+        assert re.search(rf"<dt><strong>{head}.*?</strong></dt><dd[^>]*>[^<]*{what}", html), head
+    assert "not among the features" not in html
+    name = "map_top_class_margin"
+    atlas = {name: -0.3217, f"{name}_low": -0.4, f"{name}_high": -0.2}
+    html = make_card(atlas, with_effect=False)[0].html
+    assert number(-0.3217) in html and "not among the features that were ablated beside a control" in html
+    html = make_card(dict.fromkeys(atlas), with_effect=False)[0].html
+    assert "it fires on fewer than 20 test images" in html
+    assert make_card(with_effect=False)[0].html.count("no stage of this study has removed it") == 4
 
 
 def test_the_class_bars_stand_beside_what_shuffled_labels_give(made_up_study):

@@ -125,3 +125,6 @@ def test_a_wrong_last_axis_is_named(examples):
         examples.make().encode(jnp.zeros((4, 13)))
     with pytest.raises(ValueError, match="F=40"):
         examples.make().decode(jnp.zeros((4, 39)))
+    for wrong, words in [([1.0] * 12, "got list"), (np.zeros((2, 12), bool), "got bool"), ("x", "got str")]:
+        with pytest.raises(TypeError, match=f"activations are an array of numbers .*{words}"):
+            examples.make().encode(wrong)
