@@ -57,7 +57,8 @@ def run_stages(names) -> None:
 def run(work) -> None:
     """Call `work(config, workdir)` with everything around it that a long run needs; exit codes as above."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(lambda argv: _main(argv, work), flags_parser=_parse)
+    with preemption.ending_together():
+        app.run(lambda argv: _main(argv, work), flags_parser=_parse)
 
 
 def _parse(argv):

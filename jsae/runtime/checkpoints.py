@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, digests, failpoints, logs, mesh
+from jsae.runtime import artifacts, attempts, digests, failpoints, logs, mesh, preemption
 
 _DIGESTS = "digests"  # the name under which they are saved, beside the state's own
 
@@ -56,6 +56,7 @@ class Checkpoints:
         self._sent = None  # the last step handed to the background
         if jax.process_index() == 0:
             _drop_damaged_metrics(self._folder)
+        mesh.wait_for_all(f"checkpoints of {self._folder}: tidied up")  # all shall see the same steps
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=ocp.PyTreeCheckpointHandler(),
@@ -66,6 +67,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
+        preemption.hold_for(self._manager)
 
     def latest_step(self) -> int | None:
         """The newest saved step, or None."""
@@ -183,7 +185,8 @@ class Checkpoints:
     @contextlib.contextmanager
     def _writing(self):
         try:
-            yield
+            with preemption.saving():
+                yield
         except Exception as error:  # orbax and tensorstore have many types for a disk that refuses
             raise OSError(
                 f"a checkpoint could not be written to {self._folder}: {_short(error)}. "

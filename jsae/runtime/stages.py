@@ -247,6 +247,7 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
             log.info("%s: up to date", name)
             return Stage(name, where, found, up_to_date=True)
         log.info("%s: resuming", name)
+        mesh.wait_for_all(f"{name}: something was there")  # every process has looked before one tidies up
         return _opened(name, where, found)
     log.info("%s: starting", name)
     manifest = {
@@ -364,6 +365,7 @@ def restart(config, workdir, name: str) -> None:
         if where.exists() and jax.process_index() == 0:
             where.rmtree()
             logs.get_logger().info("%s: dropped", stage)
+    mesh.wait_for_all(f"restart of {name}: dropped")  # before any process looks at what is there
 
 
 def _git_revision() -> str | None:

@@ -98,7 +98,7 @@ def run(config, workdir, where=None) -> None:
             validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
             saved=saved,
             log=log,
-            last_eval=fit.last_eval(stage.folder / METRICS_FILE),
+            last_eval=meshes.of_writer(lambda: fit.last_eval(stage.folder / METRICS_FILE)),
         )
         cells = train_store.n_vectors // train_store.n_images
         mixed = mixing.shares(source, train_store.labels, cells, seed=config.seed)

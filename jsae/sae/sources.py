@@ -37,8 +37,7 @@ def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
     available = memory.of_device(mesh)
     needed = estimate(vector_bytes=shape.mib * 2**20)
     path = folder / FILE
-    chosen = artifacts.read_json(path)["store"] if path.exists() else c.store
-    meshes.wait_for_all("sae: read what was chosen before")
+    chosen = meshes.of_writer(lambda: artifacts.read_json(path)["store"] if path.exists() else c.store)
     if chosen == "auto":
         everyone_can = meshes.all_agree(memory.fits(needed, available))
         chosen = "resident" if everyone_can else "streamed"
