@@ -98,6 +98,7 @@ class Stage:
     def finish(self, results: dict) -> None:
         """Mark the stage complete and keep its headline results (JSON-able, unknown numbers None)."""
         failpoints.visit(f"finish/{self.name}")
+        mesh.wait_for_all(f"{self.name}: all have come to its end")  # one that fails leaves the stage open
         self.manifest |= {
             "status": "complete",
             "results": results,

@@ -46,12 +46,14 @@ def run(config, workdir, where=None) -> None:
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     variants.check_name(c.variant)
-    is_streamed, shape = sources.choose(mesh, train_store, c, stage.folder, config.seed)
+    is_streamed, shape = sources.choose(
+        mesh, train_store, c, stage.folder, config.seed, deterministic=config.runtime.deterministic
+    )
     recipe = recipe_of(
         c,
         n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
-        stable_top_k=config.runtime.deterministic,
+        deterministic=config.runtime.deterministic,
     )
 
     def fresh(mean, scale):
@@ -132,8 +134,11 @@ def check_config(config) -> None:
     variants.check(c.variant, n_channels=1, n_features=c.n_features, k=k)
 
 
-def recipe_of(c, *, n_steps: int, dead_after_steps: int, stable_top_k: bool = True) -> train.Recipe:
-    """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out."""
+def recipe_of(c, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None) -> train.Recipe:
+    """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out.
+
+    deterministic: config.runtime.deterministic; None: top_k as if it were, and the step that pays.
+    """
     kind, matryoshka = variants.VARIANTS[c.variant], c.variant == "matryoshka"
     return train.Recipe(
         n_steps=n_steps,
@@ -153,7 +158,8 @@ def recipe_of(c, *, n_steps: int, dead_after_steps: int, stable_top_k: bool = Tr
         ema_decay=c.ema_decay,
         frozen=c.frozen,
         precision=c.precision,
-        stable_top_k=stable_top_k,
+        stable_top_k=deterministic is None or deterministic,
+        deterministic=bool(deterministic),
     )
 
 

@@ -11,7 +11,7 @@ STORES = ("auto", "resident", "streamed")
 _CHUNK_BYTES = 1 << 25
 
 
-def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
+def choose(mesh, store, c, folder, seed: int, deterministic: bool = False) -> tuple[bool, blocks.Shape]:
     """(whether the vectors are streamed, the blocks' sizes) for `config.sae`.
 
     "auto" streams only what does not fit beside the SAE. The order of the vectors depends on the choice, so a
@@ -31,7 +31,7 @@ def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
         batch_size=c.batch_size,
         data=mesh.shape["data"],
         model=mesh.shape["model"],
-        sparse=paths.is_sparse(mesh, c.variant, c.n_features, c.k),
+        sparse=paths.is_sparse(mesh, c.variant, c.n_features, c.k, deterministic),
         has_ema=c.ema_decay > 0,
     )
     available = memory.of_device(mesh)
