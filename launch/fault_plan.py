@@ -90,16 +90,16 @@ def draw_all(traces: list[list[str]], n: int, seed: int) -> dict[str, list[Fault
     A stage has only so many places: where they do not suffice there are more workdirs.
     """
     found: dict[str, list[Fault]] = {}
-    for turn in itertools.count():
-        for process, trace in enumerate(traces):
-            left = n - sum(map(len, found.values()))
-            wanted = -(-left // (len(traces) - process))
-            n_stages = len(_by_stage(trace))
-            if wanted < 1 or not n_stages:
-                return found
-            drawn = draw(trace, -(-wanted // n_stages), seed + turn, process)
-            rows = random.Random(seed).sample(range(len(drawn)), min(wanted, len(drawn)))
+    for process, trace in enumerate(traces):
+        left, n_stages = n // len(traces) + (process < n % len(traces)), len(_by_stage(trace))
+        for turn in itertools.count():
+            if not left or not n_stages:
+                break
+            drawn = draw(trace, -(-left // n_stages), seed + turn, process)
+            rows = random.Random(seed).sample(range(len(drawn)), min(left, len(drawn)))
             found[f"faults-{process}-{turn}"] = [drawn[row] for row in sorted(rows)]
+            left -= len(rows)
+    return found
 
 
 def _that_leave_the_next(visits: list[str], places: list[str], kinds: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jsae.runtime import allocator, digests, logs, mesh, profiling, stages, watchdog, workdirs
+from jsae.runtime import allocator, digests, logs, mesh, peers, profiling, stages, watchdog, workdirs
 from launch import mistyped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -115,7 +115,9 @@ def _main(argv, work) -> None:
 
 
 def _explained(error: Exception, workdir) -> str:
-    """The message, and what to do about a full disk or a damaged file."""
+    """The message, and what to do about a full disk, a damaged file or a process that is gone."""
+    if peers.explain(error):
+        return peers.explain(error)
     if isinstance(error, OSError):
         return workdirs.describe_full_disk(error, workdir) or str(error)
     stage = stages.reopen(workdir, error.path) if isinstance(error, digests.Damaged) else None

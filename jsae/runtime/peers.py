@@ -21,6 +21,8 @@ _EVERY_S = 0.5
 _LAST_S = 5.0  # how long process 0 waits for the others
 _TELL_S = 5.0
 
+_SIGNS = ("Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "oordination service")
+
 _client, _index, _count = None, 0, 1
 _news: set[tuple[int, str]] = set()
 _exit_code = 0
@@ -79,6 +81,16 @@ def tell(what: str, text: str) -> None:
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
     thread.join(_TELL_S)
+
+
+def explain(error: BaseException) -> str | None:
+    """What to say of an error that a collective raises when a partner is gone; None for any other."""
+    if not are_there() or not any(sign in str(error) for sign in _SIGNS):
+        return None
+    return (
+        f"another process of this run has ended or cannot be reached; its own log says why. What was saved "
+        f"stays: start the same command again ({str(error).strip().splitlines()[0]})"
+    )
 
 
 def wait_for_news(what: str, seconds: float) -> bool:

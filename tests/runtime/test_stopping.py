@@ -193,6 +193,13 @@ def test_processes_hear_of_each_other_once_and_not_of_themselves(monkeypatch):
     assert sorted(heard_of) == [(0, "asked", "SIGUSR1"), (2, "left", "75 why")]
     assert store.words["jsae/1/asked"] == "SIGTERM"
     assert peers.wait_for_news("left", 0) and not peers.wait_for_news("other", 0)
+    lost = ValueError("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [::1]:7\nmore")
+    assert "another process of this run has ended" in peers.explain(lost) and "more" not in peers.explain(
+        lost
+    )
+    assert peers.explain(ValueError("config.sae.k=0")) is None
+    monkeypatch.setattr(peers, "_count", 1)
+    assert peers.explain(lost) is None
 
 
 class Clock:
