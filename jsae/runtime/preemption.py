@@ -237,7 +237,8 @@ def saving():
 
 def hold_for(saver) -> None:
     """The same while `saver.is_saving_in_progress()`, for what is written in the background."""
-    _savers.add(saver)
+    if hasattr(saver, "is_saving_in_progress"):
+        _savers.add(saver)
 
 
 def _is_saving() -> bool:

@@ -8,7 +8,18 @@ import time
 
 import pytest
 
-from jsae.runtime import attempts, failpoints, memory, peers, preemption, watchdog
+from jsae.runtime import (
+    artifacts,
+    attempts,
+    checkpoints,
+    failpoints,
+    memory,
+    mesh,
+    peers,
+    preemption,
+    stages,
+    watchdog,
+)
 
 WAITS = """
 import signal, sys
@@ -118,6 +129,46 @@ def test_a_save_has_a_deadline_of_its_own():
     deadline.ask()
     deadline.end(9, "the end took long", 75)
     assert not passes(1.9) and passes(0.1) and deadline.code == 1 and deadline.why.startswith("process 1")
+
+
+def test_files_and_checkpoints_hold_the_time_up(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(failpoints, "visit", lambda point: seen.append((point, preemption._is_saving())))
+    artifacts.write_bytes(tmp_path / "file", b"x")
+    assert seen == [(f"{at}/{tmp_path.name}/file", True) for at in ("write", "rename")]
+    assert not preemption._is_saving()
+    saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    monkeypatch.setattr(saved._manager, "is_saving_in_progress", lambda: True)  # in the background
+    assert preemption._is_saving()
+    monkeypatch.undo()
+    monkeypatch.setattr(saved._manager, "wait_until_finished", lambda: seen.append(preemption._is_saving()))
+    saved.wait()
+    assert seen[-1] is True and not preemption._is_saving()
+
+
+def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
+    """What process 0 removes or writes, and where the others wait meanwhile."""
+    order = []
+    monkeypatch.setattr(mesh, "wait_for_all", lambda name: order.append("wait"))
+    for module, name in ((artifacts, "drop_unfinished"), (checkpoints, "_drop_damaged_metrics")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: order.append(name))
+    config = {"seed": 0, "data": {}, "classifier": {}}
+    stages.begin(config, tmp_path, "classifier")
+    (tmp_path / "classifier" / "something").touch()
+    assert order == ["wait", "drop_unfinished"]
+    stage = stages.begin(config, tmp_path, "classifier")
+    assert order[2:] == ["wait", "drop_unfinished"]
+    manager = checkpoints.ocp.CheckpointManager
+    monkeypatch.setattr(
+        checkpoints.ocp, "CheckpointManager", lambda *a, **k: order.append("list") or manager(*a, **k)
+    )
+    checkpoints.Checkpoints(tmp_path / "classifier" / "checkpoints").close()
+    assert order[4:] == ["_drop_damaged_metrics", "wait", "list"]
+    monkeypatch.setattr(stages.passes, "drop", lambda folder: order.append("drop"))
+    stage.finish({})
+    assert order[7:] == ["wait", "drop", "wait"], "complete once all have come to the end"
+    stages.restart(config, tmp_path, "classifier")
+    assert order[10:] == ["wait"] and not (tmp_path / "classifier").exists()
 
 
 POLLS = """
