@@ -47,6 +47,7 @@ _n_handled = 0
 _pipe: tuple[int, int] | None = None
 _deadline: "Deadline | None" = None
 _told = False  # another process was asked to stop
+_unsaid = threading.Lock()  # taken by who says the first signal
 _n_saving = 0
 _savers: weakref.WeakSet = weakref.WeakSet()
 
@@ -115,10 +116,18 @@ def _on_signal(number, frame):
             os._exit(128 + number)
     if _signal_number is None:
         _signal_number = number
+        _say_once(number)
 
 
 def _on_hangup(number, frame):
     """The thread says it: a handler instead of SIG_IGN, which programs that are started would inherit."""
+
+
+def _say_once(number: int) -> None:
+    """From the handler or the thread, whichever runs first: the other may be held up, or never come to it."""
+    if _unsaid.acquire(blocking=False):
+        name = signal.Signals(number).name
+        _say(f"{name}: stopping at the next consistent point (again to stop at once)")
 
 
 def _say(text: str) -> None:
@@ -147,10 +156,9 @@ def _listen(fd: int, deadline: Deadline) -> None:
                 os._exit(128 + number)
             count += 1
             if count == 1:
-                name = signal.Signals(number).name
-                _say(f"{name}: stopping at the next consistent point (again to stop at once)")
+                _say_once(number)
                 deadline.ask()
-                peers.tell("asked", name)
+                peers.tell("asked", signal.Signals(number).name)
         if _pipe is not None and deadline.overdue(_is_saving()):
             _say(deadline.why)
             peers.leave(deadline.code, deadline.why)
@@ -332,8 +340,8 @@ def ending_together():
 
 def reset() -> None:
     """Forget the flag and restore the default handlers (for tests and notebooks)."""
-    global _signal_number, _n_handled, _pipe, _deadline, _told
-    _signal_number, _n_handled, _deadline, _told = None, 0, None, False
+    global _signal_number, _n_handled, _pipe, _deadline, _told, _unsaid
+    _signal_number, _n_handled, _deadline, _told, _unsaid = None, 0, None, False, threading.Lock()
     for number in (signal.SIGTERM, *_ON_NOTICE, signal.SIGHUP):
         if signal.getsignal(number) in (_on_signal, _on_hangup):
             signal.signal(number, signal.SIG_DFL)
