@@ -65,6 +65,13 @@ DAMAGE = (
 )
 
 
+def damage_of(processes: int, n: int) -> list[Fault]:
+    """The first n of DAMAGE; of several processes the small arrays lie in the index that they share."""
+    if processes == 1:
+        return list(DAMAGE[:n])
+    return [dataclasses.replace(fault, target=fault.target.replace(_NEWEST, _INDEX)) for fault in DAMAGE[:n]]
+
+
 def draw(trace: list[str], n_a_stage: int, seed: int, process: int = 0) -> list[Fault]:
     """`n_a_stage` faults of each stage at places of a calm run's trace, in the order of the trace.
 

@@ -146,16 +146,18 @@ def attack(
     n_a_stage: int,
     seed: int,
     n_random: int,
-    damage,
+    n_damages: int,
     processes: int = 1,
     n_faults: int = 0,
 ) -> bool:
     """The first forms; True if everything survived."""
     traces = calm(folder / "calm", processes)
     if n_faults:
-        n_random, damage = n_faults // 10, damage[: n_faults // 10]
-        plan = fault_plan.draw_all(traces, n_faults - n_random - len(damage), seed)
+        n_random, n_damages = n_faults // 10, min(n_faults // 10, n_damages)
+        damage = fault_plan.damage_of(processes, n_damages)
+        plan = fault_plan.draw_all(traces, n_faults - n_random - n_damages, seed)
     else:
+        damage = fault_plan.damage_of(processes, n_damages)
         drawn = [fault_plan.draw(trace, n_a_stage, seed, of) for of, trace in enumerate(traces)]
         plan = {"faults" + (f"-{of}" if of else ""): faults for of, faults in enumerate(drawn)}
     survivors = []
@@ -228,9 +230,8 @@ def main() -> None:
         settings = [f"--config={args.config}"] if args.config else fault_process.TINY
         good = fault_timing.report_useful(args.folder, settings, args.every)
     else:
-        damage = fault_plan.DAMAGE[: args.damages]
         how = {"processes": args.processes, "n_faults": args.n_faults}
-        good = attack(args.folder, args.a_stage, args.seed, args.moments, damage, **how)
+        good = attack(args.folder, args.a_stage, args.seed, args.moments, args.damages, **how)
     sys.exit(0 if good else 1)
 
 

@@ -104,6 +104,9 @@ def test_so_many_faults_are_drawn_of_two_processes():
         assert [of.count(i) for i in range(n)] == [40 // n] * n
         assert all(len({fault.process for fault in faults}) == 1 for faults in found.values())
     assert not any(fault.kind == "full" for faults in two.values() for fault in faults if fault.process)
+    alone, together = (fault_plan.damage_of(n, 9) for n in (1, 2))
+    assert alone == list(fault_plan.DAMAGE[:9])
+    assert all("ocdbt.process" not in fault.target for fault in together)
     points = [fault.point for fault in two["faults-1-0"]]
     assert "poll#2" not in points, "the first process may have kept the pass meanwhile"
 
