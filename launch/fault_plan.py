@@ -18,6 +18,7 @@ _NOISE = ("attempts.json",)  # book-keeping, written at times that depend on the
 _OF_THE_WORKDIR = ("config.json", "summary.json")  # their points carry the workdir's name
 _SHARD_NUMBER = re.compile(r"/(?:shard|logits)-(\d+)")
 BEFALL = ("kill", "term", "int", "full")
+BEFALL_OTHERS = ("kill", "term", "int")  # what a process writes that is not the first is the first's to miss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Fault:
         `point`, then the newest file that `target` names is damaged.
       stage: the stage in which the point lies.
       point: POINT#N of a JSAE_FAIL.
+      process: the process of several that it befalls.
       target: a shell pattern of files in the workdir.
       heard: words that one line of the next run must hold; none for damage that is mended in silence.
     """
@@ -38,6 +40,7 @@ class Fault:
     point: str
     target: str = ""
     heard: tuple[str, ...] = ()
+    process: int = 0
 
     @property
     def action(self) -> str:
@@ -62,17 +65,48 @@ DAMAGE = (
 )
 
 
-def draw(trace: list[str], n_a_stage: int, seed: int, kinds=BEFALL) -> list[Fault]:
-    """`n_a_stage` faults of each stage at places of a calm run's trace, in the order of the trace."""
-    rng, faults = random.Random(seed), []
+def damage_of(processes: int, n: int) -> list[Fault]:
+    """The first n of DAMAGE; of several processes the small arrays lie in the index that they share."""
+    if processes == 1:
+        return list(DAMAGE[:n])
+    return [dataclasses.replace(fault, target=fault.target.replace(_NEWEST, _INDEX)) for fault in DAMAGE[:n]]
+
+
+def draw(trace: list[str], n_a_stage: int, seed: int, process: int = 0) -> list[Fault]:
+    """`n_a_stage` faults of each stage at places of a calm run's trace, in the order of the trace.
+
+    `process` is the one of several whose trace it is.
+    """
+    rng, faults, kinds = random.Random(f"{seed} {process}" if process else seed), [], BEFALL
+    if process:
+        kinds = BEFALL_OTHERS
     for number, (stage, visits) in enumerate(_by_stage(trace).items()):
-        places = _places(visits)
+        places = _places(visits, 1 if process else 3)
         chosen = sorted(rng.sample(range(len(places)), min(n_a_stage, len(places))))
         shuffled = rng.sample([kinds[(number + i) % len(kinds)] for i in range(len(chosen))], len(chosen))
         chosen = [places[i] for i in chosen]
         kinds_there = _that_leave_the_next(visits, chosen, shuffled)
-        faults += [Fault(kind, stage, place) for kind, place in zip(kinds_there, chosen, strict=True)]
+        found = zip(kinds_there, chosen, strict=True)
+        faults += [Fault(kind, stage, place, process=process) for kind, place in found]
     return faults
+
+
+def draw_all(traces: list[list[str]], n: int, seed: int) -> dict[str, list[Fault]]:
+    """n faults, those of one workdir under its name, dealt evenly to the processes whose traces these are.
+
+    A stage has only so many places: where they do not suffice there are more workdirs.
+    """
+    found: dict[str, list[Fault]] = {}
+    for process, trace in enumerate(traces):
+        left, n_stages = n // len(traces) + (process < n % len(traces)), len(_by_stage(trace))
+        for turn in itertools.count():
+            if not left or not n_stages:
+                break
+            drawn = draw(trace, -(-left // n_stages), seed + turn, process)
+            rows = random.Random(seed).sample(range(len(drawn)), min(left, len(drawn)))
+            found[f"faults-{process}-{turn}"] = [drawn[row] for row in sorted(rows)]
+            left -= len(rows)
+    return found
 
 
 def _that_leave_the_next(visits: list[str], places: list[str], kinds: list[str]) -> list[str]:
@@ -98,11 +132,12 @@ def _by_stage(trace: list[str]) -> dict[str, list[str]]:
     return {name: visits for name, visits in found.items() if visits}
 
 
-def _places(visits: list[str]) -> list[str]:
+def _places(visits: list[str], of_loop: int = 3) -> list[str]:
     """POINT#N in the order of the visits, of those that a run which goes on later will come to as well.
 
-    Names that occur once; of a loop the first visits, for a resumed run has fewer of them; and every other
-    shard, for a run that is told to stop may write the rest of one, which is not written again.
+    Names that occur once; of a loop the first visits, for a resumed run has fewer of them (of another process
+    than the first one, which may have kept the pass meanwhile, one visit); and every other shard, for a run
+    that is told to stop may write the rest of one, which is not written again.
     """
     count, seen, places = collections.Counter(visits), collections.Counter(), []
     for point in visits:
@@ -113,7 +148,7 @@ def _places(visits: list[str]) -> list[str]:
         shard = _SHARD_NUMBER.search(point)
         if shard and not (point.startswith("rename/") and "shard" in point and int(shard[1]) % 2 == 0):
             continue
-        if seen[point] <= (min(3, count[point] // 4) if looping else 1):
+        if seen[point] <= (min(of_loop, count[point] // 4) if looping else 1):
             places.append(f"{point}#{seen[point]}")
     return places
 

@@ -1,6 +1,10 @@
-"""One run of the pipeline that a fault befalls: started, watched line by line, and what it said and cost."""
+"""One run of the pipeline that a fault befalls: started, watched line by line, and what it said and cost.
+
+`run` starts one process, `run_together` several that make one run, on loopback.
+"""
 
 import atexit
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -9,6 +13,7 @@ import os
 import pathlib
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +40,19 @@ TINY = (  # every stage in a second or two, with several shards, checkpoints and
     *(f"--config.ablation.{key}" for key in ("n_bootstrap=20", "n_joint=4")),
     "--config.report.n_features=4",
 )
+
+
+TOGETHER = (  # the same with less to compile, for several processes compile anew in every run
+    *(flag for flag in TINY if ".dims=" not in flag),
+    *("--config.classifier.depths=(0,0,0,1)", "--config.classifier.dims=(4,4,4,8)"),
+)
+_TOGETHER = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "JSAE_GRACE_S": "120",  # on a busy machine a step may take long
+    "JSAE_HEARTBEAT_S": "20",  # the time after which one that was killed is missed at the latest
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +94,7 @@ def run(
     whole: bool = False,
     environment=None,
     module: str = MODULE,
+    server: int = 0,
 ) -> Outcome:
     """Run launch.pipeline to its end.
 
@@ -88,12 +107,13 @@ def run(
       whole: start Python anew instead of a fork of one that has imported the libraries.
       environment: instead of this process's own.
       module: another script of launch.
+      server: the fork server to use; each has one run at a time.
     """
     environment = dict(os.environ if environment is None else environment)
     environment.pop(failpoints.VARIABLE, None)
     environment |= {failpoints.VARIABLE: fail} if fail else {}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(":")
-    start = _start_whole if whole else _start_forked
+    start = _start_whole if whole else functools.partial(_start_forked, server)
     began_s = time.monotonic()
     pid, stderr, wait = start(module, [f"--workdir={workdir}", *settings], environment)
     said: queue.Queue = queue.Queue()
@@ -127,6 +147,31 @@ def run(
     return Outcome(code, lines, times_s, ended_s - began_s, None if struck_s is None else struck_s - began_s)
 
 
+def run_together(
+    workdir,
+    settings=TOGETHER,
+    *,
+    n: int = 2,
+    of: int | None = 0,
+    fail: str = "",
+    strike=None,
+    module: str = MODULE,
+) -> list[Outcome]:
+    """Run launch.pipeline as `n` processes to their ends; `fail` and `strike` befall `of`, None: all."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        joined = {"JSAE_COORDINATOR": f"127.0.0.1:{s.getsockname()[1]}", "JSAE_NUM_PROCESSES": str(n)}
+
+    def one(index: int) -> Outcome:
+        environment = os.environ | _TOGETHER | joined | {"JSAE_PROCESS_ID": str(index)}
+        befalls = {"fail": fail, "strike": strike} if of in (index, None) else {}
+        how = {"environment": environment, "module": module, "server": index}
+        return run(workdir, settings, **how, **befalls)
+
+    with concurrent.futures.ThreadPoolExecutor(n) as pool:
+        return list(pool.map(one, range(n)))
+
+
 def _start_whole(module: str, argv: list[str], environment: dict):
     process = subprocess.Popen(
         [sys.executable, "-m", module, *argv],
@@ -141,8 +186,8 @@ def _start_whole(module: str, argv: list[str], environment: dict):
     return process.pid, process.stderr, process.wait
 
 
-def _start_forked(module: str, argv: list[str], environment: dict):
-    server, folder = _server()
+def _start_forked(number: int, module: str, argv: list[str], environment: dict):
+    server, folder = _server(number)
     fifo = folder / "stderr"
     fifo.unlink(missing_ok=True)
     os.mkfifo(fifo)
@@ -154,8 +199,8 @@ def _start_forked(module: str, argv: list[str], environment: dict):
 
 
 @functools.cache
-def _server():
-    """The fork server, started once, and a folder for its pipes; both go when this process ends."""
+def _server(number: int):
+    """A fork server, started once, and a folder for its pipes; both go when this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="jsae-faults-")
     server = subprocess.Popen(
         [sys.executable, "-m", "launch.fault_server"],

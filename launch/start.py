@@ -23,6 +23,7 @@ from jsae.runtime import (
     logs,
     mesh,
     paths,
+    peers,
     profiling,
     remote,
     stages,
@@ -74,7 +75,8 @@ def run(work) -> None:
     """Call `work(config, workdir)` with everything around it that a long run needs; exit codes as above."""
     environment.use_utf8()
     environment.keep_streams()
-    app.run(lambda argv: _main(argv, work), flags_parser=_parse)
+    with preemption.ending_together():
+        app.run(lambda argv: _main(argv, work), flags_parser=_parse)
 
 
 def _parse(argv):
@@ -167,7 +169,9 @@ def _main(argv, work) -> None:
 
 
 def _explained(error: Exception, workdir) -> str:
-    """The message, and what to do about a full disk or a damaged file."""
+    """The message, and what to do about a full disk, a damaged file or a process that is gone."""
+    if peers.explain(error):
+        return peers.explain(error)
     if isinstance(error, MemoryError):
         return f"there is not enough memory{f': {error}' if str(error) else ''}"
     if isinstance(error, OSError):

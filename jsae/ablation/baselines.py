@@ -32,7 +32,7 @@ from jsae.analysis import cells, dictionaries, localisation, parts
 from jsae.analysis import run as analysis_run
 from jsae.classifier import run as classifier_run
 from jsae.data import identity
-from jsae.runtime import artifacts, logs, preemption, stages
+from jsae.runtime import artifacts, logs, mesh, preemption, stages
 from jsae.sae import run as sae_run
 
 FILE = "baselines.parquet"
@@ -76,7 +76,7 @@ def run(config, workdir) -> None:
     workdir = epath.Path(workdir)
     upstream = stages.require(config, workdir, "ablation")["digest"]
     path = stages.folder(config, workdir, "ablation") / FILE
-    setting, rows = None, _rows_of(path, upstream)
+    setting, rows = None, mesh.of_writer(lambda: _rows_of(path, upstream))
     for name in NAMES[len(rows) :]:
         preemption.check()
         setting = setting or Setting(config, workdir)
@@ -86,6 +86,7 @@ def run(config, workdir) -> None:
             row = setting.measure(name)
         rows.append({"dictionary": name} | row | {"seconds": time.monotonic() - start})
         artifacts.write_table(path, table(rows, SCHEMA), {"upstream": upstream})
+    mesh.wait_for_all("baselines: written")  # the table is read next
 
 
 def _rows_of(path, upstream: str) -> list[dict]:
@@ -200,7 +201,7 @@ class Setting:
             root=self.root,
             key=jax.random.key(self.config.seed),
             pair_batch=c.batch_size,
-            on_batch=lambda n: preemption.check(),
+            on_batch=lambda n: preemption.check_here(),
         )
         stated = [f for f in selective if (inside.features == f).sum() >= MIN_ACTIVE]
         at = feature_space.SCOPES.index("map")
@@ -216,7 +217,7 @@ class Setting:
 
     def _train_batches(self):
         for _, acts, mask in self.stores["train"].batches(self.config.ablation.batch_size):
-            preemption.check()
+            preemption.check_here()
             yield acts[mask > 0]
 
     def _class_means(self) -> np.ndarray:
@@ -254,7 +255,7 @@ def _reconstruction(dictionary, store, batch_size: int) -> dict:
 
     for _, acts, mask in store.batches(batch_size):
         total = metrics.add_sums(total, sums(dictionary, acts, mask))
-        preemption.check()
+        preemption.check_here()
     found = metrics.sae_metrics(total)
     return {name: np.nan if found[name] is None else found[name] for name in ("l0", "fvu")}
 

@@ -200,7 +200,7 @@ def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:
 
 def _unpadded(store: ActivationStore, batch_size: int):
     for _, acts, mask in store.batches(batch_size):
-        preemption.check()
+        preemption.check_here()
         yield acts[mask > 0]
 
 

@@ -166,4 +166,4 @@ def fills(config, keep, measured: tuple, of_pairs: dict, n_active: dict) -> dict
 def step(bar, n: int) -> None:
     """Some of a pass is done: show it, and stop here if that was asked for."""
     bar.update(n)
-    preemption.check()
+    preemption.check_here()

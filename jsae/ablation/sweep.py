@@ -23,7 +23,7 @@ from jsae import classifier, sae
 from jsae.ablation import splice, stage_tables, tables
 from jsae.ablation.forward import LogitsFromActs
 from jsae.activations import ActivationStore
-from jsae.runtime import artifacts, logs, preemption, stages
+from jsae.runtime import artifacts, logs, mesh, preemption, stages
 from jsae.sae import run as sae_run
 from jsae.sae import variants
 
@@ -177,7 +177,8 @@ def _spliced(config, workdir, folder) -> dict:
     path = folder / "splice.json"
     if "classifier" in stages.skipped(config):
         return {}
-    if not path.exists():
+    found = mesh.of_writer(lambda: artifacts.read_json(path) if path.exists() else None)
+    if found is None:
         store = ActivationStore.open(stages.folder(config, workdir, "activations") / "test")
         params = classifier.load(stages.folder(config, workdir, "classifier"))
         with (
@@ -193,7 +194,7 @@ def _spliced(config, workdir, folder) -> dict:
                 on_batch=lambda n: stage_tables.step(bar, n),
             )
         artifacts.write_json(path, found)
-    return artifacts.read_json(path)
+    return found
 
 
 def _row(point, digest: str, manifest: dict, spliced: dict) -> dict:

@@ -43,12 +43,13 @@ def write(found: arrays.Arrays, rows: np.ndarray, label: str, folder, c) -> tupl
     reads and checks all of it, so that all of them stop at the same row; one writes.
     """
     parts = [rows[start : start + c.images_per_shard] for start in range(0, len(rows), c.images_per_shard)]
-    missing = [i for i in range(len(parts)) if not (folder / store.shard_name(i)).exists()]
-    mesh.wait_for_all(f"activations of {label}: found what is there")  # before any process adds to it
+    missing = mesh.of_writer(
+        lambda: [i for i in range(len(parts)) if not (folder / store.shard_name(i)).exists()]
+    )
     with logs.progress(len(rows), label=f"activations of {label}", unit="image") as progress:
         for i, part in enumerate(parts):
             if i in missing:
-                preemption.check()
+                preemption.check_here()
                 with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite: found below
                     acts = np.asarray(found.activations[part]).astype(np.float32)
                 _check_finite(found, part, acts)

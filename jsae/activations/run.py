@@ -145,8 +145,9 @@ def _extract(forward, params, split, folder, c, device_mesh):
     n, size = len(split.labels), c.images_per_shard
     sizes = [min(size, n - start) for start in range(0, n, size)]
     files = [(folder / store.shard_name(i), folder / f"logits-{i:05d}.npy") for i in range(len(sizes))]
-    missing = [i for i, pair in enumerate(files) if not all(path.exists() for path in pair)]
-    mesh.wait_for_all(f"activations of {split.name}: found what is there")  # before any process adds to it
+    missing = mesh.of_writer(
+        lambda: [i for i, pair in enumerate(files) if not all(path.exists() for path in pair)]
+    )
     logits = []
     with logs.progress(n, label=f"activations of {split.name}", unit="image") as progress:
         for i, count in enumerate(sizes):
@@ -191,7 +192,7 @@ def measure(folder, sizes, dtype: str) -> dict:
                 image = int(np.argwhere(~np.isfinite(acts))[0][0])
                 raise ValueError(f"{path}: activations of image {image} of this shard are not finite")
             yield acts.reshape(-1, acts.shape[-1])
-            preemption.check()
+            preemption.check_here()
 
     count, total = 0, 0.0
     for vectors in shards():

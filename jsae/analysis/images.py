@@ -130,6 +130,6 @@ def _monosemanticity(config, store, sae, split):
             embeddings.append(np.asarray(embed(other, images))[:n])
             pooled.append(np.asarray(pool(sae, acts))[:n])
             progress.update(n)
-            preemption.check()
+            preemption.check_here()
     found = metrics.monosemanticity(np.concatenate(pooled), np.concatenate(embeddings))
     return tables.make(monosemanticity.columns(*found), monosemanticity.SCHEMA)

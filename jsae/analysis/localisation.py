@@ -109,7 +109,7 @@ def _encoded(dictionary, store, images, batch_size: int, on_batch) -> np.ndarray
         feats = np.asarray(_encode(dictionary, jnp.asarray(acts)))[: len(numbers)]
         values[start : start + len(numbers)] = feats.reshape(len(numbers), cells, -1)
         on_batch(len(numbers))
-        preemption.check()
+        preemption.check_here()
     return values
 
 

@@ -83,7 +83,7 @@ def _together(store, sae, block, batch_size: int, on_batch) -> tuple[np.ndarray,
         counts += np.asarray(more[0]).astype(np.int64)
         fires += np.asarray(more[1]).astype(np.int64)
         on_batch(int(np.sum(mask > 0)))
-        preemption.check()
+        preemption.check_here()
     return counts, fires
 
 

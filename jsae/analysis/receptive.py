@@ -91,7 +91,7 @@ def columns(
         peaks = np.stack([patches["y"][at], patches["x"][at]], 1).astype(np.int32)
         values = measure(read_images(patches["image"][at]), patches["feature"][at].astype(np.int32), peaks)
         found[start : start + batch_size] = np.asarray(values)[: len(which) - start]
-        preemption.check()
+        preemption.check_here()
     ends = np.cumsum([0, *(len(each) for each in rows)])
     means = [found[a:b] for a, b in itertools.pairwise(ends)]
     means = [np.nanmean(each) if np.isfinite(each).any() else np.nan for each in means]

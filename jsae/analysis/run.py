@@ -112,7 +112,7 @@ def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, 
 
         def step(n: int) -> None:
             progress.update(n)
-            preemption.check()
+            preemption.check_here()
 
         columns = features.describe(
             train,

@@ -68,6 +68,7 @@ def survey(store, sae, *, batch_size: int, n_top: int, keep_pooled: bool, mesh=N
     if len(labels) and labels.max() >= n_classes:
         raise ValueError(f"label {labels.max()} has no name: the store has {n_classes} class names")
     index, count = (0, 1) if mesh is None else meshes.process_slice(mesh)
+    check = preemption.check_here if mesh is None else preemption.check  # alone, or all together
     mesh = meshes.make_mesh(1, devices=jax.local_devices()[:1]) if mesh is None else mesh
     step = jax.jit(
         _step, static_argnames="n_classes", donate_argnums=1, out_shardings=meshes.replicated(mesh)
@@ -92,7 +93,7 @@ def survey(store, sae, *, batch_size: int, n_top: int, keep_pooled: bool, mesh=N
         pending = (start, len(part), sums)
         if on_batch is not None:
             on_batch(len(part))
-        preemption.check()
+        check()
     if pending is not None:
         totals.add(*pending)
     return totals.finish(meshes.to_host(top))

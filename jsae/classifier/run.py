@@ -100,7 +100,7 @@ def run(config, workdir) -> None:
     del weights
     rows = logs.MetricsLog(stage.folder / METRICS_FILE)
     rows.rewind(start)
-    mesh.wait_for_all("classifier: rows beyond the restored step are gone")
+    is_scored_already = mesh.of_writer(lambda: _has_score(stage.folder / METRICS_FILE, start))
     if start:
         log.info("classifier: restored step %d of %d", start, n_steps)
     else:
@@ -152,7 +152,7 @@ def run(config, workdir) -> None:
         start_step=start,
         process=mesh.process_slice(device_mesh),
     )
-    if start and is_scored(start) and not _has_score(stage.folder / METRICS_FILE, start):
+    if start and is_scored(start) and not is_scored_already:
         score_and_save(start)
     pending, since = None, (time.monotonic(), start)  # metrics are read one step late: the device never waits
     with logs.progress(n_steps, start=start, label="classifier") as progress:
@@ -196,7 +196,7 @@ def run(config, workdir) -> None:
             "test_accuracy": test["accuracy"],
             "test_mean_per_class_accuracy": test["mean_per_class_accuracy"],
             "test_ece": test["ece"],
-            "pixel_baseline_test_accuracy": baseline.pixel_baseline(splits, config.seed, preemption.check),
+            "pixel_baseline_test_accuracy": _pixel_baseline(splits, config.seed),
             "test_coarser": evaluate.coarser_scores(logits, splits["test"].labels, splits["test"].levels),
             "skipped_images": {name: len(split.skipped) for name, split in splits.items()},
         }
@@ -261,6 +261,11 @@ def _network(c, n_classes: int, seed: int):
             'set it to that, or to ""'
         )
     return params.arch, mesh.to_host(params.variables)
+
+
+def _pixel_baseline(splits, seed: int) -> float:
+    """In the first process: how many iterations the fit takes depends on how a machine adds up."""
+    return mesh.of_writer(lambda: baseline.pixel_baseline(splits, seed, preemption.check_here))
 
 
 def _calibration_images(split, seed: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def _write(folder, data: Kind, key: dict, image_size: int, on_bad_image: str, so
         for split, source in sources.items():
             start, skipped[split], split_ids = writer.count, [], []
             for example in _decoded(source, data, image_size):
-                preemption.check_if_alone()
+                preemption.check_here()
                 progress.update(1)
                 if isinstance(example, _Bad):
                     if on_bad_image == "error":

@@ -50,19 +50,19 @@ def build(
     shown = set(order)
     with logs.progress(len(study.chosen), label="report", unit="page") as progress:
         for feature in study.chosen:
-            preemption.check_if_alone()  # only one process is here
+            preemption.check_here()  # only one process is here
             page = feature_data(study, feature, page_of)
             shown |= {patch["image"] for patch in page["patches"]}
             page |= shared | {"root": "../", "here": "feature"}
             write(f"features/feature-{feature}.html", pages.render("feature.html", page))
             progress.update()
     for number in range(1, len(set(page_of.values())) + 1):
-        preemption.check_if_alone()
+        preemption.check_here()
         page = images_data(study, order, number, image_ids) | shared | {"root": "", "here": "images"}
         write(page["pages"][number - 1], pages.render("images.html", page))
     if images is not None:
         for image in sorted(shown):
-            preemption.check_if_alone()
+            preemption.check_here()
             write(f"images/{image}.jpg", pictures.jpeg(images[image]))
     if study.features:
         table = features_data(study)

@@ -92,7 +92,7 @@ def take(
         logs.progress(n_images, label="report: activations", unit="image") as bar,
     ):
         for start in range(0, n_images, _BATCH):
-            preemption.check()
+            preemption.check_here()
             acts = read(start, min(start + _BATCH, n_images))
             n = len(acts)
             padded = np.zeros((_BATCH, *acts.shape[1:]), np.float32)  # one shape, one compilation

@@ -3,6 +3,7 @@
 import numpy as np
 
 from jsae import sae
+from jsae.runtime import paths
 
 
 def matches(folder, w_dec: np.ndarray, features) -> dict[int, tuple[int, float]]:

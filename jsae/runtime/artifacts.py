@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from jsae.runtime import digests, failpoints, paths
+from jsae.runtime import digests, failpoints, paths, preemption
 
 MANIFEST_KEY = b"jsae.manifest"
 CHECKSUMS = "checksums.json"
@@ -48,6 +48,7 @@ def write_bytes(path, data: bytes, *, checked: bool = False) -> None:
     _replace(path, data, sync=checked)
 
 
+@preemption.saving()
 def _replace(path, data: bytes, sync: bool) -> None:
     failpoints.visit(f"write/{path.parent.name}/{path.name}")
     temporary = path.parent / f"{_UNFINISHED}{path.name}"

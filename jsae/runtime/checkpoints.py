@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jsae.runtime import artifacts, attempts, digests, disks, failpoints, logs, mesh, paths
+from jsae.runtime import artifacts, attempts, digests, disks, failpoints, logs, mesh, paths, preemption
 
 _DIGESTS = "digests"  # the name under which they are saved, beside the state's own
 
@@ -56,6 +56,7 @@ class Checkpoints:
         self._n_bytes = 0  # of a state
         if jax.process_index() == 0:
             _move_damaged_metrics_aside(self._folder)
+        mesh.wait_for_all(f"checkpoints of {self._folder}: tidied up")  # all shall see the same steps
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=ocp.PyTreeCheckpointHandler(),
@@ -66,6 +67,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
+        preemption.hold_for(self._manager)
 
     def latest_step(self) -> int | None:
         """The newest saved step, or None."""
@@ -200,9 +202,8 @@ class Checkpoints:
     def _writing(self, n_bytes: int | None = None):
         self._n_bytes = n_bytes or self._n_bytes  # a save that runs in the background fails in a later call
         try:
-            with disks.room_in(
-                self._folder, disks.MOVE_WORKDIR, f"a checkpoint takes {self._n_bytes / 2**20:.1f} MiB"
-            ):
+            needs = f"a checkpoint takes {self._n_bytes / 2**20:.1f} MiB"
+            with preemption.saving(), disks.room_in(self._folder, disks.MOVE_WORKDIR, needs):
                 yield
         except disks.NoRoom:
             raise

@@ -6,6 +6,7 @@ process's rows. Everything that asks which process this is lives in `jsae.runtim
 """
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -14,6 +15,7 @@ import subprocess
 import jax
 import numpy as np
 from etils import epath
+from jax._src import distributed  # the public module hides the key-value store
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -25,7 +27,9 @@ def initialize() -> None:
 
     The launch scripts name them in JSAE_COORDINATOR (host:port), JSAE_NUM_PROCESSES and JSAE_PROCESS_ID
     (JSAE_LOCAL_DEVICE_IDS, a comma list, where a process owns only some of the host's devices). On a TPU
-    slice with more than one worker, jax finds the others by itself when JSAE_COORDINATOR is "auto".
+    slice with more than one worker, jax finds the others by itself when JSAE_COORDINATOR is "auto". A
+    process that was killed or has lost the network is missed after JSAE_HEARTBEAT_S seconds (100) at the
+    latest: the others end then.
     """
     coordinator = os.environ.get("JSAE_COORDINATOR")
     if not coordinator:
@@ -34,8 +38,9 @@ def initialize() -> None:
         # Only the first process writes the compilation cache, and XLA:CPU programs that one process took from
         # it and another compiled meet in the wrong collectives: seen as runs that stand still for ever
         jax.config.update("jax_enable_compilation_cache", False)
+    patience = {"heartbeat_timeout_seconds": int(os.environ.get("JSAE_HEARTBEAT_S") or 100)}
     if coordinator == "auto":
-        jax.distributed.initialize()
+        jax.distributed.initialize(**patience)
     else:
         missing = [name for name in ("JSAE_NUM_PROCESSES", "JSAE_PROCESS_ID") if name not in os.environ]
         if missing:
@@ -46,8 +51,11 @@ def initialize() -> None:
             num_processes=int(os.environ["JSAE_NUM_PROCESSES"]),
             process_id=int(os.environ["JSAE_PROCESS_ID"]),
             local_device_ids=[int(i) for i in local.split(",")] if local else None,
+            **patience,
         )
     preemption.reinstall()  # jax has put its own handler of SIGTERM over ours
+    joined = distributed.global_state
+    preemption.join(joined.client, joined.process_id, joined.num_processes)
 
 
 def cache_compilations(folder: str) -> None:
@@ -172,6 +180,29 @@ def all_agree(answer: bool) -> bool:
     if jax.process_count() == 1:
         return answer
     return bool(multihost_utils.process_allgather(np.asarray(answer)).all())
+
+
+def of_writer(make):
+    """What `make()` returns in the writer process, a value that JSON can hold, on every process.
+
+    The others do not call it. For what decides how often a collective follows: two processes that look at a
+    disk, or compute the same, may come to different answers.
+    """
+    if jax.process_count() == 1:
+        return make()
+    return json.loads(bytes_of_writer(json.dumps(make()).encode() if is_writer() else b""))
+
+
+def bytes_of_writer(data: bytes) -> bytes:
+    """The writer process's bytes on every process."""
+    if jax.process_count() == 1:
+        return data
+    n = int(
+        multihost_utils.broadcast_one_to_all(np.uint32([len(data) >> 20, len(data) & 0xFFFFF])) @ (1 << 20, 1)
+    )
+    mine = np.frombuffer(data, np.uint8) if is_writer() else np.zeros(n, np.uint8)
+    parts = [mine[start : start + _COLLECT_BYTES] for start in range(0, n, _COLLECT_BYTES)]
+    return b"".join(np.asarray(multihost_utils.broadcast_one_to_all(part)).tobytes() for part in parts)
 
 
 def collect(tree):

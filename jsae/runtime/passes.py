@@ -5,7 +5,8 @@
 
 Called for the first time `measure` runs and what it returned is written to passes/feature_space.npz, whole or
 not at all; called again after an interruption it is read. What comes back has passed through the file's form
-in both cases, so a resumed run sees the same values bit for bit. Arrays, numbers, text, None, lists, tuples
+in both cases, so a resumed run sees the same values bit for bit; and several processes all go on with the
+writer's, so that none passes more often, or longer, than another. Arrays, numbers, text, None, lists, tuples
 and dicts can be kept, and the classes named (dataclasses and named tuples); nothing else is ever made from a
 file.
 """
@@ -37,15 +38,14 @@ class Passes:
         @functools.wraps(make)
         def kept(*args, **kwargs):
             path = self._folder / f"{name}.npz"
-            found = path.exists()
-            mesh.wait_for_all(f"passes: {name}")  # all have looked before one writes
-            if found:
+            data = mesh.bytes_of_writer(_read(path))
+            if data:
                 logs.get_logger().info("%s: there from before", name)
-                return self._unpack(artifacts.read_bytes(path))
+                return self._unpack(data)
             data = self._pack(make(*args, **kwargs))
             artifacts.write_bytes(path, data, checked=True)
             attempts.kept()
-            return self._unpack(data)
+            return self._unpack(mesh.bytes_of_writer(data))
 
         return kept
 
@@ -94,6 +94,11 @@ class Passes:
             return self._kinds[tree["kind"]](**fields)
         items = [self._build(item, arrays) for item in next(iter(tree.values()))]
         return tuple(items) if "tuple" in tree else items
+
+
+def _read(path) -> bytes:
+    """What the writer process finds; empty if there is nothing, and in the others."""
+    return artifacts.read_bytes(path) if mesh.is_writer() and path.exists() else b""
 
 
 def drop(folder) -> None:

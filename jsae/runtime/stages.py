@@ -112,6 +112,7 @@ class Stage:
     def finish(self, results: dict) -> None:
         """Mark the stage complete and keep its headline results (JSON-able, unknown numbers None)."""
         failpoints.visit(f"finish/{self.name}")
+        mesh.wait_for_all(f"{self.name}: all have come to its end")  # one that fails leaves the stage open
         self.manifest |= {
             "status": "complete",
             "results": results,
@@ -273,6 +274,7 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
                 f"{name}: resumed under other circumstances ({changed}): its results are then those of an "
                 "uninterrupted run within 0.5% of fvu and accuracy, not bit for bit"
             )
+        mesh.wait_for_all(f"{name}: something was there")  # every process has looked before one tidies up
         return _opened(name, where, found)
     log.info("%s: starting", name)
     manifest = {
@@ -421,6 +423,7 @@ def restart(config, workdir, name: str) -> None:
         if where.exists() and jax.process_index() == 0:
             where.rmtree()
             logs.get_logger().info("%s: dropped", stage)
+    mesh.wait_for_all(f"restart of {name}: dropped")  # before any process looks at what is there
 
 
 def _git_revision() -> str | None:

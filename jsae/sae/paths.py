@@ -16,10 +16,16 @@ SPARSE_FROM = {"cpu": 8, "gpu": 120, "cuda": 120}
 _SLOW_SCATTER = ((0, 10, 2), (0, 11, 1))
 
 
-def is_sparse(mesh, variant: str, n_features: int, k: int | None) -> bool:
-    """Whether a step of this SAE works on gathered rows on this mesh."""
+def is_sparse(mesh, variant: str, n_features: int, k: int | None, deterministic: bool = False) -> bool:
+    """Whether a step of this SAE works on gathered rows on this mesh.
+
+    With `deterministic` (config.runtime) only on CPUs: elsewhere XLA turns a scatter whose order must not
+    matter into a loop over its rows.
+    """
     platform = mesh.devices.flat[0].platform
     if variants.VARIANTS[variant].sparse is None or platform not in SPARSE_FROM:
+        return False
+    if deterministic and platform != "cpu":
         return False
     first, fixed = _SLOW_SCATTER
     if platform != "cpu" and first <= jax.version.__version_info__ < fixed:

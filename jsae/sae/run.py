@@ -73,12 +73,14 @@ def run(config, workdir, where=None) -> None:
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     variants.check_name(c.variant)
-    is_streamed, shape = sources.choose(mesh, train_store, c, stage.folder, config.seed)
+    is_streamed, shape = sources.choose(
+        mesh, train_store, c, stage.folder, config.seed, deterministic=config.runtime.deterministic
+    )
     recipe = recipe_of(
         c,
         n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
-        stable_top_k=config.runtime.deterministic,
+        deterministic=config.runtime.deterministic,
     )
 
     def fresh(mean, scale):
@@ -125,7 +127,7 @@ def run(config, workdir, where=None) -> None:
             validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
             saved=saved,
             log=log,
-            last_eval=fit.last_eval(stage.folder / METRICS_FILE),
+            last_eval=meshes.of_writer(lambda: fit.last_eval(stage.folder / METRICS_FILE)),
         )
         cells = train_store.n_vectors // train_store.n_images
         mixed = mixing.shares(source, train_store.labels, cells, seed=config.seed)
@@ -168,8 +170,11 @@ def check_config(config) -> None:
     train.check_features(mesh, c.n_features)
 
 
-def recipe_of(c, *, n_steps: int, dead_after_steps: int, stable_top_k: bool = True) -> train.Recipe:
-    """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out."""
+def recipe_of(c, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None) -> train.Recipe:
+    """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out.
+
+    deterministic: config.runtime.deterministic; None: top_k as if it were, and the step that pays.
+    """
     kind, matryoshka = variants.VARIANTS[c.variant], c.variant == "matryoshka"
     return train.Recipe(
         n_steps=n_steps,
@@ -189,7 +194,8 @@ def recipe_of(c, *, n_steps: int, dead_after_steps: int, stable_top_k: bool = Tr
         ema_decay=c.ema_decay,
         frozen=c.frozen,
         precision=c.precision,
-        stable_top_k=stable_top_k,
+        stable_top_k=deterministic is None or deterministic,
+        deterministic=bool(deterministic),
     )
 
 

@@ -11,7 +11,7 @@ STORES = ("auto", "resident", "streamed")
 _CHUNK_BYTES = 1 << 25
 
 
-def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
+def choose(mesh, store, c, folder, seed: int, deterministic: bool = False) -> tuple[bool, blocks.Shape]:
     """(whether the vectors are streamed, the blocks' sizes) for `config.sae`.
 
     "auto" streams only what does not fit beside the SAE. The order of the vectors depends on the choice, so a
@@ -31,14 +31,13 @@ def choose(mesh, store, c, folder, seed: int) -> tuple[bool, blocks.Shape]:
         batch_size=c.batch_size,
         data=mesh.shape["data"],
         model=mesh.shape["model"],
-        sparse=paths.is_sparse(mesh, c.variant, c.n_features, c.k),
+        sparse=paths.is_sparse(mesh, c.variant, c.n_features, c.k, deterministic),
         has_ema=c.ema_decay > 0,
     )
     available = memory.of_device(mesh)
     needed = estimate(vector_bytes=shape.mib * 2**20)
     path = folder / FILE
-    chosen = artifacts.read_json(path)["store"] if path.exists() else c.store
-    meshes.wait_for_all("sae: read what was chosen before")
+    chosen = meshes.of_writer(lambda: artifacts.read_json(path)["store"] if path.exists() else c.store)
     if chosen == "auto":
         everyone_can = meshes.all_agree(memory.fits(needed, available))
         chosen = "resident" if everyone_can else "streamed"

@@ -121,7 +121,8 @@ def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = N
     rows of the batch and its features, with every collective written out (`jsae.sae.variants.shard`).
     """
     shard = paths.shard_of(mesh, recipe)
-    sparse = paths.is_sparse(mesh, sae.variant, sae.n_features, sae.k) if sparse is None else sparse
+    if sparse is None:
+        sparse = paths.is_sparse(mesh, sae.variant, sae.n_features, sae.k, recipe.deterministic)
 
     def of_shard(params, x, mask, dead, sparsity):
         batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, shard)

@@ -221,7 +221,7 @@ def test_at_another_site_the_atlas_takes_forward_passes(make_workdir, monkeypatc
 def test_a_stop_leaves_the_stage_unfinished(make_workdir, monkeypatch):
     config = make_config()
     workdir = make_workdir(config)
-    monkeypatch.setattr(preemption, "requested", lambda: True)
+    monkeypatch.setattr(preemption, "requested_here", lambda: True)
     with pytest.raises(preemption.Preempted):
         stage.run(config, workdir)
     assert stages.read_manifest(config, workdir, "ablation")["status"] == "started"
@@ -233,10 +233,10 @@ def test_a_stopped_stage_repeats_no_pass_that_was_finished(make_workdir, monkeyp
     workdir = make_workdir(config)
     folder = workdir / "ablation"
     first_fill = folder / "passes" / "fill-blur-2.0-1.npz"
-    monkeypatch.setattr(preemption, "requested", first_fill.exists)  # stops in the second setting
+    monkeypatch.setattr(preemption, "requested_here", first_fill.exists)  # stops in the second setting
     with pytest.raises(preemption.Preempted):
         stage.run(config, workdir)
-    monkeypatch.setattr(preemption, "requested", lambda: False)
+    monkeypatch.setattr(preemption, "requested_here", lambda: False)
     swept, measure = [], stage.input_space.measure
     with monkeypatch.context() as patched:
         for module, name in (

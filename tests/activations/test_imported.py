@@ -155,7 +155,7 @@ def test_an_import_that_was_stopped_goes_on_with_the_shards_that_are_missing(tmp
             raise preemption.Preempted
 
     with monkeypatch.context() as patch:
-        patch.setattr(preemption, "check", stop_at_second)
+        patch.setattr(preemption, "check_here", stop_at_second)
         with pytest.raises(preemption.Preempted):
             extraction.run(config, workdir)
     first = workdir / "activations" / "train" / "shard-00000.npy"

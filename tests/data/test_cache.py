@@ -136,7 +136,7 @@ def test_a_killed_run_leaves_no_half_cache(load, make_fgvc, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_writer.preemption, "check_if_alone", stop)
+        patch.setattr(cache_writer.preemption, "check_here", stop)
         with pytest.raises(KeyboardInterrupt):
             load(folder)
     assert caches(tmp_path) == []

@@ -1,5 +1,6 @@
 """The short form of the fault runner, and that it would see what it looks for."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -93,6 +94,46 @@ def test_no_signal_before_a_place_that_the_stopping_run_comes_to():
     places = ["begin/sae#1", "save/8#1", "write/sae/a#1", "write/sae/b#1", "finish/sae#1"]
     kinds = fault_plan._that_leave_the_next(visits, places, ["term", "int", "int", "full", "term"])
     assert kinds == ["term", "int", "kill", "full", "term"]
+
+
+def test_so_many_faults_are_drawn_of_two_processes():
+    alone, two = [fault_plan.draw_all([TRACE] * n, 40, seed=0) for n in (1, 2)]
+    for n, found in ((1, alone), (2, two)):
+        assert sum(map(len, found.values())) == 40
+        of = [fault.process for faults in found.values() for fault in faults]
+        assert [of.count(i) for i in range(n)] == [40 // n] * n
+        assert all(len({fault.process for fault in faults}) == 1 for faults in found.values())
+    assert not any(fault.kind == "full" for faults in two.values() for fault in faults if fault.process)
+    alone, together = (fault_plan.damage_of(n, 9) for n in (1, 2))
+    assert alone == list(fault_plan.DAMAGE[:9])
+    assert all("ocdbt.process" not in fault.target for fault in together)
+    points = [fault.point for fault in two["faults-1-0"]]
+    assert "poll#2" not in points, "the first process may have kept the pass meanwhile"
+
+
+@pytest.mark.parametrize(
+    "kind, of, codes, seconds, said",
+    [
+        ("kill", 1, (1, -9), 2, []),
+        ("kill", 0, (-9, -6), 2, []),
+        ("term", 1, (75, 75), 2, []),
+        ("term", 1, (0, 75), 2, ["process 0 ended with 0"]),
+        ("kill", 1, (0, -9), 2, ["process 0 ended with 0"]),
+        ("kill", 1, (1, -9), 500, ["process 0 took 499 s"]),
+        ("int", 0, (1, 75), 2, ["exit code 1"]),
+    ],
+)
+def test_what_must_come_of_the_other_process(monkeypatch, tmp_path, kind, of, codes, seconds, said):
+    def together(*_, n, of, **__):
+        ended = [faults.fault_process.Outcome(code, [], [], seconds, None) for code in codes]
+        ended[of] = dataclasses.replace(ended[of], struck_s=1.0)
+        return ended
+
+    monkeypatch.setattr(faults.fault_process, "run_together", together)
+    survivor = faults.Survivor(tmp_path / "w", 2)
+    survivor.befall(fault_plan.Fault(kind, "sae", "save/8#1", process=of))
+    what = f"w: {kind} at save/8#1" + (" of process 1: " if of else ": ")
+    assert [line.removeprefix(what).split(" (")[0] for line in survivor.failures] == said
 
 
 def test_a_missed_window_is_a_failure(monkeypatch, tmp_path):

@@ -8,7 +8,18 @@ import time
 
 import pytest
 
-from jsae.runtime import attempts, failpoints, memory, watchdog
+from jsae.runtime import (
+    artifacts,
+    attempts,
+    checkpoints,
+    failpoints,
+    memory,
+    mesh,
+    peers,
+    preemption,
+    stages,
+    watchdog,
+)
 
 WAITS = """
 import signal, sys
@@ -23,6 +34,12 @@ time.sleep(60)
 
 def signalled(program, environment, *signals):
     """(exit code, stderr, seconds from the last signal to the end)."""
+    code, _, err, seconds = heard(program, environment, *signals)
+    return code, err, seconds
+
+
+def heard(program, environment, *signals):
+    """(exit code, stdout after "ready", stderr, seconds from the last signal to the end)."""
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         env=environment,
@@ -36,8 +53,8 @@ def signalled(program, environment, *signals):
             process.send_signal(number)
             time.sleep(0.1)
         since = time.monotonic()
-        _, err = process.communicate(timeout=60)
-    return process.returncode, err, time.monotonic() - since
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err, time.monotonic() - since
 
 
 def test_where_no_consistent_point_comes_the_run_ends_with_75_in_time(clean_environment):
@@ -49,6 +66,191 @@ def test_where_no_consistent_point_comes_the_run_ends_with_75_in_time(clean_envi
 def test_a_second_signal_ends_at_once_also_in_a_long_call(clean_environment, number):
     code, _, seconds = signalled(WAITS, clean_environment, signal.SIGTERM, number)
     assert code == 128 + number and seconds < 20
+
+
+SAVES = """
+import signal, sys, time
+from jsae.runtime import preemption
+preemption.install()
+print("ready", flush=True)
+class Background:
+    until = time.monotonic() + 2.0
+    def is_saving_in_progress(self):
+        return time.monotonic() < self.until
+how = "{how}"
+if how == "after the point":
+    while not preemption.requested():
+        time.sleep(0.01)
+    time.sleep(2.0)
+elif how == "before the signal":
+    with preemption.saving():
+        time.sleep(2.0)
+else:
+    background = Background()
+    preemption.hold_for(background)
+    time.sleep(2.0)
+print("whole", flush=True)
+preemption.check()
+"""
+
+
+@pytest.mark.parametrize("how", ["after the point", "before the signal", "in the background"])
+def test_a_save_that_has_begun_ends_whole_however_short_the_grace(clean_environment, how):
+    program = SAVES.replace("{how}", how)
+    code, out, err, _ = heard(program, clean_environment | {"JSAE_GRACE_S": "1"}, signal.SIGTERM)
+    assert code == 75 and out == "whole\n" and "no consistent point" not in err, (code, out, err)
+
+
+def test_a_save_has_a_deadline_of_its_own():
+    clock = Clock()
+
+    def passes(seconds, is_saving=False):
+        clock.now += seconds
+        return deadline.overdue(is_saving)
+
+    deadline = preemption.Deadline(25, 600, clock)
+    assert not passes(1000) and not deadline.is_running()
+    deadline.ask()
+    assert not passes(24) and passes(1), "no poll came"
+    deadline = preemption.Deadline(25, 600, clock)
+    deadline.ask()
+    assert not passes(300, is_saving=True) and not passes(24) and passes(1), "the save ended, no poll came"
+    deadline = preemption.Deadline(25, 600, clock)
+    deadline.ask()
+    assert passes(600, is_saving=True), "a save that never ends"
+    deadline = preemption.Deadline(25, 600, clock)
+    deadline.ask()
+    deadline.answer()
+    assert not passes(599) and passes(1) and deadline.code == 75 and "the save took more than" in deadline.why
+    deadline = preemption.Deadline(25, 25, clock)  # another process has left: nothing more can come
+    deadline.ask()
+    deadline.end(2, "process 1 ended with exit code 1", 1)
+    deadline.answer()
+    deadline.ask()
+    deadline.end(9, "the end took long", 75)
+    assert not passes(1.9) and passes(0.1) and deadline.code == 1 and deadline.why.startswith("process 1")
+
+
+def test_files_and_checkpoints_hold_the_time_up(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(failpoints, "visit", lambda point: seen.append((point, preemption._is_saving())))
+    artifacts.write_bytes(tmp_path / "file", b"x")
+    assert seen == [(f"{at}/{tmp_path.name}/file", True) for at in ("write", "rename")]
+    assert not preemption._is_saving()
+    saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    monkeypatch.setattr(saved._manager, "is_saving_in_progress", lambda: True)  # in the background
+    assert preemption._is_saving()
+    monkeypatch.undo()
+    monkeypatch.setattr(saved._manager, "wait_until_finished", lambda: seen.append(preemption._is_saving()))
+    saved.wait()
+    assert seen[-1] is True and not preemption._is_saving()
+
+
+def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
+    """What process 0 removes or writes, and where the others wait meanwhile."""
+    order = []
+    monkeypatch.setattr(mesh, "wait_for_all", lambda name: order.append("wait"))
+    for module, name in ((artifacts, "drop_unfinished"), (checkpoints, "_drop_damaged_metrics")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: order.append(name))
+    config = {"seed": 0, "data": {}, "classifier": {}}
+    stages.begin(config, tmp_path, "classifier")
+    (tmp_path / "classifier" / "something").touch()
+    assert order == ["wait", "drop_unfinished"]
+    stage = stages.begin(config, tmp_path, "classifier")
+    assert order[2:] == ["wait", "drop_unfinished"]
+    manager = checkpoints.ocp.CheckpointManager
+    monkeypatch.setattr(
+        checkpoints.ocp, "CheckpointManager", lambda *a, **k: order.append("list") or manager(*a, **k)
+    )
+    checkpoints.Checkpoints(tmp_path / "classifier" / "checkpoints").close()
+    assert order[4:] == ["_drop_damaged_metrics", "wait", "list"]
+    monkeypatch.setattr(stages.passes, "drop", lambda folder: order.append("drop"))
+    stage.finish({})
+    assert order[7:] == ["wait", "drop", "wait"], "complete once all have come to the end"
+    stages.restart(config, tmp_path, "classifier")
+    assert order[10:] == ["wait"] and not (tmp_path / "classifier").exists()
+
+
+POLLS = """
+import signal, sys, time
+from jsae.runtime import preemption
+preemption.install()
+print("ready", flush=True)
+until = time.monotonic() + 1.0
+while time.monotonic() < until:
+    preemption.check_here()
+    time.sleep(0.01)
+print("went on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_what_schedulers_send_asks_for_a_stop_and_a_second_one_does_not_hurry_it(clean_environment, number):
+    code, _, err, _ = heard(POLLS, clean_environment, number)
+    assert code == 75 and f"{number.name}: stopping" in err
+    program = SAVES.replace("{how}", "after the point")
+    code, out, _, _ = heard(program, clean_environment, number, number, signal.SIGTERM)  # the time is up now
+    assert code == 75 and out == "whole\n"
+
+
+def test_a_terminal_that_goes_away_does_not_stop_the_run(clean_environment):
+    code, out, _, _ = heard(POLLS, clean_environment, signal.SIGHUP, signal.SIGHUP)
+    assert code == 0 and out == "went on\n"
+
+
+def test_what_was_ignored_before_stays_ignored(clean_environment):
+    """As nohup and a scheduler's `trap "" USR1` leave it."""
+    ignore = "import signal\nfor n in (signal.SIGHUP, signal.SIGUSR1): signal.signal(n, signal.SIG_IGN)\n"
+    look = "assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\nprint("
+    program = ignore + POLLS.replace("print(", look, 1)
+    code, out, err, _ = heard(program, clean_environment, signal.SIGUSR1)
+    assert code == 0 and out == "went on\n", err
+
+
+@pytest.mark.parametrize("name", ["JSAE_GRACE_S", "JSAE_SAVE_S"])
+@pytest.mark.parametrize("text", ["2m", "-1", "nan", "inf"])
+def test_a_time_that_is_none_is_refused(monkeypatch, name, text):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(SystemExit, match=f"{name}='{text}' is not a number of seconds"):
+        preemption._seconds(name, 25.0)
+
+
+class Store:
+    """The store that jax's processes share, as far as it is used."""
+
+    def __init__(self):
+        self.words = {}
+
+    def key_value_set(self, key, text):
+        assert key not in self.words
+        self.words[key] = text
+
+    def key_value_dir_get(self, folder):
+        return [(key, text) for key, text in self.words.items() if key.startswith(folder)]
+
+
+def test_processes_hear_of_each_other_once_and_not_of_themselves(monkeypatch):
+    store, heard_of = Store(), []
+    monkeypatch.setattr(peers, "_client", store)
+    monkeypatch.setattr(peers, "_index", 1)
+    monkeypatch.setattr(peers, "_count", 3)
+    monkeypatch.setattr(peers, "_news", set())
+    monkeypatch.setattr(peers, "_exit_code", 0)
+    for _ in range(2):
+        peers.tell("asked", "SIGTERM")  # the second one is not written
+    store.words |= {"jsae/0/asked": "SIGUSR1", "jsae/2/left": "75 why"}
+    for _ in range(2):
+        peers.look(lambda *word: heard_of.append(word))
+    assert sorted(heard_of) == [(0, "asked", "SIGUSR1"), (2, "left", "75 why")]
+    assert store.words["jsae/1/asked"] == "SIGTERM"
+    assert peers.wait_for_news("left", 0) and not peers.wait_for_news("other", 0)
+    lost = ValueError("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [::1]:7\nmore")
+    assert "another process of this run has ended" in peers.explain(lost) and "more" not in peers.explain(
+        lost
+    )
+    assert peers.explain(ValueError("config.sae.k=0")) is None
+    monkeypatch.setattr(peers, "_count", 1)
+    assert peers.explain(lost) is None
 
 
 class Clock:

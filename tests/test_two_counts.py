@@ -1,0 +1,125 @@
+"""Two processes of which one would do more than the other: they go on together, and end together.
+
+Each process computes much for itself, and where their numbers differ in the last bit one may have more
+iterations, pairs or passes. Process 1 is made to differ on purpose.
+"""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from launch import fault_process
+
+START = """
+import os, pathlib, signal, sys, time
+from jsae.runtime import preemption
+preemption.install()
+import jax, numpy as np
+from etils import epath
+from jsae.classifier import run as classifier_run
+from jsae.data import cache
+from jsae.runtime import mesh, passes, stages
+mesh.initialize()
+here, folder = jax.process_index(), pathlib.Path(sys.argv[1])
+told = here == int(sys.argv[2])
+"""
+END = """
+with preemption.ending_together():
+    end()
+"""
+PROGRAM = """
+rng = np.random.default_rng(here)  # other pixels: another number of iterations, and another accuracy
+def split(name):
+    images = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
+    labels, ids = np.arange(24, dtype=np.int32) % 3, tuple(map(str, range(24)))
+    return cache.Split(name, images, labels, ids, ("a", "b", "c"))
+iterations = []
+preemption.check_here, check = lambda: iterations.append(1) or check(), preemption.check_here
+accuracy = classifier_run._pixel_baseline({n: split(n) for n in ("train", "val", "test")}, 0)
+assert bool(iterations) == mesh.is_writer(), len(iterations)
+
+own = passes.Passes(folder / f"host{here}", ())  # two disks of which only one shows the file
+kept = own("effects", lambda: [float(here), accuracy])()
+for _ in range(3 + 4 * here):  # pairs that a process has by its own numbers
+    check()
+assert mesh.of_writer(lambda: {"rows": [here]}) == {"rows": [0]}
+again = passes.Passes(folder / f"host{here}", ())
+found = again("effects", lambda: sys.exit("process %d passes anew" % here))()
+assert kept == found and kept[0] == 0.0, (kept, found)
+
+stage = epath.Path(folder) / "study" / "report"
+if here == 0:
+    stage.mkdir(parents=True)
+    kind, rmtree = type(stage), type(stage).rmtree
+    kind.rmtree = lambda *arguments, **named: (time.sleep(0.5), rmtree(*arguments, **named))  # a slow disk
+mesh.wait_for_all("made")
+stages.restart({}, folder / "study", "report")
+assert not stage.exists(), "process %d reads what is being dropped" % here
+print("done", accuracy, flush=True)
+mesh.wait_for_all("end")
+def end():
+    if told:  # in work of its own, while the other waits for it
+        os.kill(os.getpid(), signal.SIGUSR1)
+        check()
+    mesh.wait_for_all("never")
+"""
+STUCK = """
+mesh.wait_for_all("both are here")
+def end():
+    if told:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)  # as in a long compilation
+    mesh.wait_for_all("never")
+"""
+FAILS = """
+mesh.wait_for_all("both are here")
+def end():
+    if told:
+        raise OSError("the disk of this process is full")
+    mesh.wait_for_all("never")
+"""
+
+
+def run(program, folder, which, environment):
+    """[(exit code, stdout, stderr)] of both processes; `which` is the one that something befalls."""
+    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "1"}
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        environment["JSAE_COORDINATOR"] = f"127.0.0.1:{s.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", START + program + END, str(folder), str(which)],
+            env=environment | {"JSAE_PROCESS_ID": str(i)},
+            cwd=fault_process.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+
+
+def test_where_one_would_take_more_iterations_both_go_on_and_a_stop_ends_both(clean_environment, tmp_path):
+    ended = run(PROGRAM, tmp_path, 1, clean_environment)
+    assert [code for code, *_ in ended] == [75, 75], ended
+    done = {out.splitlines()[-1] for _, out, _ in ended}
+    assert len(done) == 1 and done.pop().startswith("done "), ended
+    assert "SIGUSR1: stopping" in ended[1][2] and "process 1 has stopped" in ended[0][2], ended
+
+
+@pytest.mark.parametrize(
+    "program, code, why",
+    [(STUCK, 75, "process 0 was told to stop (SIGTERM); no"), (FAILS, 1, "process 0 ended with exit code 1")],
+)
+def test_the_end_of_one_is_the_end_of_both(clean_environment, tmp_path, program, code, why):
+    ended = run(program, tmp_path, 0, clean_environment)
+    assert [code for code, *_ in ended] == [code, code], ended
+    assert why in ended[1][2] or "process 0 has stopped: no consistent point" in ended[1][2], ended
