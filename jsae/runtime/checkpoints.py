@@ -107,11 +107,14 @@ class Checkpoints:
                 ) from error
         broken = {}
         for newest in sorted(self._manager.all_steps(), reverse=True):
+            state = None
             try:
                 state = self._restore(abstract_state, newest)
             except Exception as error:  # what tensorstore raises has no type of its own
                 _raise_if_refused(self._folder / str(newest), error)
                 broken[newest] = error
+            if not mesh.all_agree(state is not None):  # all go on from the same step
+                broken.setdefault(newest, OSError("another process cannot read it"))
                 continue
             if broken:
                 self._move_aside(broken, newest)

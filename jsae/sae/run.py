@@ -162,9 +162,7 @@ def check_config(config) -> None:
     variants.check(c.variant, n_channels=1, n_features=c.n_features, k=k)
     settings.check("config.sae", c, RANGES)
     settings.check_choice("config.sae.store", c.store, sources.STORES)
-    variants.check_terms(
-        c.variant, recipe_of(c, n_steps=_LONG, dead_after_steps=1, stable_top_k=True), c.n_features
-    )
+    variants.check_terms(c.variant, recipe_of(c, n_steps=_LONG, dead_after_steps=1), c.n_features)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     train.check_features(mesh, c.n_features)
