@@ -58,8 +58,8 @@ def load(workdir) -> "Study":
 
     Raises FileNotFoundError if there is no study, or its classifier, extraction or SAE is not finished.
     """
-    workdir = paths.resolve(workdir)
     remote.check(workdir)
+    workdir = paths.resolve(workdir)
     if not (workdir / "config.json").exists():
         raise FileNotFoundError(f"{workdir} holds no study (no config.json); run launch.pipeline first")
     config = artifacts.read_json(workdir / "config.json")

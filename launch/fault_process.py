@@ -13,7 +13,6 @@ import os
 import pathlib
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import threading
 import time
 
 from jsae.runtime import failpoints
+from launch import topologies
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULE = "launch.pipeline"
@@ -158,9 +158,7 @@ def run_together(
     module: str = MODULE,
 ) -> list[Outcome]:
     """Run launch.pipeline as `n` processes to their ends; `fail` and `strike` befall `of`, None: all."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        joined = {"JSAE_COORDINATOR": f"127.0.0.1:{s.getsockname()[1]}", "JSAE_NUM_PROCESSES": str(n)}
+    joined = {"JSAE_COORDINATOR": f"127.0.0.1:{topologies.free_port()}", "JSAE_NUM_PROCESSES": str(n)}
 
     def one(index: int) -> Outcome:
         environment = os.environ | _TOGETHER | joined | {"JSAE_PROCESS_ID": str(index)}

@@ -31,7 +31,7 @@ CHANGES = (((2, 1), (1, 1)), ((1, 1), (2, 2)), ((2, 4), (1, 2)))
 
 def start(module: str, n_processes: int, n_devices: int, arguments) -> list[subprocess.Popen]:
     """Start a launch module in n processes that work together."""
-    port, started = _free_port(), []
+    port, started = free_port(), []
     for i in range(n_processes):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(n_devices)}
         if n_processes > 1:
@@ -48,7 +48,7 @@ def start(module: str, n_processes: int, n_devices: int, arguments) -> list[subp
     return started
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port of this machine at which nothing answers; jax's coordinator will listen there."""
     while True:
         port = random.randrange(20000, 60000)
