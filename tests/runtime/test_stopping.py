@@ -74,21 +74,21 @@ from jsae.runtime import preemption
 preemption.install()
 print("ready", flush=True)
 class Background:
-    until = time.monotonic() + 2.0
+    until = time.monotonic() + 4.0
     def is_saving_in_progress(self):
         return time.monotonic() < self.until
 how = "{how}"
 if how == "after the point":
     while not preemption.requested():
         time.sleep(0.01)
-    time.sleep(2.0)
+    time.sleep(4.0)
 elif how == "before the signal":
     with preemption.saving():
-        time.sleep(2.0)
+        time.sleep(4.0)
 else:
     background = Background()
     preemption.hold_for(background)
-    time.sleep(2.0)
+    time.sleep(4.0)
 print("whole", flush=True)
 preemption.check()
 """
@@ -97,7 +97,7 @@ preemption.check()
 @pytest.mark.parametrize("how", ["after the point", "before the signal", "in the background"])
 def test_a_save_that_has_begun_ends_whole_however_short_the_grace(clean_environment, how):
     program = SAVES.replace("{how}", how)
-    code, out, err, _ = heard(program, clean_environment | {"JSAE_GRACE_S": "1"}, signal.SIGTERM)
+    code, out, err, _ = heard(program, clean_environment | {"JSAE_GRACE_S": "3"}, signal.SIGTERM)
     assert code == 75 and out == "whole\n" and "no consistent point" not in err, (code, out, err)
 
 
