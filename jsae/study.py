@@ -53,8 +53,12 @@ _TABLES = {  # name -> (its stage, why a study with this stage finished may lack
 }
 
 
-def load(workdir) -> "Study":
+def load(workdir, *, data_dir=None) -> "Study":
     """Open the study in `workdir`; weights are restored from its orbax checkpoints.
+
+    Args:
+      workdir: as it was moved, copied or linked.
+      data_dir: where its images lie, if that is not where they lay when it was made.
 
     Raises FileNotFoundError if there is no study, or its classifier, extraction or SAE is not finished.
     """
@@ -63,6 +67,8 @@ def load(workdir) -> "Study":
     if not (workdir / "config.json").exists():
         raise FileNotFoundError(f"{workdir} holds no study (no config.json); run launch.pipeline first")
     config = artifacts.read_json(workdir / "config.json")
+    if data_dir is not None:
+        config["data"]["dir"] = paths.absolute(data_dir)
     for stage in ("classifier", "activations", "sae"):
         if stage not in stages.skipped(config):
             stages.require(config, workdir, stage)

@@ -246,11 +246,11 @@ def to_host(tree):
 
 
 def check_accelerator() -> None:
-    """Raise RuntimeError where a GPU or TPU is in the machine and jax sees only the CPU."""
+    """Raise RuntimeError where a GPU or TPU is in the machine, not hidden, and jax sees only the CPU."""
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return
     found = None
-    if os.path.exists("/dev/nvidiactl"):
+    if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         driver = nvidia_driver()
         wanted = "cuda12" if driver and int(driver.split(".")[0]) < 580 else "cuda13"
         found = (f"An NVIDIA GPU (driver {driver or 'unknown'}; CUDA 13 needs 580 or newer)", wanted)

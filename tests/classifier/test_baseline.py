@@ -1,5 +1,7 @@
 """The pixel baseline: a fit that is a minimum, and colours that tell the class."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import special
@@ -28,7 +30,7 @@ def split(name, n, seed, informative):
     images = rng.integers(0, 100, (n, 16, 16, 3))
     if informative:
         images[..., 0] += 40 * labels[:, None, None]
-    ids = tuple(map(str, range(n)))
+    ids = tuple(f"{name} {i}" for i in range(n))
     return cache.Split(name, images.astype(np.uint8), labels, ids, ("a", "b", "c", "d"))
 
 
@@ -40,6 +42,18 @@ def test_it_sees_colours_and_nothing_where_there_is_nothing():
 
     assert accuracy(True) > 0.95
     assert abs(accuracy(False) - 0.25) < 0.13  # 4 standard errors of 200 images
+
+
+def test_with_trainval_the_penalty_is_chosen_without_the_images_of_val(monkeypatch):
+    val, other = split("val", 30, 0, True), split("train", 50, 1, True)
+    both = {
+        field: np.concatenate([getattr(other, field), getattr(val, field)]) for field in ("images", "labels")
+    }
+    train = dataclasses.replace(other, ids=other.ids + val.ids, **both)
+    fitted, fit = [], baseline.fit
+    monkeypatch.setattr(baseline, "fit", lambda x, *rest: fitted.append(len(x)) or fit(x, *rest))
+    baseline.pixel_baseline({"train": train, "val": val, "test": split("test", 20, 2, True)}, seed=0)
+    assert fitted == [50, 50, 50, 80]
 
 
 def test_a_stop_ends_the_fit():

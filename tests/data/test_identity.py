@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from fgvc_folder import jpeg
 
+import jsae
 from configs import arrays as arrays_config
 from configs import demo
 from jsae.data import arrays, identity
-from jsae.runtime import contents, stages
+from jsae.runtime import contents, stages, workdirs
 
 
 @pytest.fixture
@@ -42,6 +43,16 @@ def test_the_same_photos_elsewhere_are_the_same_data(config, workdir, tmp_path):
     after = stages.begin(config, workdir, "classifier")
     assert read(config, workdir)["train"].ids and not after.up_to_date
     assert after.digest == before.digest
+
+
+def test_a_study_is_opened_where_its_photos_lie_elsewhere(config, workdir, tmp_path):
+    workdirs.write_config(config, workdir)
+    for name in ("classifier", "activations", "sae"):
+        stages.begin(config, workdir, name).finish({})
+    shutil.move(config.data.dir, tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=r"config.data.dir=.* does not exist"):
+        _ = jsae.load(workdir).data
+    assert jsae.load(workdir, data_dir=tmp_path / "moved").data["test"].ids
 
 
 def images(config) -> pathlib.Path:
