@@ -23,6 +23,7 @@ from jsae.classifier import convnext, inputs
 from jsae.data import cache, decode, identity
 from jsae.report import card
 from jsae.runtime import artifacts, logs, paths, remote, stages
+from jsae.runtime.paths import resolve
 
 _SPLITS = ("train", "val", "test")
 _PARTS = "the data of this study say nowhere where parts are (masks, or boxes)"
@@ -175,7 +176,10 @@ class Study:
         Raises StageMissing in a study of bare activations, which has no images.
         """
         self._needs_images("no images; study.activations(split) has labels and ids")
-        return identity.splits_of(self.config, self.workdir)
+        config = self.config
+        if os.environ.get("JSAE_CACHE"):  # the study may have been made on a machine with another disk
+            config = config | {"data": config["data"] | {"cache_dir": ""}}
+        return identity.splits_of(config, self.workdir)
 
     @functools.cached_property
     def summary(self) -> dict:
@@ -254,7 +258,7 @@ class Study:
         images = []
         for i, path in enumerate(paths):
             try:
-                rgb = decode.decode_rgb(epath.Path(path).read_bytes(), banner_px=data["banner_px"])
+                rgb = decode.decode_rgb(resolve(path).read_bytes(), banner_px=data["banner_px"])
                 if boxes is not None:
                     rgb = decode.crop_box(rgb, boxes[i])
             except decode.BadImage as error:

@@ -56,7 +56,7 @@ def run_stages(names) -> None:
     def work(config, workdir):
         modules = {name: importlib.import_module(f"jsae.{name}.run") for name in names}
         for name, module in modules.items():  # a mistake in the last stage shall not wait for the first
-            if hasattr(module, "check_config") and name not in stages.skipped(config):
+            if hasattr(module, "check_config") and stages.is_ahead(config, workdir, name):
                 module.check_config(config)
         workdirs.write_config(config, workdir)
         for name, module in modules.items():
@@ -132,10 +132,10 @@ def _main(argv, work) -> None:
         os.environ["JSAE_CACHE"] = config.data.cache_dir  # what is copied from remote disks goes there too
     allocator.keep_freed_memory()
     changed = environment.settle_jax()
-    mesh.initialize()
     try:
+        mesh.initialize()
         environment.check_platform()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     log = logs.get_logger()
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of orbax and tfds is raised

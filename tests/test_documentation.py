@@ -87,6 +87,13 @@ def weights() -> dict:
     }
 
 
+def link_or_copy(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # the temporary folder is on another disk
+        shutil.copy2(source, target)
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A copy of the repository, with an environment of its own and the files that a reader would bring."""
@@ -97,7 +104,7 @@ def checkout(tmp_path_factory):
         if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
-    shutil.copytree(sys.prefix, copy / ".venv", symlinks=True, copy_function=os.link)
+    shutil.copytree(sys.prefix, copy / ".venv", symlinks=True, copy_function=link_or_copy)
     subprocess.run([copy / "launch/venv.sh", "auto"], check=True, capture_output=True)
     write_folder(copy / PLACEHOLDERS["PHOTOS"], per_class=8)
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 
 from jsae.data import cache, locks
-from jsae.runtime import artifacts, digests, paths
+from jsae.runtime import artifacts, digests, disks, paths
 
 
 def local(path) -> pathlib.Path:
@@ -30,10 +30,10 @@ def local(path) -> pathlib.Path:
     valid = artifacts.recorded(path)
     place = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:24]
     copy = folder / f"{place}-{valid[0] if valid else 'unchecked'}.npy"
-    with locks.locked(folder / f".{place}.lock"):
+    with locks.locked(folder / f".{place}.lock") as alone:
         if valid and copy.exists() and artifacts.is_known(copy, valid):
             return copy
-        for other in folder.glob(f"{place}-*"):  # of a shard that has been written anew, or damaged
+        for other in folder.glob(f"{place}-*") if alone else ():  # of a shard written anew
             other.unlink(missing_ok=True)
         _fetch(path, copy)
         if valid and not artifacts.is_known(copy, valid):
@@ -45,10 +45,17 @@ def local(path) -> pathlib.Path:
 def _fetch(path, copy: pathlib.Path) -> None:
     handle, temporary = tempfile.mkstemp(dir=copy.parent, prefix=f"{copy.stem}.copying-")
     try:
-        with path.open("rb") as source, open(handle, "wb") as target:
+        needs = f"for a copy of {path}"
+        with (
+            path.open("rb") as source,
+            open(handle, "wb") as target,
+            disks.room_in(copy.parent, disks.MOVE_CACHE, needs),
+        ):
             shutil.copyfileobj(source, target, 1 << 24)
         os.chmod(temporary, copy.parent.stat().st_mode & 0o666)  # whoever uses the cache reads what is in it
         os.replace(temporary, copy)
+    except disks.NoRoom:
+        raise
     except OSError as error:
         raise OSError(
             error.errno,

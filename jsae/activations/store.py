@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from jsae.activations import local_copy
-from jsae.runtime import artifacts
+from jsae.runtime import artifacts, paths
 
 DTYPES = ("float32", "bfloat16")
 
@@ -36,7 +36,7 @@ class ActivationStore:
     @classmethod
     def open(cls, folder) -> "ActivationStore":
         """Open a finished store. Raises FileNotFoundError if extraction has not finished there."""
-        folder = epath.Path(folder)
+        folder = paths.resolve(folder)
         path = folder / "manifest.json"
         if not path.exists():
             raise FileNotFoundError(f"{folder} holds no finished activation store; run launch.extract first")

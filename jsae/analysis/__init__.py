@@ -7,24 +7,23 @@ features with masks and boxes (`cells`), `dictionaries` has what an SAE is held 
 """
 
 import pyarrow as pa
-from etils import epath
 
 from jsae import lazy_modules
 from jsae.analysis import features, top_patches
 from jsae.analysis.tables import documentation
-from jsae.runtime import artifacts
+from jsae.runtime import artifacts, paths
 
 __all__ = ["documentation", "load_features", "load_top_patches"]
 
 
 def load_features(folder) -> pa.Table:
     """features.parquet of the stage's folder: one row a feature, all F of them."""
-    return artifacts.read_table(epath.Path(folder) / features.FILE)
+    return artifacts.read_table(paths.resolve(folder) / features.FILE)
 
 
 def load_top_patches(folder) -> pa.Table:
     """top_patches.parquet of the stage's folder: one row a (feature, rank)."""
-    return artifacts.read_table(epath.Path(folder) / top_patches.FILE)
+    return artifacts.read_table(paths.resolve(folder) / top_patches.FILE)
 
 
 __getattr__, __dir__ = lazy_modules(__name__, __path__)

@@ -19,7 +19,7 @@ def load(folder) -> convnext.Params:
     folder = paths.resolve(folder)
     arch, abstract, step = _describe(folder)
     with_sharding = checkpoints.abstract(abstract, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    store = checkpoints.Checkpoints(folder / "checkpoints")
+    store = checkpoints.Checkpoints(folder / "checkpoints", read_only=True)
     restored = store.restore({"ema": with_sharding}, step=step)
     if restored is None:
         raise FileNotFoundError(f"{folder / 'checkpoints'} holds no checkpoint")

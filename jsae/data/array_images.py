@@ -64,10 +64,11 @@ def scale(path, images: np.ndarray) -> float:
     if images.dtype.kind != "f" and max(highs) <= 1:
         logs.note(f"{path}: the images hold only 0 and 1, of 0..255: nearly black. Were they floats in 0..1?")
     if not _within(low, high, largest) or (images.dtype.kind == "f" and 1 + _OVERSHOOT < high < _DARK):
+        shift = max(int(max(highs)).bit_length() - 8, 1)  # 8 for 16 bits, 4 for 12
         raise ValueError(
             f"{path}: images are in {low:g}..{high:g} (medians over {len(highs)} images), expected 0..1 or "
-            "0..255. -1..1: (images + 1) / 2. Standardised: images * std + mean. 16 bits: "
-            "(images >> 8).astype(np.uint8)"
+            "0..255. -1..1: (images + 1) / 2. Standardised: images * std + mean. More bits: "
+            f"(images >> {shift}).astype(np.uint8)"
         )
     return 255.0 / largest
 

@@ -109,17 +109,18 @@ def load_splits(
         raise ValueError(f"data.banner_px={banner_px} must be >= 0")
     cache_dir = local_folder(cache_dir)
     sizes = {"train": n_train, "val": n_val, "test": n_test}
-    data = KINDS[kind](
-        directory=dir,
-        seed=seed,
-        sizes=sizes,
-        shares={"val": val_share, "test": test_share},
-        image_size=image_size,
-        banner_px=banner_px,
-        fit=fit,
-        crop=crop,
-        cache_dir=cache_dir,
-    )
+    with disks.room_in(cache_dir, disks.MOVE_CACHE):  # an archive is unpacked there
+        data = KINDS[kind](
+            directory=dir,
+            seed=seed,
+            sizes=sizes,
+            shares={"val": val_share, "test": test_share},
+            image_size=image_size,
+            banner_px=banner_px,
+            fit=fit,
+            crop=crop,
+            cache_dir=cache_dir,
+        )
     if crop == "box" and not data.has_boxes:
         raise ValueError(
             f"data.crop=box needs boxes, which {dir or kind} does not have (images_box.txt); use none"
@@ -247,6 +248,8 @@ def _cached(
         try:
             temporary.chmod(cache_dir.stat().st_mode & 0o777)  # whoever uses the cache reads what is in it
             cache_writer.write(temporary, data, key, image_size, on_bad_image)
+            if folder.exists() and not _is_complete(folder):  # damaged, on a disk without locks
+                folder.rename(temporary.with_suffix(".old"))
             temporary.rename(folder)
         except OSError:
             if not _is_complete(folder):

@@ -24,7 +24,7 @@ from jsae.data import decode
 from jsae.data.kinds import Kind, Record
 from jsae.runtime import digests, disks, logs, preemption
 
-FORMAT = 2  # raise it when the decoded pixels or the layout change
+FORMAT = 3  # raise it when the decoded pixels or the layout change
 
 
 def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_image: str) -> None:
@@ -134,9 +134,10 @@ def _decode(record: Record, data: Kind, image_size: int) -> _Decoded | _Bad:
     if box is not None:
         box = decode.fit_box(box, rgb.shape[0], rgb.shape[1], image_size, data.fit)
     image = decode.fit_square(rgb, image_size, data.fit)
-    if record.content is not None:
-        content = record.content
-    return _Decoded(record.id, image, record.labels, box, record.masks, digests.of_bytes(content))
+    content = digests.of_bytes(content if record.content is None else record.content)
+    if record.box is not None:  # what is cut out, and where the object is
+        content = digests.of_bytes(f"{content} {tuple(map(int, record.box))}".encode())
+    return _Decoded(record.id, image, record.labels, box, record.masks, content)
 
 
 class _Rows:

@@ -11,7 +11,7 @@ import re
 SPLITS = ("train", "val", "test")
 _WORDS = {
     "train": r"train|training|trn",
-    "val": r"val|valid|validation|dev|development",
+    "val": r"val|valid|validate|validation|dev|development",
     "test": r"test|testing|tst|holdout",
     "eval": r"eval|evaluation",  # test; val where there is a test as well
 }

@@ -88,6 +88,9 @@ def compare(then: dict, now: dict) -> str:
     said = [f"{len(ids)} {what} ({_listed(ids)})" for what, ids in kinds.items() if ids]
     if said:
         return f"of {len(old)} images {', '.join(said)}"
+    reordered = [split for split in SPLITS if then[split]["ids"] != now[split]["ids"]]
+    if reordered:  # of arrays; images are sorted by id
+        return f"the rows of {' and '.join(reordered)} lie in another order"
     if then["class_names"] != now["class_names"]:
         return f"the classes were {_listed(then['class_names'])} and are {_listed(now['class_names'])}"
     return ""

@@ -22,6 +22,8 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour type
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # eXIf: the orientation
 _AT_ONCE = 1 << 20
+# Of libjpeg, and no word on the pixels. The last warning is told: one of damage comes behind these.
+_HARMLESS = ("Invalid SOS parameters", "Unknown Adobe color transform", "Warning: unknown JFIF revision")
 
 
 def jpeg(data: bytes, mode: str, *, upright: bool) -> np.ndarray | None:
@@ -40,6 +42,8 @@ def jpeg(data: bytes, mode: str, *, upright: bool) -> np.ndarray | None:
             simplejpeg.decode_jpeg(data, colours, strict=False, **size)
         except ValueError:
             return None  # its header is at fault, or of a kind that only Pillow reads: Pillow's word holds
+        if str(error).startswith(_HARMLESS):
+            return None
         raise OSError(f"its data are truncated or damaged: {error}") from None
     return found if pixels else None
 

@@ -36,9 +36,10 @@ class Checkpoints:
       folder: where they lie, a path as `paths.resolve` takes it.
       keep: how many of the latest are kept.
       best: name of a metric passed to `save`, of which the checkpoint with the highest value is kept too.
+      read_only: nothing in the folder is touched, not even what is damaged.
     """
 
-    def __init__(self, folder, *, keep: int = 2, best: str | None = None):
+    def __init__(self, folder, *, keep: int = 2, best: str | None = None, read_only: bool = False):
         manager = ocp.checkpoint_managers
         policies = [manager.LatestN(keep)]
         if best is not None:
@@ -54,7 +55,7 @@ class Checkpoints:
         self._best = best
         self._sent = None  # the last step handed to the background
         self._n_bytes = 0  # of a state
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not read_only:
             _move_damaged_metrics_aside(self._folder)
         mesh.wait_for_all(f"checkpoints of {self._folder}: tidied up")  # all shall see the same steps
         self._manager = ocp.CheckpointManager(
@@ -64,7 +65,10 @@ class Checkpoints:
                 preservation_policy=manager.AnyPreservationPolicy(policies),
                 best_fn=(lambda metrics: metrics[best]) if best else None,
                 enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
+                save_interval_steps=0 if read_only else 1,
             ),
         )
         preemption.hold_for(self._manager)

@@ -38,9 +38,10 @@ def why_refused(error: BaseException) -> str | None:
     for link in _chain(error):
         if isinstance(link, MemoryError):
             return "there is not enough memory"
-        for word in _REFUSED_WORDS:
-            if word in str(link):
-                return first_line(link)
+        if re.search(
+            rf"(?:^|[\s(:])(?:{'|'.join(_REFUSED_WORDS)}): ", str(link)
+        ):  # as tensorstore and XLA begin
+            return first_line(link)
     return None
 
 
@@ -85,7 +86,7 @@ def _chain(error: BaseException | None):
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _code(error: BaseException, codes: tuple[int, ...]) -> int | None:

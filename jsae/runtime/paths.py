@@ -26,7 +26,7 @@ def absolute(path) -> str:
     text = os.fspath(path)
     if not text:
         raise ValueError("the path is empty")
-    if is_remote(text):
+    if "://" in text:
         scheme, _, rest = text.partition("://")
         return f"{scheme}://{rest.rstrip('/')}"
     text = os.path.abspath(os.path.expanduser(text)).replace("//", "/", 1)

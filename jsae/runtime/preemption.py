@@ -71,6 +71,7 @@ class Deadline:
         self.grace_s, self.save_s, self._clock = grace_s, save_s, clock
         self.code, self.why = EXIT_CODE, ""
         self._phase, self._limit_s = "", 0.0  # "", asked, answered, ending
+        self._may_save = True
         self._asked_s = self._since_s = 0.0
 
     def is_running(self) -> bool:
@@ -84,15 +85,18 @@ class Deadline:
             self._begin("asked", self.grace_s, why)
 
     def answer(self) -> None:
-        """The consistent point has come: the state is saved now."""
-        if self._phase == "asked":
+        """The consistent point has come, perhaps before `ask` was called: the state is saved now."""
+        if self._phase in ("", "asked"):
             why = f"the save took more than {self.save_s:g} s; the one before it stays"
             self._begin("answered", self.save_s, why)
 
     def end(self, limit_s: float, why: str, code: int) -> None:
-        """There is nothing left but to end with this code; the first reason is kept."""
+        """There is nothing left but to end with this code; the first reason is kept.
+
+        After a failure a save that has begun holds nothing up: it waits for a process that is gone.
+        """
         if self._phase != "ending":
-            self.code = code
+            self.code, self._may_save = code, code == EXIT_CODE
             self._begin("ending", limit_s, why)
 
     def _begin(self, phase: str, limit_s: float, why: str) -> None:
@@ -103,7 +107,7 @@ class Deadline:
     def overdue(self, is_saving: bool) -> bool:
         """Whether the process must end now. A save that has begun holds the time up, within its own."""
         now = self._clock()
-        if is_saving and self._phase != "answered" and now - self._asked_s < self.save_s:
+        if is_saving and self._may_save and self._phase != "answered" and now - self._asked_s < self.save_s:
             self._since_s = now
         return self.is_running() and now - self._since_s >= self._limit_s
 

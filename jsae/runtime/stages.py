@@ -200,6 +200,16 @@ def manifest_in(where) -> dict | None:
     return artifacts.read_json(path) if path.exists() else None
 
 
+def is_ahead(config, workdir, name: str) -> bool:
+    """Whether the stage is still to be run: it is the study's, and not finished (the report never is).
+
+    A finished stage may have been made on other devices than there are now; `check` compares its settings.
+    """
+    if name in skipped(config) or name == "report":
+        return name == "report"
+    return (read_manifest(config, workdir, name) or {}).get("status") != "complete"
+
+
 def results(config, workdir, name: str) -> dict:
     """What the finished stage passed to `finish`. Raises StageMissing if it is not complete."""
     return require(config, workdir, name)["results"]
@@ -334,8 +344,9 @@ def _is_empty(where, manifest: dict) -> bool:
 
     It may then be started with another config: that loses nothing.
     """
+    nothing = ("manifest.json", attempts.FILE, artifacts.CHECKSUMS, DATA_FILE)
     return manifest["status"] == "started" and all(
-        path.name in ("manifest.json", attempts.FILE, artifacts.CHECKSUMS, DATA_FILE)
+        path.name in nothing or (path.name == "checkpoints" and not any(path.iterdir()))
         for path in where.iterdir()
     )
 

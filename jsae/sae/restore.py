@@ -36,7 +36,7 @@ def load(folder) -> model.SAE:
         return train.empty_state(sae, has_ema=has_ema)
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    saved = checkpoints.Checkpoints(folder / "checkpoints")
+    saved = checkpoints.Checkpoints(folder / "checkpoints", read_only=True)
     try:
         done = (stages.manifest_in(folder) or {}).get("results", {})
         found = saved.restore(checkpoints.abstract(jax.eval_shape(fresh), here), step=done.get("steps"))

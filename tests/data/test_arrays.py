@@ -201,7 +201,7 @@ def bad(**changes):
         ({"images": pictures().reshape(N, -1), "labels": labels()}, "images.reshape(len(images), H, W, 3)"),
         ({"images": pictures() / 127.5 - 1, "labels": labels()}, "-1..1: (images + 1) / 2"),
         ({"images": pictures() / 50 - 2.1, "labels": labels()}, "Standardised: images * std + mean"),
-        ({"images": pictures() * np.uint16(257), "labels": labels()}, "16 bits: (images >> 8).astype"),
+        ({"images": pictures() * np.uint16(257), "labels": labels()}, "More bits: (images >> 8).astype"),
         (bad(activations=acts(2048, 7, 9)), "looks like [N,C,H,W]; expected [N,H,W,C]: np.moveaxis(activa"),
         (bad(activations=acts(12, 9, 9)), "If its channels are last: layout='NHWC'"),
         (bad(activations=acts(2048, 1, 1)), "looks like [N,C,H,W]"),

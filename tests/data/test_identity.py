@@ -88,7 +88,7 @@ def relabel(config):
 @pytest.mark.parametrize("change", [exchange, remove, relabel])
 def test_other_photos_in_the_same_place_are_refused_by_number_and_name(config, workdir, change):
     words = change(config)
-    (workdir / "classifier/checkpoints").mkdir()
+    (workdir / "classifier/checkpoints/1").mkdir(parents=True)
     for stage in (
         None,
         stages.begin(config, workdir, "classifier"),
@@ -109,6 +109,8 @@ def test_added_and_moved_photos_are_counted():
     assert identity.compare(then, then) == ""
     now = data(train=["1", "2", "4"], val=["3"], test=["5"])
     assert identity.compare(then, now) == "of 4 images 1 added (5), 1 moved to another split (4)"
+    turned = data(train=["2", "1"], val=["3"], test=["4"])
+    assert identity.compare(then, turned) == "the rows of train lie in another order"
     renamed = then | {"class_names": ["a", "c"]}
     assert identity.compare(then, renamed) == "the classes were a, b and are a, c"
     both = data(train=["1", "2", "3"], val=["3"], test=["4"])  # trainval
@@ -174,7 +176,7 @@ def test_pretrained_weights_are_known_by_content_and_needed_once(config, tmp_pat
     (tmp_path / "a").mkdir()
     (tmp_path / "a/model.safetensors").write_bytes(b"weights")
     begin(tmp_path / "a").note(arch={})
-    (tmp_path / "w/classifier/checkpoints").mkdir()
+    (tmp_path / "w/classifier/checkpoints/1").mkdir(parents=True)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     begin(tmp_path / "b")
     begin(tmp_path / "b/model.safetensors")

@@ -69,7 +69,7 @@ def test_a_stage_that_was_refused_before_it_made_anything_takes_another_config(c
     stages.begin(config, tmp_path, "classifier")
     config.data.on_bad_image = "skip"
     assert stages.begin(config, tmp_path, "classifier").manifest["config"]["data"]["on_bad_image"] == "skip"
-    (tmp_path / "classifier" / "checkpoints").mkdir()
+    (tmp_path / "classifier" / "checkpoints" / "1").mkdir(parents=True)
     config.data.on_bad_image = "error"
     with pytest.raises(stages.ConfigMismatch, match=r"config.data.on_bad_image: 'skip' there, 'error' now"):
         stages.begin(config, tmp_path, "classifier")
@@ -121,7 +121,7 @@ def test_a_run_resumed_under_other_circumstances_is_told_so(config, tmp_path, mo
     now = manifest[group][name]
     manifest[group][name] = value
     path.write_text(json.dumps(manifest))
-    (tmp_path / "classifier/checkpoints").mkdir()
+    (tmp_path / "classifier/checkpoints/1").mkdir(parents=True)
     stages.begin(config, tmp_path, "classifier")
     (note,) = logs.notes()
     assert (
