@@ -9,7 +9,7 @@ from etils import epath
 
 from jsae.activations import ActivationStore, local_copy, store
 from jsae.activations.run import measure
-from jsae.runtime import artifacts, digests, paths
+from jsae.runtime import artifacts, digests, disks, paths
 
 
 def write(folder, acts, per_shard, dtype="float32", **more):
@@ -157,7 +157,10 @@ def test_a_cache_without_room_for_the_copies_is_named(bucket, tmp_path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(local_copy.shutil, "copyfileobj", full)
-    with pytest.raises(OSError, match=r"cache/remote .No space left on device.; JSAE_CACHE names") as told:
+    with pytest.raises(
+        OSError,
+        match=r"the disk of .*cache/remote is full .for a copy of .*set data.cache_dir .or JSAE_CACHE",
+    ) as told:
         ActivationStore.open(bucket).read(0, 2)
     assert told.value.errno == errno.ENOSPC
     assert [p.suffix for p in (tmp_path / "cache" / "remote").iterdir()] == [".lock"]
