@@ -48,7 +48,8 @@ def split_sizes(study: Study) -> list[tuple[str, int]]:
     }
     if study.facts["n_test"] is not None:
         found["test"] = study.facts["n_test"]
-    return list(found.items())
+    val = "val (which train holds, too)" if study.facts.get("val_in_train") else "val"
+    return [(val if split == "val" else split, n) for split, n in found.items()]
 
 
 def n_selective(study: Study) -> int | None:

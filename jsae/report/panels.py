@@ -17,7 +17,6 @@ _PANELS = (
     ("learning-rate", "learning rate", ("learning_rate",)),
 )
 _SHORT = {"mean_per_class_accuracy": "mean per class"}
-_SPLITS = {"eval": "val"}  # eval/* of an SAE is measured on val, which with trainval it is trained on, too
 
 
 def titles(drawn: dict, stage: str) -> dict[str, str]:
@@ -29,15 +28,15 @@ def titles(drawn: dict, stage: str) -> dict[str, str]:
     }
 
 
-def panels(rows: list[dict], stage: str) -> dict[str, Markup]:
-    """Figures named STAGE-NAME of the known quantities of a metrics.jsonl."""
+def panels(rows: list[dict], stage: str, *, val: str = "val") -> dict[str, Markup]:
+    """Figures named STAGE-NAME of the known quantities of a metrics.jsonl; `val` is what eval/* is of."""
     drawn = {}
     for panel, title, names in _PANELS:
         series = []
         found = {key for row in rows for key in row}
         for key in sorted(found, key=lambda key: (not key.startswith("train/"), key)):
             split, _, name = key.rpartition("/")
-            split = _SPLITS.get(split, split)
+            split = val if split == "eval" else split
             if name in names:
                 pairs = [(row["step"], row[key]) for row in rows if is_known(row.get(key))]
                 label = split if name == names[0] else f"{split}, {_SHORT.get(name, name)}"

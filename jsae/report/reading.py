@@ -62,8 +62,8 @@ class Study:
     """The tables of a study.
 
     Attributes:
-      facts: data_kind, arch, site, grid (H, W) or None, image_px or None, n_test, n_skipped, class_names
-        (may be empty), class_sizes (test images by class, [L], or None).
+      facts: data_kind, val_in_train (trainval), arch, site, grid (H, W) or None, image_px or None, n_test,
+        n_skipped, class_names (may be empty), class_sizes (test images by class, [L], or None).
       summary: content of summary.json.
       results: stage -> what it passed to `finish`; {} for a stage that is not complete.
       costs: a dict a stage: stage, seconds, compile_seconds, device, versions, git_revision; None or {}

@@ -83,6 +83,7 @@ def _facts(config, split, store, summary: dict) -> dict:
     names = () if known is None or not (labels >= 0).any() else tuple(known.class_names)
     return {
         "data_kind": config.data.kind,
+        "val_in_train": config.data.train_split == "trainval",
         "arch": summary["classifier"]["arch"],
         "site": summary["classifier"]["site"] or (store.site if store is not None else None),
         "grid": None if store is None else tuple(store.grid),

@@ -21,7 +21,8 @@ _NUMBERS = (
 
 def sae_section(study: Study) -> tuple[dict, dict]:
     """(page data, figures by name)."""
-    drawn = panels(study.curves["sae"], "sae")
+    val = "val (trained on)" if study.facts.get("val_in_train") else "val"
+    drawn = panels(study.curves["sae"], "sae", val=val)
     density = _density(study)
     if density:
         drawn["density"] = density

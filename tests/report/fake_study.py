@@ -35,7 +35,7 @@ from jsae.runtime import artifacts, stages
 
 CONFIG = {
     "seed": 0,
-    "data": {"kind": "synthetic_aircraft"},
+    "data": {"kind": "synthetic_aircraft", "train_split": "train"},
     "classifier": {},
     "activations": {"site": "stage4"},
     "sae": {"variant": "topk"},

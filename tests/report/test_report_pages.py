@@ -180,6 +180,12 @@ def test_a_study_of_bare_activations_has_no_pictures_and_no_classifier(tmp_path)
     assert "No images belong to these activations" in pages[-1].text
 
 
+def test_with_trainval_val_is_not_shown_as_held_out(tmp_path, report):
+    fake_study.make_report(fake_study.make_workdir(tmp_path / "w"), tmp_path / "out", val_in_train=True)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "val (trained on)" in page and "val (trained on)" not in (report / "index.html").read_text()
+
+
 def test_numbers_have_three_significant_digits_and_a_true_minus():
     cases = {0.0: "0", 1.0: "1.00", -1.5: "−1.50", 0.01234: "0.0123", 0.9996: "1.00", 99.96: "100"}
     cases |= {1234.5: "1,230", 1.5e-6: "1.50×10⁻⁶", 2.5e9: "2.50×10⁹", 7: "7", -6144: "−6,144"}
