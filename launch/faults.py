@@ -66,7 +66,13 @@ class Survivor:
 
     def befall(self, fault: fault_plan.Fault) -> None:
         """Run until the fault, see that the run ends as it must, and damage what the fault names."""
-        outcomes = self._run(of=fault.process, fail=f"{fault.action}@{fault.point}")
+        how = {"of": fault.process, "fail": f"{fault.action}@{fault.point}"}
+        outcomes = self._run(**how)
+        if outcomes[fault.process].struck_s is None and outcomes[fault.process].code == 0:
+            # the faults before it had left nothing of this place to do: from the stage on anew
+            for stage in stages.STAGES[stages.STAGES.index(fault.stage) :]:
+                shutil.rmtree(self.workdir / stage, ignore_errors=True)
+            outcomes = self._run(**how)
         what = f"{fault.kind} at {fault.point}" + (f" of process {fault.process}" if fault.process else "")
         self.counts[fault.kind, fault.stage] += 1
         self._judge(what, outcomes, fault.process, fault.action, [EXIT_CODES[fault.action]])
