@@ -324,7 +324,7 @@ def leave(code: int) -> int:
     if code != EXIT_CODE and peers.wait_for_news("left", _NEWS_S):
         _say(_deadline.why)
         code = _deadline.code
-    # After a failure only threads are left that wait for the others, and jax would abort this process for them
+    # After a failure only threads are left, which wait for the others; jax would abort this process for them
     limit_s = _deadline.grace_s if code == EXIT_CODE else LEFT_S + _NEWS_S
     _deadline.end(limit_s, f"the end took more than {limit_s:g} s", code)
     _wake()
