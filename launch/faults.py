@@ -98,8 +98,10 @@ class Survivor:
         point = "installed" if self.processes == 1 else "begin/*"
         since = "" if self.processes == 1 else "failpoint begin/"
         outcomes = self._run(of=of, strike=(since, after_s, number), whole=True, fail=f"trace@{point}")
-        if outcomes[of].struck_s is None and outcomes[of].code == 0:  # little was left to do: the study anew
-            shutil.rmtree(self.workdir)
+        if (
+            outcomes[of].struck_s is None and outcomes[of].code == 0 and after_s > 0.2
+        ):  # little was left to do
+            shutil.rmtree(self.workdir, ignore_errors=True)
             return self.strike(kind, after_s / 2, of)
         self.counts[kind, "any moment"] += 1
         codes = [EXIT_CODES[kind]]

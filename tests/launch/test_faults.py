@@ -144,5 +144,5 @@ def test_a_missed_window_is_a_failure(monkeypatch, tmp_path):
     survivor.strike("term", 1.0)
     assert [line.split(" (")[0] for line in survivor.failures] == [
         "w: kill at save/8#1: missed, the run ended with 0",
-        "w: term after 1.0 s: missed, the run ended with 0",
+        "w: term after 0.1 s: missed, the run ended with 0",
     ]
