@@ -55,8 +55,8 @@ class Checkpoints:
         self._best = best
         self._sent = None  # the last step handed to the background
         self._n_bytes = 0  # of a state
-        if jax.process_index() == 0 and not read_only:
-            _move_damaged_metrics_aside(self._folder)
+        if read_only or jax.process_index() == 0:
+            _look_at_metrics(self._folder, read_only)
         mesh.wait_for_all(f"checkpoints of {self._folder}: tidied up")  # all shall see the same steps
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -66,9 +66,7 @@ class Checkpoints:
                 best_fn=(lambda metrics: metrics[best]) if best else None,
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=not read_only,
-                read_only=read_only,
                 create=not read_only,
-                save_interval_steps=0 if read_only else 1,
             ),
         )
         preemption.hold_for(self._manager)
@@ -237,17 +235,22 @@ def _raise_if_refused(path, error: Exception) -> None:
         ) from error
 
 
-def _move_damaged_metrics_aside(folder) -> None:
+def _look_at_metrics(folder, read_only: bool) -> None:
     """Move aside what would keep orbax from opening the folder: metrics that are no JSON.
 
-    The newest checkpoint goes whole if there is an older one, for its metrics are part of it.
+    The newest checkpoint goes whole if there is an older one, for its metrics are part of it. Raises
+    digests.Damaged instead where nothing may be moved.
     """
     steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
     for path in steps:
         try:
             if (path / "metrics" / "metrics").exists():
                 json.loads((path / "metrics" / "metrics").read_text())
-        except ValueError:
+        except ValueError as error:
+            if read_only:
+                raise digests.Damaged(
+                    path, f"the metrics of checkpoint {path} cannot be read: {error}"
+                ) from error
             newest = len(steps) > 1 and int(path.name) == max(int(step.name) for step in steps)
             what = "the checkpoint is" if newest else "they are"
             aside = folder.parent / disks.ASIDE

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jsae.data import locks
-from jsae.runtime import artifacts, checkpoints, disks, logs, workdirs
+from jsae.runtime import artifacts, checkpoints, digests, disks, logs, workdirs
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
 STATE = {"w": jnp.arange(8.0)}
@@ -71,6 +71,21 @@ def test_what_is_damaged_is_moved_aside_and_not_deleted(saved, caplog):
     store.close()
     aside = saved.parent / disks.ASIDE / "checkpoints-2"
     assert (aside / data.relative_to(saved / "2")).exists() and str(aside.parent) in caplog.text
+
+
+def test_opening_for_reading_moves_nothing_of_a_study_that_may_be_anothers(tmp_path):
+    store = checkpoints.Checkpoints(tmp_path / "c", best="accuracy")
+    for step in (1, 2):
+        store.save(step, STATE, {"accuracy": 0.5})
+    store.close()
+    (tmp_path / "c/2/metrics/metrics").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(digests.Damaged, match=rf"the metrics of checkpoint {tmp_path}/c/2 cannot be read"):
+        checkpoints.Checkpoints(tmp_path / "c", read_only=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    store = checkpoints.Checkpoints(tmp_path / "c", best="accuracy")
+    assert store.restore(checkpoints.abstract(STATE, HERE))[0] == 1
+    store.close()
 
 
 def test_two_damaged_files_of_one_name_lie_beside_each_other(tmp_path):

@@ -157,7 +157,7 @@ def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
     """What process 0 removes or writes, and where the others wait meanwhile."""
     order = []
     monkeypatch.setattr(mesh, "wait_for_all", lambda name: order.append("wait"))
-    for module, name in ((artifacts, "drop_unfinished"), (checkpoints, "_move_damaged_metrics_aside")):
+    for module, name in ((artifacts, "drop_unfinished"), (checkpoints, "_look_at_metrics")):
         monkeypatch.setattr(module, name, lambda *_, name=name: order.append(name))
     config = {"seed": 0, "data": {}, "classifier": {}}
     stages.begin(config, tmp_path, "classifier")
@@ -170,7 +170,7 @@ def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
         checkpoints.ocp, "CheckpointManager", lambda *a, **k: order.append("list") or manager(*a, **k)
     )
     checkpoints.Checkpoints(tmp_path / "classifier" / "checkpoints").close()
-    assert order[4:] == ["_move_damaged_metrics_aside", "wait", "list"]
+    assert order[4:] == ["_look_at_metrics", "wait", "list"]
     monkeypatch.setattr(stages.passes, "drop", lambda folder: order.append("drop"))
     stage.finish({})
     assert order[7:] == ["wait", "drop", "wait"], "complete once all have come to the end"
