@@ -28,15 +28,16 @@ _UNFINISHED = ".unfinished-"  # what the temporary files' names begin with
 _checked: set[tuple] = set()  # (path, bytes, time) of the files that this process has found unchanged
 
 
-def write_bytes(path, data: bytes, *, checked: bool = False) -> None:
+def write_bytes(path, data: bytes, *, checked: bool = False, by_any: bool = False) -> None:
     """Write `data` to `path` atomically, in the writer process only.
 
     Args:
       checked: record a checksum, and return when the file will survive a loss of power.
+      by_any: in whichever process; then all must write the same.
 
     Raises OSError that names the file, for example if the disk is full; the file is then as it was.
     """
-    if jax.process_index() != 0:
+    if jax.process_index() != 0 and not by_any:
         return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,8 @@ def write_bytes(path, data: bytes, *, checked: bool = False) -> None:
 @preemption.saving()
 def _replace(path, data: bytes, sync: bool) -> None:
     failpoints.visit(f"write/{path.parent.name}/{path.name}")
-    temporary = path.parent / f"{_UNFINISHED}{path.name}"
+    own = jax.process_index() or ""
+    temporary = path.parent / f"{_UNFINISHED}{own}{path.name}"
     try:
         if paths.is_remote(path):  # an object appears whole or not at all
             path.write_bytes(data)
@@ -101,9 +103,12 @@ def recorded(path) -> list[str] | None:
 def check(path) -> None:
     """Raise `digests.Damaged` if the file is not what was written; files without a checksum pass."""
     valid = recorded(path)
-    if valid is not None and not is_known(path, valid):
-        with _naming(path):
-            _raise_damaged(path, digests.of_file(epath.Path(path)), valid)
+    try:
+        if valid is not None and not is_known(path, valid):
+            with _naming(path):
+                _raise_damaged(path, digests.of_file(epath.Path(path)), valid)
+    except FileNotFoundError as error:
+        raise digests.Damaged(path, f"{path} is gone, although it was written") from error
 
 
 def is_known(path, valid: list[str]) -> bool:
@@ -149,10 +154,10 @@ def _naming(path):
         raise OSError(error.errno, f"cannot read {path}: {error.strerror or error}") from error
 
 
-def write_json(path, obj, *, checked: bool = False) -> None:
+def write_json(path, obj, *, checked: bool = False, by_any: bool = False) -> None:
     """Write `obj` as JSON. Raises ValueError on NaN or infinity: an unknown number is None."""
     text = json.dumps(obj, indent=2, allow_nan=False, default=_jsonable) + "\n"
-    write_bytes(path, text.encode(), checked=checked)
+    write_bytes(path, text.encode(), checked=checked, by_any=by_any)
 
 
 def _jsonable(value):

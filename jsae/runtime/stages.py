@@ -18,6 +18,7 @@ classifier: the stages that need one are skipped, and the stage above one of the
 attempts, compile seconds of the last one, lost work (jsae.runtime.attempts), memory.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -315,17 +316,19 @@ def _opened(name: str, where, manifest: dict) -> Stage:
 def reopen(workdir, path) -> str | None:
     """Mark the stage to which a damaged file or checkpoint belongs unfinished, and move the file aside.
 
-    Started again, the stage makes what is missing, or trains on from the checkpoint before. Returns the
-    stage's name, None if the path belongs to no stage of this workdir.
+    Started again, the stage makes what is missing, or trains on from the checkpoint before. Any process may
+    do this, the one that has read the file or several at once. Returns the stage's name, None if the path
+    belongs to no stage of this workdir.
     """
     path, workdir = epath.Path(path), paths.resolve(workdir)
     inside = os.fspath(path).removeprefix(os.fspath(workdir) + "/").split("/")
     manifest = manifest_in(workdir / inside[0]) if inside[0] in STAGES else None
     if manifest is None:
         return None
-    if path.exists() and not path.is_dir():
-        disks.move_aside(path, workdir / inside[0])
-    artifacts.write_json(workdir / inside[0] / "manifest.json", manifest | {"status": "started"})
+    artifacts.write_json(workdir / inside[0] / "manifest.json", manifest | {"status": "started"}, by_any=True)
+    if not path.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # gone, or moved by another process
+            disks.move_aside(path, workdir / inside[0])
     return inside[0]
 
 

@@ -222,7 +222,7 @@ WRITTEN = [  # as typed, as the pipeline gets it from the folder HERE of a user 
     ("[k=16]", "HERE/[k=16]"),
     ("~", "HOME"),
     ("~/w/", "HOME/w"),
-    ("~root/w", "/root/w"),
+    ("~root/w", os.path.expanduser("~root/w")),
     ("/w//", "/w"),
     ("gs://b/w/", "gs://b/w"),
     ("gs://b", "gs://b"),

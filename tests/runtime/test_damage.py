@@ -147,6 +147,22 @@ def test_a_damaged_list_of_checksums_is_named(tmp_path):
         artifacts.read_bytes(tmp_path / "a.bin")
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_file_that_is_gone_opens_its_stage_whichever_process_misses_it(tmp_path, monkeypatch, index):
+    config = demo.get_config("small")
+    for name in ("classifier", "activations"):
+        stages.begin(config, tmp_path, name).finish({})
+    shard = tmp_path / "activations/train/shard-00000.npy"
+    artifacts.write_array(shard, np.zeros(3))
+    shard.unlink()
+    with pytest.raises(digests.Damaged, match=r"shard-00000.npy is gone, although it was written") as caught:
+        artifacts.read_array(shard, mmap=True)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    for _ in range(2):  # and both of them
+        assert stages.reopen(tmp_path, caught.value.path) == "activations"
+    assert stages.manifest_in(tmp_path / "activations")["status"] == "started"
+
+
 def test_a_stage_with_a_damaged_file_is_open_again_and_no_other(tmp_path):
     config = demo.get_config("small")
     for name in ("classifier", "activations", "sae"):
