@@ -21,16 +21,25 @@ attempts, compile seconds of the last one, lost work (jsae.runtime.attempts), me
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import pathlib
-import subprocess
 
 import jax
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, contents, disks, failpoints, logs, memory, mesh, passes, paths
+from jsae.runtime import (
+    artifacts,
+    attempts,
+    circumstances,
+    contents,
+    disks,
+    failpoints,
+    logs,
+    memory,
+    mesh,
+    passes,
+    paths,
+)
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
@@ -59,7 +68,6 @@ _NO_RESULT = {
 }
 _BY_CONTENT = ("pretrained", "embedding_workdir")  # paths whose content a result depends on
 DATA_FILE = "data.json"  # in the folder of a study's first stage: what it was made on (jsae.data.identity)
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 _compile_seconds = 0.0
 
@@ -279,7 +287,7 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
             log.info("%s: up to date", name)
             return Stage(name, where, found, up_to_date=True)
         log.info("%s: resuming", name)
-        changed = _changed_circumstances(found)
+        changed = circumstances.changed(found)
         if changed:
             logs.note(
                 f"{name}: resumed under other circumstances ({changed}): its results are then those of an "
@@ -295,9 +303,9 @@ def begin(config, workdir, name: str, *, always: bool = False, where=None) -> St
         "upstream": upstream,
         "config": wanted,
         "precision": {"evaluation": "float32"},
-        "resume": _resume_promise(config),
-        "git_revision": _git_revision(),
-        **_circumstances(),
+        "resume": circumstances.promise(plain(config).get("runtime", {}).get("deterministic", False)),
+        "git_revision": circumstances.git_revision(),
+        **circumstances.now(),
     }
     mesh.wait_for_all(f"{name}: nothing was there")  # every process has looked before one of them writes
     artifacts.remove(where / DATA_FILE)  # of a start that was refused before it made anything
@@ -354,42 +362,6 @@ def _is_empty(where, manifest: dict) -> bool:
     )
 
 
-def _resume_promise(config) -> str:
-    deterministic = plain(config).get("runtime", {}).get("deterministic", False)
-    same = "bit-identical for the same topology, jax version and device kind"
-    if jax.default_backend() == "cpu":
-        # XLA:CPU cuts its products by the threads it has: one core or two is one unit in the last place
-        return f"{same}, on as many CPU cores as this process may use ({_cores()})"
-    if deterministic:
-        return same
-    return "fvu and accuracy within 0.5% (runtime.deterministic is off)"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _circumstances() -> dict:
-    """What the last bits of a result depend on beside its config."""
-    device = {"kind": jax.devices()[0].device_kind, "count": jax.device_count()}
-    if jax.default_backend() == "cpu":
-        device["cores"] = _cores()
-    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
-    return {"versions": versions, "device": device, "processes": jax.process_count()}
-
-
-def _changed_circumstances(manifest: dict) -> str:
-    """What differs from when the stage was started, as words; "" for nothing."""
-    then, now = (
-        _flatten({k: v for k, v in m.items() if k in _circumstances()}) for m in (manifest, _circumstances())
-    )
-    return ", ".join(
-        f"{key.removeprefix('versions.').replace('.', ' ')} {then[key]} then, {now[key]} now"
-        for key in now
-        if key in then and then[key] != now[key]
-    )
-
-
 def _compare(manifest: dict, wanted: dict, upstream: str | None, name: str, upper: str | None) -> None:
     ours, theirs = _flatten(wanted), _flatten(manifest["config"])
     for key in ours.keys() & theirs.keys():
@@ -438,21 +410,3 @@ def restart(config, workdir, name: str) -> None:
             where.rmtree()
             logs.get_logger().info("%s: dropped", stage)
     mesh.wait_for_all(f"restart of {name}: dropped")  # before any process looks at what is there
-
-
-def _git_revision() -> str | None:
-    """The revision of this repository; None where the package was installed, be it inside another one."""
-    root = pathlib.Path(__file__).parents[2]
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD", "--show-toplevel"],
-            cwd=root,
-            env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-        revision, top = done.stdout.splitlines()
-        return revision if root.samefile(top) else None
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from configs import demo
-from jsae.runtime import logs, stages, workdirs
+from jsae.runtime import circumstances, logs, stages, workdirs
 
 
 @pytest.fixture
@@ -152,13 +152,13 @@ def test_the_git_revision_is_this_repositorys_or_none(tmp_path, monkeypatch):
     git("commit", "-q", "--allow-empty", "-m", "other")
     inside = tmp_path / "env/jsae/runtime/stages.py"
     inside.parent.mkdir(parents=True)
-    monkeypatch.setattr(stages, "__file__", str(inside))  # installed in a folder of another repository
-    assert stages._git_revision() is None
+    monkeypatch.setattr(circumstances, "__file__", str(inside))  # installed in a folder of another repository
+    assert circumstances.git_revision() is None
     at_root = tmp_path / "jsae/runtime/stages.py"
     at_root.parent.mkdir(parents=True)
-    monkeypatch.setattr(stages, "__file__", str(at_root))
+    monkeypatch.setattr(circumstances, "__file__", str(at_root))
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a hook
-    assert stages._git_revision() == git("--git-dir=.git", "rev-parse", "HEAD")
+    assert circumstances.git_revision() == git("--git-dir=.git", "rev-parse", "HEAD")
 
 
 def test_a_stage_made_anew_invalidates_those_below(config, tmp_path):
