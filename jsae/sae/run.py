@@ -168,6 +168,16 @@ def check_config(config) -> None:
     train.check_features(mesh, c.n_features)
 
 
+def _warmup_steps(wanted: int, n_steps: int) -> int:
+    """The steps of warm-up; a tenth of a run that is shorter than them, as a set of few photos makes it."""
+    if wanted < n_steps:
+        return wanted
+    logs.note(
+        f"config.sae.lr_warmup_steps={wanted}, and the run has {n_steps} steps: {n_steps // 10} are taken"
+    )
+    return n_steps // 10
+
+
 def recipe_of(c, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None) -> train.Recipe:
     """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out.
 
@@ -177,7 +187,7 @@ def recipe_of(c, *, n_steps: int, dead_after_steps: int, deterministic: bool | N
     return train.Recipe(
         n_steps=n_steps,
         learning_rate=c.learning_rate,
-        lr_warmup_steps=c.lr_warmup_steps,
+        lr_warmup_steps=_warmup_steps(c.lr_warmup_steps, n_steps),
         lr_decay_share=c.lr_decay_share,
         l1=c.l1 if kind.coefficient == "l1" else 0.0,
         l1_warmup_steps=c.l1_warmup_steps,
