@@ -3,7 +3,7 @@
 The package is lazy: `import jsae` loads neither jax nor anything heavy, so that a launch script can
 install its signal handlers first and a notebook starts at once. Rooms and the modules in them are imported
 when they are first named: `jsae.sae.export.load` needs no other import. `jsae.load(workdir)` opens a finished
-study; `jsae.sae`, `jsae.classifier`, `jsae.ablation` hold the pure functions underneath.
+study; `jsae.sae`, `jsae.classifier`, `jsae.edits` hold the pure functions underneath.
 """
 
 import importlib
@@ -15,10 +15,13 @@ _ROOMS = (
     "classifier",
     "activations",
     "sae",
+    "edits",
+    "tables",
+    "study",
     "analysis",
     "ablation",
+    "experiments",
     "report",
-    "study",
 )
 __all__ = [*_ROOMS, "load"]
 

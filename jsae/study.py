@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 from etils import epath
 
-from jsae import classifier, sae
-from jsae.ablation import edit
+from jsae import classifier, edits, sae
 from jsae.activations import ActivationStore
 from jsae.classifier import convnext, inputs
 from jsae.data import cache, decode, identity
@@ -102,7 +101,7 @@ class Classifier:
         Args:
           images: RGB [B, S, S, 3], uint8 (`Study.preprocess` makes it), or floats already normalised
             (`jsae.data.augment.normalise`); with `start`, raw activations [B, H, W, C] of that site.
-          edits: site -> function of its activations. Edits that are pytrees (jsae.ablation.edit) run under
+          edits: site -> function of its activations. Edits that are pytrees (jsae.edits) run under
             one jit; any other function works as well, outside it.
           start: a site to continue from.
           normalised: floats are normalised although their values look like pixels of 0..1 or 0..255.
@@ -266,25 +265,25 @@ class Study:
             images.append(decode.fit_square(rgb, data["image_size"], data["fit"]))
         return np.stack(images)
 
-    def suppress(self, features, keep=0.0, *, mode: str = "delta") -> edit.FeatureEdit:
-        """Remove features, or scale them by `keep`; see jsae.ablation.edit."""
-        return edit.suppress(self.sae, features, keep, mode=mode)
+    def suppress(self, features, keep=0.0, *, mode: str = "delta") -> edits.FeatureEdit:
+        """Remove features, or scale them by `keep`; see jsae.edits."""
+        return edits.suppress(self.sae, features, keep, mode=mode)
 
-    def keep(self, keep, *, mode: str = "delta") -> edit.FeatureEdit:
+    def keep(self, keep, *, mode: str = "delta") -> edits.FeatureEdit:
         """Scale every feature by its entry of `keep` [F]."""
-        return edit.keep(self.sae, keep, mode=mode)
+        return edits.keep(self.sae, keep, mode=mode)
 
-    def keep_only(self, features, *, mode: str = "delta") -> edit.FeatureEdit:
+    def keep_only(self, features, *, mode: str = "delta") -> edits.FeatureEdit:
         """Remove every feature but the named ones."""
-        return edit.keep_only(self.sae, features, mode=mode)
+        return edits.keep_only(self.sae, features, mode=mode)
 
-    def clamp(self, features, value, *, mode: str = "delta") -> edit.FeatureEdit:
+    def clamp(self, features, value, *, mode: str = "delta") -> edits.FeatureEdit:
         """Set features to `value` (raw units) at every position."""
-        return edit.clamp(self.sae, features, value, mode=mode)
+        return edits.clamp(self.sae, features, value, mode=mode)
 
-    def steer(self, features, amount, *, mode: str = "delta") -> edit.FeatureEdit:
+    def steer(self, features, amount, *, mode: str = "delta") -> edits.FeatureEdit:
         """Add `amount` (raw units) to features at every position."""
-        return edit.steer(self.sae, features, amount, mode=mode)
+        return edits.steer(self.sae, features, amount, mode=mode)
 
     def show(self, feature: int, n_patches: int = 12) -> card.FeatureCard:
         """A card of one feature, which a notebook displays: numbers, top patches with maps, effect.

@@ -12,8 +12,8 @@ import importlib
 from launch import start
 
 
-def _baselines(config, workdir):
-    baselines = importlib.import_module("jsae.ablation.baselines")
+def _baselines(config, workdir, context):
+    baselines = importlib.import_module("jsae.experiments.baselines")
     baselines.run(config, workdir)
     if start.mesh.is_writer():
         print(baselines.markdown(baselines.load(config, workdir)))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jsae
-from jsae.ablation import atlas, atlas_survey, edit
+from jsae import edits
+from jsae.ablation import atlas, atlas_survey
 from jsae.ablation.feature_space import MEASURES, TARGETS, measures
 from jsae.classifier import convnext
 
@@ -171,10 +172,10 @@ def _forward(params, sae, acts, features):
 
     def one(pair):
         acts, feature = pair
-        edits = {convnext.FINAL_SITE: edit.suppress(sae, feature[None])}
+        without = {convnext.FINAL_SITE: edits.suppress(sae, feature[None])}
         return tuple(
             convnext.apply(params, acts[None], start=convnext.FINAL_SITE, edits=chosen)[0][0]
-            for chosen in (None, edits)
+            for chosen in (None, without)
         )
 
     return jax.lax.map(one, (acts, features))

@@ -30,6 +30,7 @@ from jsae.runtime import (
     watchdog,
     workdirs,
 )
+from jsae.runtime.context import RunContext
 from launch import mistyped, usage
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,7 +54,7 @@ def run_stages(names) -> None:
     Exit codes: 0 done, 1 bad input (the message says what), 75 preempted: start the same command again.
     """
 
-    def work(config, workdir):
+    def work(config, workdir, context):
         modules = {name: importlib.import_module(f"jsae.{name}.run") for name in names}
         for name, module in modules.items():  # a mistake in the last stage shall not wait for the first
             if hasattr(module, "check_config") and stages.is_ahead(config, workdir, name):
@@ -64,7 +65,7 @@ def run_stages(names) -> None:
             if name in stages.skipped(config):
                 logs.get_logger().info("%s: skipped, %s", name, stages.WHY_SKIPPED)
             else:
-                module.run(config, workdir)
+                module.run(config, workdir, context)
             importlib.import_module("jsae.report.summary").write_summary(config, workdir)
         preemption.check()  # told to stop during the last stage
 
@@ -72,7 +73,7 @@ def run_stages(names) -> None:
 
 
 def run(work) -> None:
-    """Call `work(config, workdir)` with everything around it that a long run needs; exit codes as above."""
+    """Call `work(config, workdir, context)` with all that a long run needs around it; exit codes as above."""
     environment.use_utf8()
     environment.keep_streams()
     with preemption.ending_together():
@@ -158,7 +159,7 @@ def _main(argv, work) -> None:
             profiling.request(_PROFILE.value, workdir)
         if _RESTART.value:
             stages.restart(config, workdir, _RESTART.value)
-        work(config, workdir)
+        work(config, workdir, RunContext())
         for text in logs.notes():
             log.warning("note: %s", text)
         log.info("results: %s", workdir)

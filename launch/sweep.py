@@ -12,8 +12,8 @@ import importlib
 from launch import start
 
 
-def _sweep(config, workdir):
-    sweep = importlib.import_module("jsae.ablation.sweep")
+def _sweep(config, workdir, context):
+    sweep = importlib.import_module("jsae.experiments.sweep")
     sweep.run(config, workdir)
     importlib.import_module("jsae.report.pareto").run(workdir)
     if start.mesh.is_writer():

@@ -9,7 +9,7 @@ from jsae.classifier import convnext
 from jsae.runtime import stages
 
 ROOT = pathlib.Path(__file__).parents[1]
-NO_STUDY = {"known_answer"}  # SAEs on made activations, see tests/sae/test_known_answer.py
+NO_STUDY = {"known_dictionary"}  # SAEs on made activations, see tests/experiments/test_known_dictionary.py
 NAMES = sorted({p.stem for p in (ROOT / "configs").glob("[!_]*.py")} - NO_STUDY)
 
 

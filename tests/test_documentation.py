@@ -16,9 +16,10 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
-from fgvc_folder import write_folder
 from PIL import Image
-from pretrained_weights import make_tensor
+
+from tests.classifier.pretrained_weights import make_tensor
+from tests.data.fgvc_folder import write_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

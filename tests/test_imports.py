@@ -15,12 +15,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROOMS = [
     "metrics",
     "runtime",
+    "tables",
     "data",
     "classifier",
     "activations",
     "sae",
+    "edits",
     "analysis",
     "ablation",
+    "experiments",
     "report",
     "study",
 ]

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jsae
-from jsae.ablation import edit
+from jsae import edits
 from jsae.report import formatting
 from jsae.runtime import artifacts, stages
 from jsae.study import Study
@@ -198,7 +198,7 @@ def test_one_trace_serves_every_mask(study):
         traces.append(None)
         from jsae.classifier import apply
 
-        return apply(study.classifier.params, x, edits={study.site: edit.keep(study.sae, keep)})[0]
+        return apply(study.classifier.params, x, edits={study.site: edits.keep(study.sae, keep)})[0]
 
     rng = np.random.default_rng(0)
     for _ in range(100):

@@ -1,6 +1,6 @@
 """What a feature does: edits of activations, splice metrics, feature-space and input-space ablation.
 
-`edit` holds the interventions as pytrees that people patch into a forward pass; `splice` measures the SAE
+Interventions as pytrees are `jsae.edits`; `splice` measures the SAE
 as a whole; `feature_space` and `input_space` measure single features beside controls matched per image
 (`controls`), with intervals and tests (`statistics`); `agreement` compares the two; `tables` is the
 layout of the Parquet files. At the final site `atlas` removes every feature from every image in closed form;
@@ -19,7 +19,6 @@ from jsae.ablation import (
     atlas_tables,
     controls,
     cumulative,
-    edit,
     feature_space,
     input_space,
     splice,
@@ -34,7 +33,6 @@ __all__ = [
     "atlas_tables",
     "controls",
     "cumulative",
-    "edit",
     "feature_space",
     "input_space",
     "splice",

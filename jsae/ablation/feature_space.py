@@ -6,7 +6,7 @@ the two scopes the two controls of `controls`. All seven take away s(y, x) * v f
 outer product of a map and a vector, so one compiled function with one batch shape serves them all, and an
 intervention with s = 0 has an effect of exactly 0. Effects are intervened minus clean of the same pair.
 
-The public edits of `jsae.ablation.edit` do the same one intervention at a time.
+The public edits of `jsae.edits` do the same one intervention at a time.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae import metrics
-from jsae.ablation import controls, edit
-from jsae.ablation.forward import as_argument
+from jsae import edits, metrics
+from jsae.ablation import controls
+from jsae.classifier.forward import as_argument
 
 SCOPES = ("map", "peak")
 KINDS = ("effect", "direction", "feature")  # the feature itself, then its two controls
@@ -185,7 +185,7 @@ def _intervene(
 
     def logits_without(intervention):
         s, v = intervention
-        return logits_from_acts(edit.subtract(acts, s[..., None] * v[:, None, None, :]))
+        return logits_from_acts(edits.subtract(acts, s[..., None] * v[:, None, None, :]))
 
     logits = jax.lax.map(logits_without, (jnp.stack(sizes), jnp.stack(vectors)))  # [7, P, L]
     predictions = jnp.argmax(logits, -1)  # [7, P]

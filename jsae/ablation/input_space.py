@@ -24,7 +24,7 @@ import numpy as np
 
 from jsae.ablation import fills
 from jsae.ablation.feature_space import MEASURES, TARGETS, measures
-from jsae.ablation.forward import as_argument
+from jsae.classifier.forward import as_argument
 
 KINDS = ("effect", "patch")  # the patch under the peak, then its control
 ENERGY_TOLERANCE = 0.2

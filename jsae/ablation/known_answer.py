@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from jsae import metrics
-from jsae.ablation import controls, edit, statistics
-from jsae.ablation.forward import as_argument
+from jsae import edits, metrics
+from jsae.ablation import controls, statistics
 from jsae.analysis import parts, readouts
 from jsae.analysis.tables import schema
+from jsae.classifier.forward import as_argument
 
 FILE = "known_answer.parquet"
 KINDS = ("", "control_", "random_", *(f"{kind}_" for kind in readouts.KINDS))
@@ -106,9 +106,9 @@ def _remove(logits_from_acts, dictionary, acts, labels, features, images, root, 
             if root is not None:
                 drawn = controls.draw_directions(key, root, jnp.full(len(acts), feature), images)
                 vectors = drawn * jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-            return margin(edit.subtract(acts, feats[..., feature][..., None] * vectors[:, None, None, :]))
+            return margin(edits.subtract(acts, feats[..., feature][..., None] * vectors[:, None, None, :]))
 
-        return (jax.lax.map(without, features) - margin(edit.subtract(acts, 0 * acts))[None, :]).T
+        return (jax.lax.map(without, features) - margin(edits.subtract(acts, 0 * acts))[None, :]).T
 
 
 def columns(

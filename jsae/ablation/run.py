@@ -29,11 +29,12 @@ from jsae.ablation import (
     tables,
 )
 from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS
-from jsae.ablation.forward import LogitsAndActs, LogitsFromActs
 from jsae.activations import ActivationStore
 from jsae.analysis import cells
+from jsae.classifier.forward import LogitsAndActs, LogitsFromActs
 from jsae.data import augment, identity
 from jsae.runtime import artifacts, logs, passes, preemption, settings, stages
+from jsae.runtime.context import RunContext
 
 KEPT = (  # what the passes return
     feature_space.FeatureEffects,
@@ -59,7 +60,7 @@ RANGES = {
 }
 
 
-def run(config, workdir) -> None:
+def run(config, workdir, context: RunContext | None = None) -> None:
     """Make the ablation stage of a workdir.
 
     Raises:

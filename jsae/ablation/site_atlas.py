@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae import metrics
-from jsae.ablation import atlas, atlas_survey, edit
+from jsae import edits, metrics
+from jsae.ablation import atlas, atlas_survey
 from jsae.ablation.atlas_survey import SCOPES, STATISTICS, AtlasEffects
 from jsae.ablation.feature_space import TARGETS, at_peak_only
 from jsae.ablation.feature_space import measures as measures_of
-from jsae.ablation.forward import as_argument
+from jsae.classifier.forward import as_argument
 
 
 def measure(
@@ -108,7 +108,7 @@ def _look(logits_from_acts, sae, acts, labels) -> dict:
     """What a batch of images needs once: features, predictions, margins, first-order effects [B, F]."""
     with jax.default_matmul_precision("float32"):
         feats = sae.encode(acts)
-        without = edit.subtract(acts, jnp.matmul(feats, sae.w_dec))
+        without = edits.subtract(acts, jnp.matmul(feats, sae.w_dec))
 
         def margin(acts):
             logits = logits_from_acts(acts)
@@ -140,8 +140,8 @@ def _remove(logits_from_acts, w_dec, acts, without, maps, features, targets) -> 
 
     with jax.default_matmul_precision("float32"):
         pairs = {
-            "map": (acts, edit.subtract(acts, part(maps))),
-            "peak": (acts, edit.subtract(acts, part(at_peak_only(maps)))),
+            "map": (acts, edits.subtract(acts, part(maps))),
+            "peak": (acts, edits.subtract(acts, part(at_peak_only(maps)))),
             "keep_only": (without, without + part(maps)),
         }
         clean = logits_from_acts(acts)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae import metrics
-from jsae.ablation.edit import MeanAblation
-from jsae.ablation.forward import as_argument
+from jsae.classifier.forward import as_argument
+from jsae.edits import MeanAblation
 
 VERSIONS = ("clean", "spliced", "mean_ablated")
 KEYS = ("accuracy", "mean_per_class_accuracy", "cross_entropy", "margin")

@@ -16,10 +16,10 @@ from jsae.ablation import (
     known_answer,
     site_atlas,
 )
-from jsae.ablation.forward import LogitsFromActs
 from jsae.analysis import cells, dictionaries, localisation, parts, readouts
 from jsae.analysis.tables import make
 from jsae.classifier import convnext
+from jsae.classifier.forward import LogitsFromActs
 from jsae.runtime import artifacts, logs, preemption
 
 

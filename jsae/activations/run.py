@@ -17,12 +17,13 @@ from jsae.classifier import pretrained
 from jsae.data import augment, identity, pipeline
 from jsae.data import settings as data_settings
 from jsae.runtime import artifacts, attempts, logs, mesh, preemption, settings, stages
+from jsae.runtime.context import RunContext
 
 SPLITS = ("train", "val", "test")
 RANGES = {"batch_size": settings.COUNT, "images_per_shard": settings.COUNT}
 
 
-def run(config, workdir) -> None:
+def run(config, workdir, context: RunContext | None = None) -> None:
     """Extract `config.activations.site` for train, val and test, going on after the last whole shard.
 
     Raises:

@@ -13,6 +13,7 @@ from jsae.analysis import features, images, localisation, nearest, tables, top_p
 from jsae.analysis.survey import Survey, survey
 from jsae.runtime import artifacts, logs, passes, preemption, settings, stages
 from jsae.runtime import mesh as meshes
+from jsae.runtime.context import RunContext
 
 MIN_TOP = 16
 RANGES = {
@@ -23,7 +24,7 @@ RANGES = {
 }
 
 
-def run(config, workdir) -> None:
+def run(config, workdir, context: RunContext | None = None) -> None:
     """Analyse the SAE of the workdir.
 
     Raises:

@@ -10,6 +10,7 @@ from jsae.classifier import baseline, convnext, evaluate, picture, pretrained, r
 from jsae.data import augment, identity, mixing, order, pipeline
 from jsae.data import settings as data_settings
 from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, profiling, settings, stages
+from jsae.runtime.context import RunContext
 
 BEST = "val/mean_per_class_accuracy"
 METRICS_FILE = "metrics.jsonl"
@@ -36,7 +37,7 @@ RANGES = {
 }
 
 
-def run(config, workdir) -> None:
+def run(config, workdir, context: RunContext | None = None) -> None:
     """Train the classifier of `config` in workdir/classifier, or resume, or find it up to date.
 
     Raises:

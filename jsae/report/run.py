@@ -7,20 +7,21 @@ import numpy as np
 from etils import epath
 
 from jsae import classifier, sae
-from jsae.ablation.forward import LogitsFromActs
 from jsae.activations.store import ActivationStore
+from jsae.classifier.forward import LogitsFromActs
 from jsae.data import cache, identity
 from jsae.report import survey, twins
 from jsae.report.build import build
 from jsae.report.reading import Study, read_study
 from jsae.report.summary import complete_manifests, summarise, write_summary
 from jsae.runtime import artifacts, logs, mesh, settings, stages
+from jsae.runtime.context import RunContext
 
 RANGES = {"n_features": settings.NONE_OR_MORE, "n_images": settings.NONE_OR_MORE}
 _FOLDERS = ("features", "images", "tables", "figures")
 
 
-def run(config, workdir) -> None:
+def run(config, workdir, context: RunContext | None = None) -> None:
     """Write workdir/report/, a page for each of the first features, and workdir/summary.json.
 
     Raises StageMissing if the stage above has never been finished. Parts of the study that were skipped

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae import metrics
-from jsae.ablation import edit
+from jsae import edits, metrics
 from jsae.runtime import logs, preemption
 
 BINS = 24
@@ -153,7 +152,7 @@ def _removed(sae, logits_from, acts, feats, tops):
 
     def without(k):
         rows = sae.w_dec[tops[:, k]]  # [B, C]
-        return logits_from(edit.subtract(acts, chosen[..., k, None] * rows[:, None, None, :]))
+        return logits_from(edits.subtract(acts, chosen[..., k, None] * rows[:, None, None, :]))
 
     return logits_from(acts), jax.lax.map(without, jnp.arange(tops.shape[1]))
 

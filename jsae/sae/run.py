@@ -21,6 +21,7 @@ from jsae import metrics
 from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints, logs, preemption, settings, stages
 from jsae.runtime import mesh as meshes
+from jsae.runtime.context import RunContext
 from jsae.sae import blocks, evaluate, export, fit, mixing, model, resident, restore, sources, train, variants
 
 METRICS_FILE = "metrics.jsonl"
@@ -53,7 +54,7 @@ RANGES = {
 _LONG = 1 << 40  # steps; how long the run is depends on the activations
 
 
-def run(config, workdir, where=None) -> None:
+def run(config, workdir, context: RunContext | None = None, where=None) -> None:
     """Train `config.sae`, or go on with it, in `where` or the stage's own folder.
 
     Raises:

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from atlas_oracle import N_FEATURES, N_IMAGES, logits_of, make_case, make_network, measures_of, naive
 
-from jsae.ablation import atlas, closed_form, edit
+from jsae import edits
+from jsae.ablation import atlas, closed_form
 from jsae.ablation.feature_space import MEASURES
 from jsae.classifier import convnext
+from tests.ablation.oracle import N_FEATURES, N_IMAGES, logits_of, make_case, make_network, measures_of, naive
 
 MARGIN = MEASURES.index("margin")
 
@@ -190,7 +191,7 @@ def test_equals_the_patched_forward_pass(network):
     @jax.jit
     def patched(b, f):
         one = jax.lax.dynamic_slice_in_dim(jnp.asarray(acts), b, 1)
-        return convnext.apply(params, one, start="stage4", edits={"stage4": edit.suppress(model, f[None])})[
+        return convnext.apply(params, one, start="stage4", edits={"stage4": edits.suppress(model, f[None])})[
             0
         ][0]
 

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ablation_toy import batches
-from atlas_oracle import make_network, measures_of
 
-from jsae import metrics
-from jsae.ablation import atlas, atlas_survey, atlas_tables, edit
+from jsae import edits, metrics
+from jsae.ablation import atlas, atlas_survey, atlas_tables
 from jsae.ablation.atlas_survey import STATISTICS
 from jsae.analysis.tables import documentation, make
 from jsae.classifier import convnext
+from tests.ablation.oracle import make_network, measures_of
+from tests.ablation.toy import batches
 
 N, L, F = 40, 6, 80
 LABELS = np.random.default_rng(5).integers(0, 5, N).astype(np.int32)  # class 5 has no image
@@ -44,7 +44,7 @@ def found(network):
     return survey(network)
 
 
-def patched(params, acts, *edits):
+def patched(params, acts, *pair):
     """Logits of the first edit and of the second, by default none, through the forward pass."""
     run = jax.jit(lambda acts, edit: convnext.apply(params, acts, start="stage4", edits={"stage4": edit})[0])
     return [np.asarray(run(acts, each), np.float64) for each in edits]
@@ -56,18 +56,18 @@ def test_a_scope_is_an_edit(network, found, scope, feature):
     params, model, acts = network
     feats = np.asarray(model.encode(acts))
     fires = feats[..., feature].max((1, 2)) > 0
-    nothing = edit.keep(model, np.ones(F, np.float32))
+    nothing = edits.keep(model, np.ones(F, np.float32))
     if scope == "map":
-        edits = edit.suppress(model, [feature]), nothing
+        pair = edits.suppress(model, [feature]), nothing
     elif scope == "keep_only":
-        edits = edit.keep_only(model, [feature]), edit.suppress(model, np.arange(F))
+        pair = edits.keep_only(model, [feature]), edits.suppress(model, np.arange(F))
     else:
         keep = np.ones(feats.shape, np.float32)
         for b in range(N):
             y, x = np.unravel_index(feats[b, ..., feature].argmax(), feats.shape[1:3])
             keep[b, y, x, feature] = 0
-        edits = edit.keep(model, keep), nothing
-    changed, base = patched(params, acts, *edits)
+        pair = edits.keep(model, keep), nothing
+    changed, base = patched(params, acts, *pair)
     clean = patched(params, acts, nothing)[0].argmax(-1)
     n, mean, m2 = found.by_feature[scope]
     assert n[feature] == fires.sum() > 1

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from atlas_oracle import make_network
 
-from jsae import metrics
-from jsae.ablation import atlas, cumulative, edit
+from jsae import edits, metrics
+from jsae.ablation import atlas, cumulative
 from jsae.analysis.tables import documentation, make
 from jsae.classifier import convnext
+from tests.ablation.oracle import make_network
 
 N, F, M = 12, 80, 6
 ATTRIBUTION, STRENGTH, RANDOM = range(3)
@@ -58,7 +58,7 @@ def test_equals_suppressing_the_features_together(case, order):
         keep = np.ones((N, 1, 1, F), np.float32)
         for b in range(N):
             keep[b, 0, 0, np.argsort(-scores[b], kind="stable")[:m]] = 0
-        logits = run(acts, edit.keep(model, keep))
+        logits = run(acts, edits.keep(model, keep))
         margin = np.asarray(metrics.measures(logits, labels)["margin"])
         scale = float(np.abs(logits).max())
         np.testing.assert_allclose(found.margin[:, order, m], margin, atol=1e-4 * scale)  # little may remain

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ablation_toy import GRID, batches, make_acts, make_head, make_sae
 
-from jsae.ablation import controls, edit, feature_space
+from jsae import edits
+from jsae.ablation import controls, feature_space
 from jsae.ablation.feature_space import KINDS, MEASURES, SCOPES, TARGETS
+from tests.ablation.toy import GRID, batches, make_acts, make_head, make_sae
 
 KEY = jax.random.key(7)
 FEATURES, TOPS = [0, 5, 11], [2, 1, 3]
@@ -55,7 +56,7 @@ def test_equals_the_public_edits_pair_by_pair():
         def at_cell(feature, yx):
             keep = np.ones((1, *GRID, feats.shape[-1]), np.float32)
             keep[0, yx[0], yx[1], feature] = 0
-            return edit.keep(sae, keep)
+            return edits.keep(sae, keep)
 
         def partner(strength, f=f, norms=norms):
             size = strength * norms
@@ -66,7 +67,11 @@ def test_equals_the_public_edits_pair_by_pair():
         direction_peak = np.array(x)
         direction_peak[0, y, c] -= maps[y, c, f] * norms[f] * np.asarray(u)
         expected = [
-            [edit.suppress(sae, f)(x), edit.DirectionEdit(sae, jnp.int32(f), u)(x), edit.suppress(sae, j)(x)],
+            [
+                edits.suppress(sae, f)(x),
+                edits.DirectionEdit(sae, jnp.int32(f), u)(x),
+                edits.suppress(sae, j)(x),
+            ],
             [
                 at_cell(f, (y, c))(x),
                 direction_peak,

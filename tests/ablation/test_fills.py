@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ablation_toy import ToySAE
 
 from jsae.ablation import fill_sweep, fills, input_space
 from jsae.ablation.feature_space import MEASURES, TARGETS
 from jsae.analysis.tables import documentation, make
+from tests.ablation.toy import ToySAE
 
 STRIDE, GRID = 4, (2, 3)
 PIXELS = np.random.default_rng(0).normal(size=(6, 9, 12, 3)).astype(np.float32)  # a row beyond the grid

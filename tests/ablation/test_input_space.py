@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from ablation_toy import ToySAE
 
 from jsae.ablation import fills, input_space
 from jsae.ablation.feature_space import MEASURES, TARGETS
+from tests.ablation.toy import ToySAE
 
 STRIDE, HEIGHT, WIDTH = 8, 3, 4
 SIZES = {"grid": (HEIGHT, WIDTH), "stride_px": STRIDE, "sigma_px": 3.0, "size_cells": 1, "batch_size": 6}

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from ablation_toy import batches
-from atlas_oracle import make_network
 
 from jsae.ablation import atlas, atlas_survey, atlas_tables, site_atlas
-from jsae.ablation.forward import LogitsFromActs
 from jsae.analysis.tables import make
+from jsae.classifier.forward import LogitsFromActs
+from tests.ablation.oracle import make_network
+from tests.ablation.toy import batches
 
 N, L, F = 40, 6, 80
 LABELS = np.where(np.arange(N) == 7, -1, np.random.default_rng(5).integers(0, 5, N)).astype(np.int32)

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
-from ablation_toy import Head, ToySAE, batches, make_acts, make_head, make_sae
 
 from jsae.ablation import splice
+from tests.ablation.toy import Head, ToySAE, batches, make_acts, make_head, make_sae
 
 
 def test_equals_a_plain_computation_whatever_the_batch():

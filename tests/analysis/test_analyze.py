@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import analysis_toy as toy
 import jax
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from jsae.analysis import class_statistics, features, run, top_patches
 from jsae.analysis.survey import survey
 from jsae.runtime import artifacts, preemption
 from jsae.runtime import mesh as meshes
+from tests.analysis import toy
 
 
 def _analyze(train, test, sae, *, n_top=16, batch_size=16, n_permutations=20, seed=0, mesh=None):

@@ -2,7 +2,6 @@
 
 import types
 
-import analysis_toy as toy
 import jax
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from jsae.analysis.tables import documentation
 from jsae.classifier import convnext
 from jsae.data import augment
 from jsae.runtime import stages
+from tests.analysis import toy
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
 """Nearest features against cosines and counts in numpy, whatever the batch and the block."""
 
-import analysis_toy
 import numpy as np
 import pytest
 
 from jsae.analysis import nearest
 from jsae.analysis.tables import documentation, make
+from tests.analysis import toy
 
 
 @pytest.fixture(scope="module")
 def setting():
-    return analysis_toy.store(n=30), analysis_toy.sae(features=12)
+    return toy.store(n=30), toy.sae(features=12)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ import timm
 import torch
 import torchvision
 import transformers
-from pretrained_weights import IMAGE_SHAPES, N_CLASSES, SIZES, make_image, make_tensor
 from torch import nn
+
+from tests.classifier.pretrained_weights import IMAGE_SHAPES, N_CLASSES, SIZES, make_image, make_tensor
 
 torch.manual_seed(0)
 OUT = pathlib.Path(__file__).parent / "pretrained_reference.json"

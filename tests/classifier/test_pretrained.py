@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from pretrained_weights import IMAGE_SHAPES, make_image, make_tensor
 
 from jsae.classifier import convnext, preprocessing, pretrained
+from tests.classifier.pretrained_weights import IMAGE_SHAPES, make_image, make_tensor
 
 REFERENCE = json.loads((pathlib.Path(__file__).parent / "pretrained_reference.json").read_text())
 # Of the largest logit. The four torch networks differ among themselves by less; a wrong eps or GELU by more.

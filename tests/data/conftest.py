@@ -1,7 +1,8 @@
 """Fixtures of the data room."""
 
 import pytest
-from fgvc_folder import write_folder
+
+from tests.data.fgvc_folder import write_folder
 
 
 @pytest.fixture

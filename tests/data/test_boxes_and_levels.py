@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from fgvc_folder import CLASSES, jpeg, write_folder
 
 from jsae.data import cache, decode
 from jsae.data.fgvc_aircraft import lists
 from jsae.data.fgvc_aircraft.levels import parents
+from tests.data.fgvc_folder import CLASSES, jpeg, write_folder
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import sys
 
 import numpy as np
 import pytest
-from fgvc_folder import CLASSES, jpeg
 
 from jsae.data import cache, cache_writer, decode, kinds
 from jsae.data.synthetic_aircraft import drawing
 from jsae.runtime import disks
+from tests.data.fgvc_folder import CLASSES, jpeg
 
 
 @pytest.fixture

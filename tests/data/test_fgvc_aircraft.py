@@ -11,10 +11,10 @@ import threading
 
 import pytest
 import tensorflow_datasets as tfds
-from fgvc_folder import CLASSES, jpeg
 
 from jsae.data import cache, kinds
 from jsae.data.fgvc_aircraft import FgvcAircraft, FgvcAircraftConfig, lists, source
+from tests.data.fgvc_folder import CLASSES, jpeg
 
 
 def replace(path: pathlib.Path, old: str, new: str) -> None:

@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from fgvc_folder import jpeg
 
 import jsae
 from configs import arrays as arrays_config
 from configs import demo
 from jsae.data import arrays, identity
 from jsae.runtime import contents, stages, workdirs
+from tests.data.fgvc_folder import jpeg
 
 
 @pytest.fixture

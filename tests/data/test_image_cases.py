@@ -1,11 +1,11 @@
 """Every kind of image file becomes RGB or is refused with a reason (the table is image_cases.py)."""
 
-import image_cases
 import numpy as np
 import pytest
 from PIL import Image
 
 from jsae.data import decode
+from tests.data import image_cases
 
 # decode.py switches this warning of Pillow's off; pytest switches it on again for every test
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from class_folders import ODD_NAMES, png, write
-from fgvc_folder import CLASSES, write_folder
 
 from jsae.data import cache, copies, decode, drawn_splits, pipeline
 from jsae.data.image_folder import ImageFolder, ImageFolderConfig, files
+from tests.data.class_folders import ODD_NAMES, png, write
+from tests.data.fgvc_folder import CLASSES, write_folder
 
 SPLITS = ("train", "val", "test")
 

@@ -1,7 +1,8 @@
 """What the tests of the shell scripts share."""
 
 import pytest
-import script_stubs
+
+from tests.launch import script_stubs
 
 
 @pytest.fixture

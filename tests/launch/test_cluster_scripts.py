@@ -8,7 +8,8 @@ import shutil
 import subprocess
 
 import pytest
-from script_stubs import command, start, wait_for, write_script
+
+from tests.launch.script_stubs import command, start, wait_for, write_script
 
 
 def test_tpu_vm_here(repo):

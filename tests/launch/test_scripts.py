@@ -12,7 +12,8 @@ import subprocess
 import time
 
 import pytest
-from script_stubs import ROOT, SCRIPTS, command, start, write_script
+
+from tests.launch.script_stubs import ROOT, SCRIPTS, command, start, write_script
 
 STARTED = [s for s in SCRIPTS if s.name not in ("arguments.sh", "run")]
 

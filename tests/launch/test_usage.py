@@ -47,7 +47,7 @@ ASKED = {
     "a flag of another command": ("topologies", "--proceses=1"),
     "a value missing": ("topologies",),
     "a folder that is none": ("known_parts", "nowhere"),
-    "a row that is none": ("known_answer", "--config=configs/known_answer.py:small", "--rows=topkk"),
+    "a row that is none": ("known_dictionary", "--config=configs/known_dictionary.py:small", "--rows=topkk"),
     "no SAE": ("compare_saelens", "nowhere"),
 }
 

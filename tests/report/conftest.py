@@ -2,8 +2,9 @@
 
 import pathlib
 
-import fake_study
 import pytest
+
+from tests.report import fake_study
 
 
 @pytest.fixture(scope="session")

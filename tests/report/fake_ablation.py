@@ -2,7 +2,8 @@
 
 import numpy as np
 import pyarrow as pa
-from fake_world import CLASSES, N_FEATURES, N_IMAGES
+
+from tests.report.fake_world import CLASSES, N_FEATURES, N_IMAGES
 
 TARGETS = ("label", "prediction", "top_class")
 MEASURES = ("logit", "margin", "confidence", "log_confidence")

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pyarrow as pa
-from fake_world import CLASSES, GRID, LABELS, N_FEATURES, N_IMAGES
+
+from tests.report.fake_world import CLASSES, GRID, LABELS, N_FEATURES, N_IMAGES
 
 _SELECTIVITY = ["purity16"]
 _SELECTIVITY += [f"selectivity{end}" for end in ("", "_null", "_excess", "_z")]

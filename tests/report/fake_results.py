@@ -1,6 +1,6 @@
 """What the stages of the made-up study passed to `finish`, as it stands in their manifests."""
 
-from fake_world import N_FEATURES, N_IMAGES
+from tests.report.fake_world import N_FEATURES, N_IMAGES
 
 
 def results() -> dict:

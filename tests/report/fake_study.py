@@ -7,13 +7,17 @@ import dataclasses
 import pathlib
 import sys
 
-import fake_ablation
-import fake_analysis
-import fake_trained
 import numpy as np
 from etils import epath
-from fake_results import results
-from fake_world import (
+
+from jsae.report import survey
+from jsae.report.build import build
+from jsae.report.reading import read_study
+from jsae.report.summary import summarise
+from jsae.runtime import artifacts, stages
+from tests.report import fake_ablation, fake_analysis, fake_trained
+from tests.report.fake_results import results
+from tests.report.fake_world import (
     CLASSES,
     GRID,
     HEAD,
@@ -26,12 +30,6 @@ from fake_world import (
     images,
     read_acts,
 )
-
-from jsae.report import survey
-from jsae.report.build import build
-from jsae.report.reading import read_study
-from jsae.report.summary import summarise
-from jsae.runtime import artifacts, stages
 
 CONFIG = {
     "seed": 0,

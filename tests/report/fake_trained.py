@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pyarrow as pa
-from fake_world import CLASSES, N_FEATURES
+
+from tests.report.fake_world import CLASSES, N_FEATURES
 
 
 def per_class_table() -> pa.Table:

@@ -2,11 +2,11 @@
 
 import itertools
 
-import fake_world
 import numpy as np
 import pytest
 
 from jsae.report import survey
+from tests.report import fake_world
 
 N = 20  # a whole batch and a part of one
 MAPS = {image: [image % 5, 7] for image in range(0, N, 2)}

@@ -7,11 +7,11 @@ import sys
 import urllib.parse
 from pathlib import Path
 
-import gcs_server
 import pytest
 
 import jsae
 from jsae.runtime import artifacts, remote
+from tests.runtime import gcs_server
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("classifier", "activations", "sae", "analysis")

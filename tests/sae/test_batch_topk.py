@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sae_oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 from jsae.runtime import mesh as meshes
 from jsae.sae import train, variants
 from jsae.sae.variants import batch_topk, gathered
+from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 
 def oracle(params, x_n, mask, k):

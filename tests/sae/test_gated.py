@@ -3,7 +3,8 @@
 import dataclasses
 
 import numpy as np
-from sae_oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
+
+from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 L1 = 0.4
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sae_oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 from jsae import sae
 from jsae.sae import train
+from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 L0, BANDWIDTH = 0.3, 0.4
 

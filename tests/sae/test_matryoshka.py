@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from sae_oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 from jsae import sae
 from jsae.sae.run import prefixes_of
+from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 PREFIXES = (5, 17, 40)
 

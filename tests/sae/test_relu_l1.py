@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from sae_oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 from jsae import sae
+from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 L1 = 0.7
 

@@ -1,14 +1,8 @@
 """Every number of a page is that of the table it comes from."""
 
-import fake_ablation
-import fake_analysis
-import fake_results
-import fake_study
-import fake_trained
-import fake_world
-from parsed_page import Parsed
-
 from jsae.report.formatting import interval, number, wilson
+from tests.report import fake_ablation, fake_analysis, fake_results, fake_study, fake_trained, fake_world
+from tests.report.parsed_page import Parsed
 
 
 def with_ends(value, pair) -> str:

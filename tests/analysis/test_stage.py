@@ -2,7 +2,6 @@
 
 import json
 
-import analysis_toy as toy
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -11,6 +10,7 @@ from jsae import analysis
 from jsae.activations import store as stores
 from jsae.analysis import run
 from jsae.runtime import artifacts, stages
+from tests.analysis import toy
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """SAEs on activations whose dictionary is known: which variant finds it?
 
-    nice python -m launch.known_answer --seeds=3
+    nice python -m launch.known_dictionary --seeds=3
 
 512 directions in 128 channels, active with probabilities over three decades, noise, and an offset that is
 larger than the activations' spread. Expected: the best variant recovers at least 0.9 of the features more
-frequent than 1e-3, a frozen random decoder far fewer. `configs/known_answer.py:small` is a form for a test.
+frequent than 1e-3, a frozen random decoder far fewer.
+`configs/known_dictionary.py:small` is a form for a test.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from configs import demo
 def get_config(form: str = "full") -> ConfigDict:
     """The truth, the settings that all variants share, and for each row of the table what it changes."""
     if form not in ("full", "small"):
-        raise ValueError(f"configs/known_answer.py:{form}: the forms are full and small")
+        raise ValueError(f"configs/known_dictionary.py:{form}: the forms are full and small")
     config = ConfigDict()
     config.seed = 0
     config.truth = dict(n_true=512, n_channels=128, rarest=1e-4, commonest=1e-1, noise=0.05, offset=5.0)

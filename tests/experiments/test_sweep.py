@@ -6,7 +6,8 @@ import xml.etree.ElementTree
 import pytest
 
 from configs import demo
-from jsae.ablation import sweep, tables
+from jsae.ablation import tables
+from jsae.experiments import sweep
 from jsae.report import figures, pareto
 from jsae.runtime import artifacts
 

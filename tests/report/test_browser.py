@@ -6,9 +6,9 @@ Needs chromium on PATH, and playwright and axe-playwright-python of the test ext
 import re
 import shutil
 
-import fake_analysis
-import fake_world
 import pytest
+
+from tests.report import fake_analysis, fake_world
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (jsae[test])")
 

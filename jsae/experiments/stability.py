@@ -1,6 +1,6 @@
 """Two SAEs of the same activations compared, for example of two seeds: do they find the same features?
 
-    python -c "from jsae.sae import stability; print(stability.compare('runs/a', 'runs/b'))"
+    python -c "from jsae.experiments import stability; print(stability.compare('runs/a', 'runs/b'))"
 
 The numbers are those of `jsae.metrics.stability`, over the features that fire on the train split.
 """

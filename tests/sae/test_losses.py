@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sae_oracle import RELATIVE, check_gradients, compute, in_float64, problem
 
 from jsae import sae
 from jsae.sae import auxk
+from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, problem
 
 L1, ALPHA = 0.7, 1 / 32
 C, F = 12, 40  # as in the examples

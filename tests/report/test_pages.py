@@ -4,18 +4,16 @@ import base64
 import html
 import re
 
-import fake_analysis
-import fake_study
-import fake_world
 import numpy as np
 import pyarrow as pa
 import pytest
-from parsed_page import Parsed
 from PIL import Image
 
 from jsae.report import figures, pictures, survey
 from jsae.report.formatting import interval, number, percent, shown, wilson
 from jsae.report.reading import choose
+from tests.report import fake_analysis, fake_study, fake_world
+from tests.report.parsed_page import Parsed
 
 
 def all_pages(report):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae.ablation import edit
+from jsae import edits
 
 
 @jax.tree_util.register_dataclass
@@ -47,29 +47,29 @@ def bits(x):
 
 
 def test_keeping_everything_is_the_identity_bit_for_bit(sae, acts):
-    for identity in (edit.keep(sae, jnp.ones(F)), edit.suppress(sae, []), edit.steer(sae, [3], 0.0)):
+    for identity in (edits.keep(sae, jnp.ones(F)), edits.suppress(sae, []), edits.steer(sae, [3], 0.0)):
         np.testing.assert_array_equal(bits(jax.jit(lambda e, x: e(x))(identity, acts)), bits(acts))
         np.testing.assert_array_equal(bits(identity(acts)), bits(acts))
 
 
 def test_taking_away_a_zero_of_either_sign_keeps_the_sign_of_zero():
     x = jnp.array([-0.0, -0.0, 0.0, 0.0, 1.0])
-    np.testing.assert_array_equal(bits(edit.subtract(x, jnp.array([-0.0, 0.0, -0.0, 0.0, -0.0]))), bits(x))
+    np.testing.assert_array_equal(bits(edits.subtract(x, jnp.array([-0.0, 0.0, -0.0, 0.0, -0.0]))), bits(x))
 
 
 def test_identity_holds_in_bfloat16(sae, acts):
     low = acts.astype(jnp.bfloat16)
-    out = edit.keep(sae, jnp.ones(F))(low)
+    out = edits.keep(sae, jnp.ones(F))(low)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(out).view(np.uint16), np.asarray(low).view(np.uint16))
 
 
 def test_suppress_removes_the_features_part_and_keeps_the_error(sae, acts):
     f = np.asarray(sae.encode(acts))
-    out = edit.suppress(sae, [2, 7])(acts)
+    out = edits.suppress(sae, [2, 7])(acts)
     expected = np.asarray(acts) - f[..., [2, 7]] @ np.asarray(sae.w_dec)[[2, 7]]
     np.testing.assert_allclose(out, expected, atol=1e-5)  # float32 sums of 12 terms of size 1
-    half = edit.suppress(sae, 2, keep=0.5)(acts)
+    half = edits.suppress(sae, 2, keep=0.5)(acts)
     np.testing.assert_allclose(
         half, np.asarray(acts) - 0.5 * f[..., [2]] @ np.asarray(sae.w_dec)[[2]], atol=1e-5
     )
@@ -80,38 +80,40 @@ def test_clamp_steer_and_keep_only(sae, acts):
     clamped = np.array(f)
     clamped[..., [1, 4]] = [2.0, 3.0]
     np.testing.assert_allclose(
-        edit.clamp(sae, [1, 4], jnp.array([2.0, 3.0]))(acts), np.asarray(acts) + (clamped - f) @ w, atol=1e-5
+        edits.clamp(sae, [1, 4], jnp.array([2.0, 3.0]))(acts), np.asarray(acts) + (clamped - f) @ w, atol=1e-5
     )
-    np.testing.assert_allclose(edit.steer(sae, [1], 2.0)(acts), np.asarray(acts) + 2.0 * w[1], atol=1e-5)
+    np.testing.assert_allclose(edits.steer(sae, [1], 2.0)(acts), np.asarray(acts) + 2.0 * w[1], atol=1e-5)
     only = np.zeros_like(f)
     only[..., [1, 4]] = f[..., [1, 4]]
     np.testing.assert_allclose(
-        edit.keep_only(sae, [1, 4])(acts), np.asarray(acts) + (only - f) @ w, atol=1e-5
+        edits.keep_only(sae, [1, 4])(acts), np.asarray(acts) + (only - f) @ w, atol=1e-5
     )
-    np.testing.assert_allclose(edit.keep_only(sae, [1, 4], mode="replace")(acts), sae.decode(only), atol=1e-5)
+    np.testing.assert_allclose(
+        edits.keep_only(sae, [1, 4], mode="replace")(acts), sae.decode(only), atol=1e-5
+    )
 
 
 def test_replace_mode_drops_the_error(sae, acts):
-    spliced = edit.keep(sae, jnp.ones(F), mode="replace")(acts)
+    spliced = edits.keep(sae, jnp.ones(F), mode="replace")(acts)
     np.testing.assert_allclose(spliced, sae.decode(sae.encode(acts)), atol=1e-6)
 
 
 def test_compose_encodes_once_and_keeps_the_order(sae, acts):
     f, w = np.asarray(sae.encode(acts)), np.asarray(sae.w_dec)
-    both = edit.compose(edit.clamp(sae, [1], 2.0), edit.suppress(sae, [1, 3], keep=0.5))
+    both = edits.compose(edits.clamp(sae, [1], 2.0), edits.suppress(sae, [1, 3], keep=0.5))
     changed = np.array(f)
     changed[..., 1], changed[..., 3] = 1.0, f[..., 3] * 0.5
     np.testing.assert_allclose(both(acts), np.asarray(acts) + (changed - f) @ w, atol=1e-5)
-    reverse = edit.compose(edit.suppress(sae, [1, 3], keep=0.5), edit.clamp(sae, [1], 2.0))
+    reverse = edits.compose(edits.suppress(sae, [1, 3], keep=0.5), edits.clamp(sae, [1], 2.0))
     changed[..., 1] = 2.0
     np.testing.assert_allclose(reverse(acts), np.asarray(acts) + (changed - f) @ w, atol=1e-5)
-    undone = edit.compose(edit.steer(sae, [2], 1.5), edit.steer(sae, [2], -1.5))
+    undone = edits.compose(edits.steer(sae, [2], 1.5), edits.steer(sae, [2], -1.5))
     np.testing.assert_array_equal(bits(undone(acts)), bits(acts))
 
 
 def test_compose_with_a_mask_of_positions(sae, acts):
     mask = jnp.ones((*acts.shape[:3], F)).at[1, 0, 2, 4].set(0.0)
-    both = edit.compose(edit.suppress(sae, [5]), edit.keep(sae, mask))
+    both = edits.compose(edits.suppress(sae, [5]), edits.keep(sae, mask))
     f, w = np.asarray(sae.encode(acts)), np.asarray(sae.w_dec)
     changed = np.array(f)
     changed[..., 5] = 0
@@ -122,24 +124,24 @@ def test_compose_with_a_mask_of_positions(sae, acts):
 def test_an_edit_at_chosen_positions_leaves_the_others_bit_for_bit(sae, acts):
     height, width = acts.shape[1:3]
     for make, whole in (
-        (lambda: np.indices((height, width)).sum(0) % 2, edit.suppress(sae, [1, 3])),
-        (lambda: np.random.default_rng(0).integers(0, 2, acts.shape[:3]), edit.steer(sae, [0], 2.0)),
-        (lambda: (np.arange(len(acts)) % 2)[:, None, None], edit.clamp(sae, [2], 1.5)),
+        (lambda: np.indices((height, width)).sum(0) % 2, edits.suppress(sae, [1, 3])),
+        (lambda: np.random.default_rng(0).integers(0, 2, acts.shape[:3]), edits.steer(sae, [0], 2.0)),
+        (lambda: (np.arange(len(acts)) % 2)[:, None, None], edits.clamp(sae, [2], 1.5)),
     ):
         where = make()
         chosen = np.broadcast_to(where, acts.shape[:3]).astype(bool)
-        found, everywhere = np.asarray(edit.at(whole, where)(acts)), np.asarray(whole(acts))
+        found, everywhere = np.asarray(edits.at(whole, where)(acts)), np.asarray(whole(acts))
         np.testing.assert_array_equal(found[~chosen], np.asarray(acts)[~chosen])
         np.testing.assert_array_equal(found[chosen], everywhere[chosen])
         assert (found != np.asarray(acts)).any()
     with pytest.raises(ValueError, match=r"positions are \[H, W\] or \[B, H, W\], got \[4\]"):
-        edit.at(edit.suppress(sae, [1]), np.ones(4))
+        edits.at(edits.suppress(sae, [1]), np.ones(4))
 
 
 def test_edits_at_positions_compose(sae, acts):
     where = np.indices(acts.shape[1:3]).sum(0) % 2
-    left, right = edit.at(edit.suppress(sae, [1]), where), edit.at(edit.steer(sae, [2], 1.0), 1 - where)
-    found = np.asarray(edit.compose(left, right)(acts))
+    left, right = edits.at(edits.suppress(sae, [1]), where), edits.at(edits.steer(sae, [2], 1.0), 1 - where)
+    found = np.asarray(edits.compose(left, right)(acts))
     expected = np.where(where[None, :, :, None] == 1, left(acts), right(acts))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())  # another product
 
@@ -147,14 +149,14 @@ def test_edits_at_positions_compose(sae, acts):
 def test_compose_refuses_what_cannot_be_one_edit(sae):
     other = dataclasses.replace(sae, w_dec=sae.w_dec + 1)
     with pytest.raises(ValueError, match="different SAEs"):
-        edit.compose(edit.suppress(sae, [1]), edit.suppress(other, [1]))
+        edits.compose(edits.suppress(sae, [1]), edits.suppress(other, [1]))
     with pytest.raises(ValueError, match="'delta' and 'replace'"):
-        edit.compose(edit.suppress(sae, [1]), edit.suppress(sae, [1], mode="replace"))
+        edits.compose(edits.suppress(sae, [1]), edits.suppress(sae, [1], mode="replace"))
     with pytest.raises(ValueError, match="at least one"):
-        edit.compose()
+        edits.compose()
     copied = jax.tree.map(jnp.array, sae)
-    edit.compose(edit.suppress(sae, [1]), edit.suppress(copied, [2]))
-    jax.jit(lambda a, b: edit.compose(a, b).keep)(edit.suppress(sae, [1]), edit.suppress(sae, [2]))
+    edits.compose(edits.suppress(sae, [1]), edits.suppress(copied, [2]))
+    jax.jit(lambda a, b: edits.compose(a, b).keep)(edits.suppress(sae, [1]), edits.suppress(sae, [2]))
 
 
 def test_one_trace_serves_every_mask(sae, acts):
@@ -168,24 +170,24 @@ def test_one_trace_serves_every_mask(sae, acts):
 
     for i in range(100):
         mask = jax.random.bernoulli(jax.random.key(i), 0.5, (F,)).astype(jnp.float32)
-        apply(edit.keep(sae, mask), acts)
-    apply(edit.suppress(sae, [3]), acts)
-    apply(edit.clamp(sae, [3], 4.0), acts)
+        apply(edits.keep(sae, mask), acts)
+    apply(edits.suppress(sae, [3]), acts)
+    apply(edits.clamp(sae, [3], 4.0), acts)
     assert traces == 1
 
 
 def test_vmap_over_masks_equals_a_loop(sae, acts):
     masks = jax.random.uniform(jax.random.key(5), (6, F))
-    many = jax.vmap(lambda m: edit.keep(sae, m)(acts))(masks)
+    many = jax.vmap(lambda m: edits.keep(sae, m)(acts))(masks)
     for mask, out in zip(masks, many, strict=True):
-        np.testing.assert_allclose(out, edit.keep(sae, mask)(acts), atol=1e-5)  # vmap reorders float32 sums
+        np.testing.assert_allclose(out, edits.keep(sae, mask)(acts), atol=1e-5)  # vmap reorders float32 sums
 
 
 def test_the_gradient_at_keep_one_is_the_first_order_effect(sae, acts):
     weights = jax.random.normal(jax.random.key(9), acts.shape)
 
     def readout(mask):
-        return jnp.sum(weights * edit.keep(sae, mask)(acts))
+        return jnp.sum(weights * edits.keep(sae, mask)(acts))
 
     grad = jax.grad(readout)(jnp.ones(F))
     f = sae.encode(acts)
@@ -201,8 +203,8 @@ def test_amounts_and_positions_of_a_composed_edit_go_through_jit_vmap_and_grad(s
     weights = jax.random.normal(jax.random.key(4), acts.shape)
 
     def edited(amount, where):
-        both = edit.compose(edit.suppress(sae, [1]), edit.steer(sae, [2], amount))
-        return edit.at(both, where)(acts)
+        both = edits.compose(edits.suppress(sae, [1]), edits.steer(sae, [2], amount))
+        return edits.at(both, where)(acts)
 
     def readout(amount, where):
         return jnp.sum(weights * edited(amount, where))
@@ -218,42 +220,42 @@ def test_amounts_and_positions_of_a_composed_edit_go_through_jit_vmap_and_grad(s
 
 def test_unknown_features_and_modes_are_named(sae):
     with pytest.raises(ValueError, match=r"no feature 12; features are 0 \.\. 11"):
-        edit.suppress(sae, [0, 12])
+        edits.suppress(sae, [0, 12])
     with pytest.raises(ValueError, match=r"no feature -1; features are 0 \.\. 11"):
-        edit.steer(sae, -1, 1.0)
+        edits.steer(sae, -1, 1.0)
     with pytest.raises(TypeError, match="integer"):
-        edit.clamp(sae, [1.5], 1.0)
+        edits.clamp(sae, [1.5], 1.0)
     with pytest.raises(TypeError, match="integer"):
-        edit.suppress(sae, np.ones(F, bool))
+        edits.suppress(sae, np.ones(F, bool))
     with pytest.raises(ValueError, match="no mode 'zero'; the modes are delta, replace"):
-        edit.suppress(sae, [1], mode="zero")
+        edits.suppress(sae, [1], mode="zero")
     with pytest.raises(ValueError, match=r"keep is \[12\]"):
-        edit.keep(sae, jnp.ones(11))
+        edits.keep(sae, jnp.ones(11))
     with pytest.raises(ValueError, match="5 channels"):
-        edit.suppress(sae, [1])(jnp.ones((1, 2, 2, 4)))
+        edits.suppress(sae, [1])(jnp.ones((1, 2, 2, 4)))
 
 
 def test_features_may_be_traced(sae, acts):
-    one = jax.jit(lambda i: edit.suppress(sae, i)(acts))(jnp.int32(4))
-    np.testing.assert_allclose(one, edit.suppress(sae, [4])(acts), atol=1e-6)
+    one = jax.jit(lambda i: edits.suppress(sae, i)(acts))(jnp.int32(4))
+    np.testing.assert_allclose(one, edits.suppress(sae, [4])(acts), atol=1e-6)
 
 
 def test_mean_ablation(acts):
     mean = jnp.arange(C, dtype=jnp.float32)
-    out = edit.MeanAblation(mean)(acts)
+    out = edits.MeanAblation(mean)(acts)
     np.testing.assert_array_equal(out, np.broadcast_to(mean, acts.shape))
 
 
 def test_a_direction_takes_away_as_much_as_the_feature(sae, acts):
     u = jax.random.normal(jax.random.key(3), (acts.shape[0], C))
     u /= jnp.linalg.norm(u, axis=-1, keepdims=True)
-    removed = acts - edit.DirectionEdit(sae, jnp.int32(7), u)(acts)
-    of_feature = acts - edit.suppress(sae, [7])(acts)
+    removed = acts - edits.DirectionEdit(sae, jnp.int32(7), u)(acts)
+    of_feature = acts - edits.suppress(sae, [7])(acts)
     np.testing.assert_allclose(
         jnp.linalg.norm(removed, axis=-1), jnp.linalg.norm(of_feature, axis=-1), atol=1e-5
     )
-    one = edit.DirectionEdit(sae, jnp.int32(7), u[0])(acts)
-    np.testing.assert_allclose(one[:1], edit.DirectionEdit(sae, jnp.int32(7), u)(acts)[:1], atol=1e-6)
+    one = edits.DirectionEdit(sae, jnp.int32(7), u[0])(acts)
+    np.testing.assert_allclose(one[:1], edits.DirectionEdit(sae, jnp.int32(7), u)(acts)[:1], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -268,17 +270,17 @@ def test_a_direction_takes_away_as_much_as_the_feature(sae, acts):
 )
 def test_what_numbers_no_features_is_refused(sae, features, words):
     for make in (
-        edit.suppress,
-        edit.keep_only,
-        lambda *a: edit.clamp(*a, 1.0),
-        lambda *a: edit.steer(*a, 1.0),
+        edits.suppress,
+        edits.keep_only,
+        lambda *a: edits.clamp(*a, 1.0),
+        lambda *a: edits.steer(*a, 1.0),
     ):
         with pytest.raises(TypeError, match=words):
             make(sae, features)
 
 
 def test_amounts_are_one_number_or_one_a_feature(sae):
-    for make in (edit.suppress, edit.clamp, edit.steer):
+    for make in (edits.suppress, edits.clamp, edits.steer):
         with pytest.raises(ValueError, match=r"a number, or one for each of the 2 features, got shape \[3\]"):
             make(sae, [1, 2], [0.1, 0.2, 0.3])
         with pytest.raises(ValueError, match="named twice"):
@@ -288,4 +290,4 @@ def test_amounts_are_one_number_or_one_a_feature(sae):
         np.testing.assert_array_equal(make(sae, [1, 1], 0.5).keep, make(sae, [1], 0.5).keep)
         np.testing.assert_array_equal(make(sae, [1, 1], 0.5).shift, make(sae, [1], 0.5).shift)
     with pytest.raises(TypeError, match="keep is a number or an array of numbers, got 'a'"):
-        edit.keep(sae, "a")
+        edits.keep(sae, "a")

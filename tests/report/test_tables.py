@@ -6,11 +6,6 @@ import json
 import re
 import types
 
-import fake_ablation
-import fake_analysis
-import fake_study
-import fake_trained
-import fake_world
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,6 +16,7 @@ from jsae.report.feature_page import class_bars
 from jsae.report.features_page import ranks
 from jsae.report.fill_figures import fill_section
 from jsae.report.formatting import number
+from tests.report import fake_ablation, fake_analysis, fake_study, fake_trained, fake_world
 
 
 def read_data(report):

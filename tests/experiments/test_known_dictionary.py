@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import known_answer as configs
+from configs import known_dictionary as configs
 from jsae import sae
+from jsae.experiments import known_dictionary
 from jsae.runtime import mesh as meshes
-from jsae.sae import known_answer
 from jsae.sae.run import recipe_of
-from launch import known_answer as command
+from launch import known_dictionary as command
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,12 @@ def test_training_finds_the_features_and_a_frozen_decoder_does_not(rows):
 
 
 def test_drawn_activations_have_the_offset_noise_and_frequencies_they_should():
-    truth = known_answer.make_truth(
+    truth = known_dictionary.make_truth(
         3, n_true=20, n_channels=8, rarest=1e-2, commonest=0.3, noise=0.1, offset=4.0
     )
     np.testing.assert_allclose(np.linalg.norm(truth.directions, axis=1), 1, rtol=1e-6)
     assert np.linalg.norm(truth.offset) == pytest.approx(4)
-    x = np.asarray(known_answer.draw(jax.random.key(0), truth, 40000), np.float64)
+    x = np.asarray(known_dictionary.draw(jax.random.key(0), truth, 40000), np.float64)
     expected = truth.offset + truth.frequencies @ truth.directions  # an active feature has mean strength 1
     np.testing.assert_allclose(x.mean(0), expected, atol=0.02)
     f = truth.frequencies.astype(np.float64)

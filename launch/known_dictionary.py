@@ -1,6 +1,6 @@
 """What SAEs find of a dictionary that is known, as a markdown table.
 
-    python -m launch.known_answer [--rows=topk,gated] [--seeds=3] [--config=FILE]
+    python -m launch.known_dictionary [--rows=topk,gated] [--seeds=3] [--config=FILE]
 
 One row a variant or baseline: the mean over the seeds, and in brackets the smallest and largest.
 """
@@ -20,16 +20,17 @@ COLUMNS = ("recovered_frequent", "recovered", "share_true", "fvu", "l0", "dead_f
 
 def run_row(mesh, config, name: str, seed: int) -> dict:
     """The numbers of one row of `config.rows` for one seed, and the seconds it took."""
-    from jsae.sae import known_answer, variants
+    from jsae.experiments import known_dictionary
+    from jsae.sae import variants
     from jsae.sae.run import recipe_of
 
     if name not in config.rows:
         raise ValueError(f"there is no row {name!r}; the rows are {', '.join(config.rows)}")
     c = config.sae.copy_and_resolve_references()
     c.update(config.rows[name])
-    truth = known_answer.make_truth(seed, **config.truth)
+    truth = known_dictionary.make_truth(seed, **config.truth)
     start = time.monotonic()
-    sae = known_answer.fit(
+    sae = known_dictionary.fit(
         mesh,
         truth,
         recipe_of(c, n_steps=config.n_steps, dead_after_steps=config.dead_after_steps),
@@ -39,13 +40,13 @@ def run_row(mesh, config, name: str, seed: int) -> dict:
         k=c.k if variants.VARIANTS[c.variant].has_k else None,
         batch_size=config.batch_size,
     )
-    found = known_answer.report(sae, truth, seed=seed, n_vectors=config.n_test_vectors)
+    found = known_dictionary.report(sae, truth, seed=seed, n_vectors=config.n_test_vectors)
     return found | {"seconds": time.monotonic() - start}
 
 
 def define_flags() -> None:
     """The flags of this command; not where it is imported for its functions."""
-    flags.DEFINE_string("config", "configs/known_answer.py", "A config, FILE or FILE:form.")
+    flags.DEFINE_string("config", "configs/known_dictionary.py", "A config, FILE or FILE:form.")
     flags.DEFINE_list("rows", [], "Which rows; none means all.")
     flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.", lower_bound=1)
 

@@ -22,7 +22,6 @@ from etils import epath
 from jsae import classifier, metrics
 from jsae import sae as saes
 from jsae.ablation import choice, controls, feature_space
-from jsae.ablation.forward import LogitsFromActs
 from jsae.ablation.run import headline
 from jsae.ablation.statistics import MIN_ACTIVE
 from jsae.ablation.tables import schema, table
@@ -31,6 +30,7 @@ from jsae.activations import run as activations_run
 from jsae.analysis import cells, dictionaries, localisation, parts
 from jsae.analysis import run as analysis_run
 from jsae.classifier import run as classifier_run
+from jsae.classifier.forward import LogitsFromActs
 from jsae.data import identity
 from jsae.runtime import artifacts, logs, mesh, preemption, stages
 from jsae.sae import run as sae_run

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jsae import metrics
+from jsae.experiments import stability
 from jsae.runtime import stages, workdirs
-from jsae.sae import stability
 from jsae.sae.run import run
 
 

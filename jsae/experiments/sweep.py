@@ -21,8 +21,8 @@ from etils import epath
 
 from jsae import classifier, sae
 from jsae.ablation import splice, stage_tables, tables
-from jsae.ablation.forward import LogitsFromActs
 from jsae.activations import ActivationStore
+from jsae.classifier.forward import LogitsFromActs
 from jsae.runtime import artifacts, logs, mesh, preemption, stages
 from jsae.sae import run as sae_run
 from jsae.sae import variants

@@ -2,12 +2,11 @@
 
 import json
 
-import fake_results
-import fake_study
 import pytest
 
 from jsae.report import summarise, write_summary
 from jsae.runtime import artifacts, stages
+from tests.report import fake_results, fake_study
 
 MEANS = (
     "mean_delta_logit",

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from jsae.ablation import baselines, tables
+from jsae.ablation import tables
 from jsae.analysis.tables import documentation
+from jsae.experiments import baselines
 
 ROW = {
     "dictionary": "pca",

@@ -4,14 +4,13 @@ import json
 import pathlib
 import types
 
-import fake_study
-import fake_world
 import ml_collections
 import numpy as np
 import pytest
 
 from jsae.report import run as report_run
 from jsae.runtime import artifacts, stages
+from tests.report import fake_study, fake_world
 
 
 @pytest.fixture
