@@ -16,7 +16,7 @@ from jsae.ablation import (
     known_answer,
     site_atlas,
 )
-from jsae.analysis import cells, dictionaries, localisation, parts, readouts
+from jsae.analysis import cells, directions, localisation, parts, readouts
 from jsae.analysis.tables import make
 from jsae.classifier import convnext
 from jsae.classifier.forward import LogitsFromActs
@@ -36,7 +36,7 @@ def known_parts(
     c, seed = config.ablation, config.seed
     found = artifacts.read_table(where["analysis"] / parts.FILE).to_pydict()
     found = {name: np.array(values) for name, values in found.items()}
-    random = dictionaries.random(model.mean, model.n_features, seed)
+    random = directions.random(model.mean, model.n_features, seed)
     key = jax.random.key(seed)
     removed = [
         ("", model, found["feature"], {}),

@@ -3,7 +3,7 @@
 `run.run(config, workdir)` is the stage; `run.analyze(train_store, test_store, sae, ...)` the same on
 activation stores in hand. `load_features(folder)` and `load_top_patches(folder)` read the tables of a
 finished stage, `documentation(table)` says what each column means. `localisation` and `parts` compare
-features with masks and boxes (`cells`), `dictionaries` has what an SAE is held against.
+features with masks and boxes (`cells`), `directions` are what an SAE is held against.
 """
 
 import pyarrow as pa

@@ -8,7 +8,7 @@ ceiling the two directions that were fitted to the masks (`jsae.analysis.readout
 import numpy as np
 import pyarrow as pa
 
-from jsae.analysis import dictionaries, localisation, readouts, tables
+from jsae.analysis import directions, localisation, readouts, tables
 
 FILE = "parts.parquet"
 FOUND_AUROC, FOUND_MARGIN = 0.85, 0.10  # a part is found: at least this, and this much above every null
@@ -21,7 +21,7 @@ SCHEMA = tables.schema(
     ("auroc_train", pa.float64(), "its part AUROC on train"),
     ("auroc", pa.float64(), "its part AUROC on test"),
     ("pointing", pa.float64(), "share of n_images in which its peak is in the part"),
-    ("random_feature", pa.int32(), "which of `dictionaries.random(mean, F, seed)` that is"),
+    ("random_feature", pa.int32(), "which of `directions.random(mean, F, seed)` that is"),
     ("random_auroc", pa.float64(), f"test part AUROC {_RANDOM}"),
     ("random_pointing", pa.float64(), f"pointing game {_RANDOM}"),
     ("centre_auroc", pa.float64(), "test part AUROC of the nearness of a cell to the centre of the image"),
@@ -62,7 +62,7 @@ def measure(sae, stores: dict, cells: dict, *, batch_size: int, seed: int, on_ba
     Returns:
       (columns of SCHEMA, localisation.parquet).
     """
-    random = dictionaries.random(sae.mean, sae.n_features, seed)
+    random = directions.random(sae.mean, sae.n_features, seed)
     settings = {"batch_size": batch_size, "on_batch": on_batch}
     seen, null = (
         {s: localisation.measure(dictionary, stores[s], cells[s], **settings) for s in ("train", "test")}

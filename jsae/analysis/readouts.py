@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae import metrics
-from jsae.analysis import dictionaries
+from jsae.analysis import directions
 
 KINDS = ("mean_difference", "probe")
 _RIDGE = 1e-3  # of the mean squared activation
@@ -79,7 +79,7 @@ def auroc(rows: np.ndarray, test: Cells) -> np.ndarray:
     return area
 
 
-def as_dictionary(rows: np.ndarray, train: Cells) -> dictionaries.Directions:
+def as_dictionary(rows: np.ndarray, train: Cells) -> directions.Directions:
     """Feature p fires where a vector lies further along row p than the mean cell on the aircraft of train.
 
     A part without a row gets a feature that never fires.
@@ -89,4 +89,4 @@ def as_dictionary(rows: np.ndarray, train: Cells) -> dictionaries.Directions:
     rows = np.nan_to_num(rows)
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     rows = rows / np.where(norms > 0, norms, 1)
-    return dictionaries.Directions(jnp.asarray(rows, jnp.float32), jnp.asarray(mean, jnp.float32))
+    return directions.Directions(jnp.asarray(rows, jnp.float32), jnp.asarray(mean, jnp.float32))

@@ -1,7 +1,7 @@
 """baselines.parquet: the SAE beside other dictionaries, all through the same code, on the usual scores.
 
     sae               the study's
-    channels, pca, rotation, kmeans, nmf, class_mean, random   see `jsae.analysis.dictionaries`
+    channels, pca, rotation, kmeans, nmf, class_mean, random   see `jsae.experiments.dictionaries`
     frozen_decoder, frozen_encoder    SAEs with a random matrix that is never trained (arXiv 2602.14111)
     untrained         the SAE of an untrained classifier, on that one's activations (arXiv 2501.17727)
 
@@ -27,11 +27,12 @@ from jsae.ablation.statistics import MIN_ACTIVE
 from jsae.ablation.tables import schema, table
 from jsae.activations import ActivationStore
 from jsae.activations import run as activations_run
-from jsae.analysis import cells, dictionaries, localisation, parts
+from jsae.analysis import cells, directions, localisation, parts
 from jsae.analysis import run as analysis_run
 from jsae.classifier import run as classifier_run
 from jsae.classifier.forward import LogitsFromActs
 from jsae.data import identity
+from jsae.experiments import dictionaries
 from jsae.runtime import artifacts, logs, mesh, preemption, stages
 from jsae.sae import run as sae_run
 
@@ -126,9 +127,12 @@ class Setting:
     def make(self, name: str):
         """One of MADE, from train vectors."""
         mean, seed, n_features = self.stores["train"].mean, self.config.seed, self.sae.n_features
-        if name in ("channels", "rotation", "random"):
-            arguments = {"channels": (), "rotation": (seed,), "random": (n_features, seed)}[name]
-            return getattr(dictionaries, name)(mean, *arguments)
+        if name == "random":
+            return directions.random(mean, n_features, seed)
+        if name == "channels":
+            return dictionaries.channels(mean)
+        if name == "rotation":
+            return dictionaries.rotation(mean, seed)
         if name == "class_mean":
             return dictionaries.class_mean(self._class_means(), mean)
         vectors = dictionaries.sample(self.stores["train"])

@@ -47,7 +47,7 @@ def found(network):
 def patched(params, acts, *pair):
     """Logits of the first edit and of the second, by default none, through the forward pass."""
     run = jax.jit(lambda acts, edit: convnext.apply(params, acts, start="stage4", edits={"stage4": edit})[0])
-    return [np.asarray(run(acts, each), np.float64) for each in edits]
+    return [np.asarray(run(acts, each), np.float64) for each in pair]
 
 
 @pytest.mark.parametrize("scope", ["map", "peak", "keep_only"])

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from jsae.analysis import cells, dictionaries, features, localisation, parts, readouts
+from jsae.analysis import cells, directions, features, localisation, parts, readouts
 from jsae.analysis.tables import documentation, make
 
 STRIDE, GRID = 4, (3, 4)
@@ -53,7 +53,8 @@ def setting():
 @pytest.fixture(scope="module")
 def measured(setting):
     _, stores, where = setting
-    return parts.measure(dictionaries.channels(np.zeros(3)), stores, where, batch_size=16, seed=0)
+    channels = directions.make_directions(np.concatenate([np.eye(3), -np.eye(3)]), np.zeros(3))
+    return parts.measure(channels, stores, where, batch_size=16, seed=0)
 
 
 def test_aircraft_cells_from_masks_and_boxes():
@@ -124,7 +125,7 @@ def test_the_features_table_counts_the_parts_a_feature_finds(measured):
 def test_random_directions_are_chosen_on_train_too(setting, measured):
     _, stores, where = setting
     columns, _ = measured
-    random = dictionaries.random(np.zeros(3), 6, 0)
+    random = directions.random(np.zeros(3), 6, 0)
     train, test = (
         localisation.measure(random, stores[s], where[s], batch_size=16) for s in ("train", "test")
     )

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae.analysis import dictionaries, receptive
+from jsae.analysis import directions, receptive
 from jsae.analysis.tables import documentation, make
 
 STRIDE = 4
-SAE = dictionaries.channels(jnp.zeros(3))
+SAE = directions.make_directions(np.concatenate([np.eye(3), -np.eye(3)]), np.zeros(3))
 IMAGES = np.random.default_rng(0).uniform(1, 2, (5, 8, 12, 3)).astype(np.float32)
 
 

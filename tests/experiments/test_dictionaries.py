@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jsae.analysis import dictionaries
+from jsae.analysis import directions
+from jsae.experiments import dictionaries
 
 C = 6
 RNG = np.random.default_rng(0)
@@ -35,7 +36,7 @@ def test_principal_components_come_by_variance():
 
 
 def test_random_directions_depend_on_the_seed_alone():
-    first, again, other = (dictionaries.random(MEAN, 50, seed).w_dec for seed in (0, 0, 1))
+    first, again, other = (directions.random(MEAN, 50, seed).w_dec for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.asarray(first) - np.asarray(other)).max() > 0.5
     assert np.abs(np.asarray(first).mean(0)).max() < 0.3  # one sign each, all over the sphere
