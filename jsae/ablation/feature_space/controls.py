@@ -10,16 +10,18 @@ something else of the same size from the same image:
   a_i * ||w_dec_i||, removed in the same scope (a: the mean over the grid for "map", the peak for "peak").
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def covariance_root(batches, mean: np.ndarray) -> np.ndarray:
+def covariance_root(batches: Iterable[np.ndarray], mean: np.ndarray) -> np.ndarray:
     """A root R of the activations' covariance: R @ R.T = Sigma, so R @ N(0, 1) is a draw from N(0, Sigma).
 
     Args:
-      batches: iterable of activations [n, H, W, C], raw units (padding left out).
+      batches: activations [n, H, W, C], raw units (padding left out).
       mean: the mean over all their vectors [C].
 
     Returns:
@@ -30,14 +32,19 @@ def covariance_root(batches, mean: np.ndarray) -> np.ndarray:
         centred = np.asarray(acts, np.float64).reshape(-1, len(mean)) - np.asarray(mean, np.float64)[None, :]
         total += centred.T @ centred
         n_vectors += len(centred)
-    values, vectors = np.linalg.eigh(total / max(n_vectors, 1))
+    return root_of(total / max(n_vectors, 1))
+
+
+def root_of(covariance: np.ndarray) -> np.ndarray:
+    """A root float32 [C, C] of a covariance; the identity if it is 0 or not finite."""
+    values, vectors = np.linalg.eigh(covariance)
     if not np.isfinite(values).all() or values[-1] <= 0:
-        return np.eye(len(mean), dtype=np.float32)
+        return np.eye(len(covariance), dtype=np.float32)
     return (vectors * np.sqrt(np.clip(values, 0, None))[None, :]).astype(np.float32)
 
 
 def draw_directions(key: jax.Array, root: jax.Array, features: jax.Array, images: jax.Array) -> jax.Array:
-    """One direction of unit norm a (feature, image) pair, the same whatever batch the pair lies in.
+    """One direction of unit norm per (feature, image) pair, the same whatever batch the pair lies in.
 
     Args:
       key: a jax random key.
@@ -57,7 +64,9 @@ def draw_directions(key: jax.Array, root: jax.Array, features: jax.Array, images
     return drawn / jnp.linalg.norm(drawn, axis=-1, keepdims=True)
 
 
-def nearest_feature(strength: jax.Array, norms: jax.Array, feature: jax.Array):
+def nearest_feature(
+    strength: jax.Array, norms: jax.Array, feature: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """For each image the other active feature whose contribution has the nearest size.
 
     Args:
@@ -69,6 +78,9 @@ def nearest_feature(strength: jax.Array, norms: jax.Array, feature: jax.Array):
       (j int32 [B], found bool [B]); where no other feature is active, found is False and j means nothing.
     """
     size = strength * norms[None, :]  # [B, F]
-    other = (strength > 0) & (jnp.arange(strength.shape[1]) != feature)[None, :]
-    gap = jnp.where(other, jnp.abs(size - size[:, feature][:, None]), jnp.inf)
-    return jnp.argmin(gap, axis=1).astype(jnp.int32), other.any(1)
+    numbers = jnp.arange(size.shape[1])[None, :]
+    of_feature = jnp.where(numbers == feature, size, 0).sum(1, keepdims=True)  # [B, 1]
+    other = (strength > 0) & (numbers != feature)
+    gap = jnp.where(other, jnp.abs(size - of_feature), jnp.inf)
+    nearest = gap == gap.min(1, keepdims=True)  # a minimum of numbers, where a sharded argmin would gather
+    return jnp.where(nearest, numbers, size.shape[1]).min(1).astype(jnp.int32), other.any(1)
