@@ -196,7 +196,7 @@ class Study:
     @functools.cached_property
     def sae(self) -> saes.SAE:
         """The trained SAE, its dictionary dealt over the mesh."""
-        return saes.load(self._folder("sae"))
+        return saes.load(self._folder("sae"), self.mesh)
 
     @property
     def params(self) -> classifiers.Params:
