@@ -22,23 +22,12 @@ from sklearn import exceptions
 from sklearn.cluster import KMeans
 from sklearn.decomposition import NMF
 
-from jsae.analysis.directions import Directions, make_directions, unit_rows
+from jsae.analysis.directions import Directions, unit_rows
 
 N_VECTORS = 16_384  # train vectors that pca, kmeans and nmf are made from
 _KMEANS_ROUNDS = 20
 _NMF_ROUNDS = 100
 _NMF_ENCODE_ROUNDS = 30
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Clusters(Directions):
-    """Directions of which the largest feature of a vector alone fires."""
-
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Features [..., F] of raw activations [..., C], one of them above 0, raw units."""
-        feats = super().encode(x)
-        return jnp.where(feats == feats.max(-1, keepdims=True), feats, 0)
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +83,7 @@ def sample(store: Any) -> np.ndarray:
 
 def signed(rows: np.ndarray, mean: np.ndarray) -> Directions:
     """relu(u) and relu(-u) for every row u [G, C]: 2G features, of unit norm."""
-    return make_directions(np.concatenate([rows, -rows]), mean)
+    return Directions(unit_rows(np.concatenate([rows, -rows])), jnp.asarray(mean, jnp.float32))
 
 
 def channels(mean: np.ndarray) -> Directions:
@@ -117,15 +106,16 @@ def pca(vectors: np.ndarray, mean: np.ndarray) -> Directions:
 def class_mean(class_vectors: np.ndarray, mean: np.ndarray) -> Directions:
     """Direction from the mean to each class's mean vector [L, C]; classes without images (NaN) give 0."""
     rows = np.asarray(class_vectors, np.float64) - np.asarray(mean, np.float64)[None, :]
-    return make_directions(np.nan_to_num(rows), mean)
+    return Directions(unit_rows(np.nan_to_num(rows)), jnp.asarray(mean, jnp.float32))
 
 
-def kmeans(vectors: np.ndarray, mean: np.ndarray, n_features: int, seed: int) -> Clusters:
+def kmeans(vectors: np.ndarray, mean: np.ndarray, n_features: int, seed: int) -> Directions:
     """Spherical k-means of vectors [N, C]: of their directions, from random ones; at most N clusters."""
     rows = np.asarray(unit_rows(np.asarray(vectors, np.float32) - np.asarray(mean, np.float32)[None, :]))
     n_clusters = min(n_features, len(rows))
     fit = KMeans(n_clusters, init="random", n_init=1, max_iter=_KMEANS_ROUNDS, random_state=seed).fit(rows)
-    return Clusters(unit_rows(fit.cluster_centers_), jnp.asarray(mean, jnp.float32))
+    rows = unit_rows(fit.cluster_centers_)
+    return Directions(rows, jnp.asarray(mean, jnp.float32), nearest_only=True)
 
 
 def nmf(vectors: np.ndarray, mean: np.ndarray, n_features: int, seed: int) -> Factors:
