@@ -88,17 +88,3 @@ def flips_of(predictions: jax.Array, changed: jax.Array) -> jax.Array:
     """Whether logits [..., P, L] predict something else than int [P], bool [..., P]."""
     predicted = jnp.argmax(changed, -1)
     return predicted != jnp.broadcast_to(predictions, predicted.shape)
-
-
-def feature_maps(feats: jax.Array, features: jax.Array) -> jax.Array:
-    """Maps [..., K] of features int [K] out of [..., F]: a product with a one-hot matrix.
-
-    The product is exact, and each device multiplies only its own features where F is sharded.
-    """
-    chosen = jax.nn.one_hot(features, feats.shape[-1], axis=0)  # [F, K]
-    return jnp.matmul(feats, chosen, precision="float32")
-
-
-def decoder_rows(w_dec: jax.Array, features: jax.Array) -> jax.Array:
-    """Rows [P, C] of w_dec [F, C], in the same way."""
-    return jnp.matmul(jax.nn.one_hot(features, w_dec.shape[0]), w_dec, precision="float32")

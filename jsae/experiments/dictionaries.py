@@ -26,7 +26,7 @@ from jsae.analysis.directions import Directions, unit_rows
 
 N_VECTORS = 16_384  # train vectors that pca, kmeans and nmf are made from
 _KMEANS_ROUNDS = 20
-_NMF_ROUNDS = 100
+_NMF_ROUNDS = 15
 _NMF_ENCODE_ROUNDS = 30
 
 
@@ -123,7 +123,8 @@ def nmf(vectors: np.ndarray, mean: np.ndarray, n_features: int, seed: int) -> Fa
     target = np.asarray(_split(jnp.asarray(vectors, jnp.float32) - jnp.asarray(mean, jnp.float32)[None, :]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", exceptions.ConvergenceWarning)  # a fixed number of rounds
-        parts = NMF(n_features, max_iter=_NMF_ROUNDS, random_state=seed).fit(target).components_
+        fit = NMF(n_features, init="random", max_iter=_NMF_ROUNDS, random_state=seed).fit(target)
+    parts = fit.components_
     added = parts[:, : len(mean)] - parts[:, len(mean) :]
     norms = np.maximum(np.linalg.norm(added, axis=-1, keepdims=True), 1e-12)
     return Factors(jnp.asarray(parts / norms, jnp.float32), jnp.asarray(mean, jnp.float32))

@@ -1,204 +1,231 @@
-"""The closed form itself: a block of features removed from a batch of images, by one formula (see `atlas`).
+"""Every feature removed from every image, in closed form: the final site, where pooling and the head follow.
 
-A pair costs O(L): its logits are formed where they are reduced, and anew for each reduction, which costs less
-than keeping them. `atlas` cuts the features into blocks, takes the clean side away and reduces over images.
+Behind the final site come the mean over the grid, perhaps a layer norm (scale g, bias b) and a linear head
+(kernel W, offset c). Removing a feature moves the pooled vector p by -a * w: w is its decoder row, a the mean
+over the grid of what is removed of it, in raw units (removed at its peak cell only: peak / cells). With P and
+V the vectors p and w less their own mean, and G = g * W,
+
+    logits = (P @ G - a * V @ G) / sqrt(q / C + eps) + b @ W + c,     q = |P|^2 - 2 a P.V + a^2 |V|^2
+
+so three small products (P.G, V.G, P.V) leave O(L) work per pair; without a layer norm the logits are linear
+in a: (p - a w) @ W + c. Pairs are taken in blocks of features, reduced at once: [B, F, L] never exists. Where
+little of an image remains, float32 cancels in q: pairs with q < GUARD * |P|^2 are computed again directly, by
+subtracting first and normalising then; they are counted. The clean side comes from the same formula with
+a = 0, and a silent pair (a = 0) has an effect of exactly 0.
+
+On a mesh every device takes the blocks of the features that it holds, on its images. Any other site or head
+takes the patched forward pass (`jsae.ablation.all_features.forward_pass`).
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
-from jsae import metrics
-from jsae.ablation.feature_space import MEASURES
-from jsae.classifier import convnext
+from jsae.ablation import dealt
+from jsae.ablation.all_features import formula
+from jsae.ablation.effects import TARGETS
+from jsae.classifier import Head
 
-GUARD = 0.05  # below this share of |P|^2 the closed form loses digits to cancellation
-_LOG2_E = 1.4426950408889634
-_EXP2 = (0.0013276472, 0.009675541, 0.05550713, 0.2402212, 0.69314694, 1.0000001)  # highest power first
-_DIRECT_PAIRS = 256  # guarded pairs computed again at a time
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """Layer norm over channels, then a linear map: scale [C], bias [C], kernel [C, L], offset [L]."""
-
-    scale: jax.Array
-    bias: jax.Array
-    kernel: jax.Array
-    offset: jax.Array
-    eps: float = dataclasses.field(metadata={"static": True})
+_BLOCK_LOGITS = {"cpu": 2**20, "else": 2**26}  # B * features * L of a block; on a CPU it stays in the cache
+_LANES = 16  # a block's features are a multiple, so that vector registers are full
 
 
-def head_of(params: convnext.Params) -> Head:
-    """The head of a classifier, with the epsilon that came with its weights."""
-    norm, linear = params.variables["head_norm"], params.variables["head"]
-    return Head(norm["scale"], norm["bias"], linear["kernel"], linear["bias"], params.arch.head_eps)
+class Effects(NamedTuple):
+    """Effects of all pairs: deltas [target, measure, B, F], flips bool [B, F], guarded pairs (a count)."""
+
+    deltas: jax.Array
+    flips: jax.Array
+    n_guarded: jax.Array
 
 
-def head_logits(head: Head, pooled: jax.Array) -> jax.Array:
-    """Logits [N, L] of pooled vectors [N, C], by a two-pass layer norm."""
-    normal = convnext.layer_norm(pooled, head.scale, head.bias, head.eps)
-    return jnp.matmul(normal, head.kernel, precision="float32") + head.offset[None, :]
+class EffectMoments(NamedTuple):
+    """Moments of effects over the images on which a feature fires, perhaps in groups of images.
+
+    Attributes:
+      n: images (of the group) on which the feature fires, [..., F].
+      mean: over those images, [..., statistic, F]; 0 where n is 0.
+      m2: sum of squares about that mean, [..., statistic, F].
+    """
+
+    n: jax.Array
+    mean: jax.Array
+    m2: jax.Array
 
 
-def ablated(head: Head, images: dict, features: dict, targets: tuple):
-    """Measures of all pairs of B images and f features, each feature removed from each image.
+def effects(
+    head: Head,
+    w_dec: jax.Array,
+    pooled: jax.Array,
+    strength: jax.Array,
+    labels: jax.Array,
+    predictions: jax.Array,
+    top_classes: jax.Array,
+    *,
+    targets: Sequence[str] = TARGETS,
+    block: int | None = None,
+) -> Effects:
+    """Effects of removing each feature from each image, ablated minus clean, all pairs kept.
 
     Args:
       head: the classifier's head.
-      images: pooled [B, C], squared |P|^2 [B], projected P @ G [B, L], offset b @ W + c [L], label and
-        prediction int [B], rest [B, L] from `offset_of_the_rest`.
-      features: strength a and size q [B, f], w_dec [f, C], projected V @ G [f, L], top_class int [f].
-      targets: names of TARGETS.
+      w_dec: decoder rows [F, C].
+      pooled: mean over the grid of the raw activations [B, C].
+      strength: a [B, F], mean over the grid of what is removed, raw units; negative values add the feature.
+      labels, predictions: int [B]; the clean prediction is given, since `pooled` may itself be ablated.
+      top_classes: int [F]; a feature without one takes any class, and what it gets there means nothing.
+      targets: which of TARGETS.
+      block: features at a time (`block_features`). No number depends on it but for rounding.
 
     Returns:
-      values [target, measure, B, f], flips [B, f], the number of pairs computed directly.
+      `Effects`. Margins are NaN with one class only. A flip is a class that exceeds the prediction's logit.
+
+    Raises ValueError for an unknown target.
     """
-    strength, size = features["strength"], features["size"]  # [B, f]
-    scale = jax.lax.rsqrt(size / head.scale.shape[0] + head.eps)
-    index = index_of(images, features)
-    names = list(dict.fromkeys((*targets, "prediction")))
-    logit = {name: _logit_of(images, features, scale, index[name]) for name in names}
-    rest = _largest_of_the_rest(images, features, scale, index["top_class"] if "top_class" in names else None)
-    others = {name: _largest_other(name, logit, index, rest) for name in names}
-    largest = functools.reduce(jnp.maximum, logit.values(), rest)
-    log_total = largest + jnp.log(_total_exp(images, features, scale, largest))
-
-    def values_of(name):
-        margin = logit[name] - others[name]  # infinite with one class, whose clean margin is NaN
-        log_confidence = logit[name] - log_total
-        return jnp.stack([logit[name], margin, jnp.exp(log_confidence), log_confidence])
-
-    values = jnp.stack([values_of(name) for name in targets])  # [target, measure, B, f]
-    flips = others["prediction"] > logit["prediction"]
-    guarded = (size < GUARD * images["squared"][:, None]) & (strength != 0)
-    n_guarded = guarded.sum()
-    values, flips = jax.lax.cond(
-        n_guarded > 0,
-        lambda *found: _directly(head, images, features, index, targets, guarded, *found),
-        lambda *found: found,
-        *(values, flips),
+    images = (pooled, labels, predictions)
+    block = block or block_features(len(pooled), len(head.offset), _platform(w_dec))
+    found, n_guarded = _every_block(
+        head, w_dec, strength, top_classes, images, None, targets=_known(targets), block=block
     )
-    return values, flips, n_guarded
+    return Effects(*(_join(part, strength.shape[1]) for part in found), n_guarded)
 
 
-# XLA fuses elementwise work into a reduction that is its only user; with several users it writes the array to
-# memory first. So each reduction over the classes spells out the logits for itself, in axes of its own.
+def moments(
+    head: Head,
+    w_dec: jax.Array,
+    pooled: jax.Array,
+    strength: jax.Array,
+    labels: jax.Array,
+    predictions: jax.Array,
+    top_classes: jax.Array,
+    *,
+    groups: jax.Array,
+    n_groups: int,
+    targets: Sequence[str] = TARGETS,
+    block: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[EffectMoments, jax.Array]:
+    """The same effects reduced over the images on which each feature fires, block by block.
 
+    Args:
+      head to top_classes: as for `effects`; on a mesh F is dealt over `model` and B over `data`.
+      groups: int [B], the group of each image, 0 .. n_groups - 1.
+      n_groups: how many there are.
+      targets, block: as for `effects`; the block is of one device.
+      mesh: that the arrays are dealt over, None if they are whole.
 
-def _logit_of(images, features, scale, index) -> jax.Array:
-    """The logit [B, f] of one class a pair, `index` being [B, 1] or [1, f]."""
-    if index.shape[0] == 1:
-        image_side = images["projected"][:, index[0]]  # [B, f]
-        feature_side = jnp.take_along_axis(features["projected"], index.T, axis=1).T  # [1, f]
-    else:
-        image_side = jnp.take_along_axis(images["projected"], index, axis=1)  # [B, 1]
-        feature_side = features["projected"].T[index[:, 0]]  # [B, f]
-    return (image_side - features["strength"] * feature_side) * scale + images["offset"][index]
-
-
-def offset_of_the_rest(images: dict, targets: tuple) -> jax.Array:
-    """The offset [B, L], -inf at the prediction and, where it is a target, the label of each image."""
-    index = [images[name] for name in ("label", "prediction") if name in (*targets, "prediction")]
-    hidden = jnp.stack(index)[..., None] == jnp.arange(images["offset"].shape[0])[None, None, :]
-    return jnp.where(hidden.any(0), -jnp.inf, images["offset"][None, :])
-
-
-def _largest_of_the_rest(images, features, scale, top_class) -> jax.Array:
-    """The largest logit [B, f] of the classes that are no target, -inf if there is none; one pass for all."""
-    offset = images["rest"][:, None, :]  # [B, 1, L]
-    if top_class is not None:
-        classes = jnp.arange(offset.shape[-1])[None, None, :]
-        offset = jnp.where(top_class[..., None] == classes, -jnp.inf, offset)  # [B, f, L]
-    moved = features["strength"][..., None] * features["projected"][None]
-    logits = (images["projected"][:, None, :] - moved) * scale[..., None]
-    return jnp.max(logits + offset, axis=-1)
-
-
-def _largest_other(name: str, logit: dict, index: dict, rest: jax.Array) -> jax.Array:
-    """The largest logit [B, f] of all classes but that of target `name`: of the rest or another target."""
-    for other in logit:
-        if other != name:
-            rest = jnp.maximum(rest, jnp.where(index[other] == index[name], -jnp.inf, logit[other]))
-    return rest
-
-
-def _total_exp(images, features, scale, largest) -> jax.Array:
-    """Sum over the classes of exp(logit - largest), [B, f]; powers of two are cheaper than exp."""
-    scale, offset, largest = (array * _LOG2_E for array in (scale, images["offset"], largest))
-    moved = features["strength"].T[..., None] * features["projected"][:, None, :]  # [f, B, L]
-    logits = (images["projected"][None] - moved) * scale.T[..., None] + offset[None, None, :]
-    return jnp.sum(_exp2(logits - largest.T[..., None]), axis=-1).T
-
-
-def _exp2(x: jax.Array) -> jax.Array:
-    """2^x for x <= 0 within 3e-7 of it, not below 2^-126.
-
-    On a CPU XLA's exp would take a third of the atlas's time, and this takes half of that: 2^x = 2^n 2^r with
-    n the nearest integer, 2^r by a polynomial (of those of degree 5 the one with the smallest relative error
-    on [-1/2, 1/2], 8e-8), and n added to its exponent.
+    Returns:
+      (`EffectMoments` [group, ...], number of guarded pairs); the statistics are target by target the
+      MEASURES, then the flips.
     """
-    if jax.default_backend() != "cpu":
-        return jnp.exp2(x)
-    x = jnp.maximum(x, -126)
-    whole = jnp.round(x)
-    power = functools.reduce(lambda total, factor: total * (x - whole) + factor, _EXP2)
-    bits = jax.lax.bitcast_convert_type(power, jnp.int32) + (whole.astype(jnp.int32) << 23)
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+    block = block or block_features(len(pooled), len(head.offset), _platform(w_dec))
+    by_feature, by_image = PartitionSpec("model"), PartitionSpec("data")
+    dealt_moments = dealt.map_shards(
+        functools.partial(_moments, n_groups=n_groups, targets=_known(targets), block=block, mesh=mesh),
+        mesh,
+        (PartitionSpec(), by_feature, PartitionSpec("data", "model"), by_feature, by_image, by_image),
+        (PartitionSpec(None, "model"), *[PartitionSpec(None, None, "model")] * 2, PartitionSpec()),
+    )
+    images = (pooled, labels, predictions)
+    *found, n_guarded = dealt_moments(head, w_dec, strength, top_classes, images, groups)
+    return EffectMoments(*found), n_guarded
 
 
-def clean_by_class(head: Head, images: dict) -> jax.Array:
-    """The same with nothing removed and every class as the target, [measure, B, L]."""
-    scale = jax.lax.rsqrt(images["squared"] / head.scale.shape[0] + head.eps)
-    logits = images["projected"] * scale[:, None] + images["offset"][None, :]
-
-    def of_class(target):
-        found = metrics.measures(logits, jnp.full(logits.shape[0], target))
-        return jnp.stack([found[name] for name in MEASURES])
-
-    return jnp.moveaxis(jax.lax.map(of_class, jnp.arange(logits.shape[1])), 0, -1)
+def block_features(n_images: int, n_classes: int, platform: str) -> int:
+    """Features at a time whose logits for all images fit the cache of a CPU, or keep another device busy."""
+    budget = _BLOCK_LOGITS.get(platform, _BLOCK_LOGITS["else"])
+    return max(1, budget // (n_images * n_classes * _LANES)) * _LANES
 
 
-def clean_of(by_class: jax.Array, index: jax.Array) -> jax.Array:
-    """Clean measures [measure, B, 1 or f] of the classes `index`, [B, 1] or [1, f], from [measure, B, L]."""
-    if index.shape[0] == 1:
-        return by_class[:, :, index[0]]
-    return jnp.take_along_axis(by_class, index[None], axis=-1)
+def moments_of(
+    values: jax.Array,
+    active: jax.Array,
+    member: jax.Array,
+    over_images: Callable[[jax.Array], jax.Array] = lambda total: total,
+) -> EffectMoments:
+    """Moments of values [statistic, B, F] over the images that are active [B, F], by group [G, B].
+
+    `over_images` adds up sums over the images of this device and of the others.
+    """
+
+    def total(form, *arrays):
+        return over_images(jnp.einsum(form, member, *arrays, precision="float32"))
+
+    counts = total("gb,bf->gf", active.astype(jnp.float32))  # [G, F]
+    values = jnp.where(active[None], values, 0)
+    mean = total("gb,sbf->gsf", values) / jnp.maximum(counts, 1)[:, None, :]
+    of_group = jnp.einsum("gb,gsf->sbf", member, mean, precision="float32")
+    spread = jnp.where(active[None], values - of_group, 0)
+    return EffectMoments(counts, mean, total("gb,sbf->gsf", spread**2))
 
 
-def index_of(images: dict, features: dict) -> dict:
-    """Target -> its class, [B, 1] where it belongs to the image, [1, f] where it belongs to the feature."""
-    return {
-        "label": images["label"][:, None],
-        "prediction": images["prediction"][:, None],
-        "top_class": features["top_class"][None, :],
-    }
+def _known(targets: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in targets if name not in TARGETS]
+    if unknown:
+        raise ValueError(f"there is no target {unknown[0]!r}; the targets are {', '.join(TARGETS)}")
+    return tuple(targets)
 
 
-def _directly(head, images, features, index, targets, guarded, values, flips):
-    """The values and flips of a block with the guarded pairs computed anew, a fixed number at a time."""
-    n_pairs, width = guarded.size, guarded.shape[1]
-    at_once = min(_DIRECT_PAIRS, n_pairs)
-    listed = jnp.nonzero(guarded.ravel(), size=n_pairs, fill_value=n_pairs)[0]
-    listed = jnp.pad(listed, (0, at_once), constant_values=n_pairs)
+def _platform(array) -> str:
+    """Where an array lies; a traced or numpy one counts as on a CPU, whose blocks any device can hold."""
+    lies = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    return next(iter(array.devices())).platform if lies else "cpu"
 
-    def compute(state):
-        start, values, flips = state
-        pairs = jax.lax.dynamic_slice(listed, (start,), (at_once,))
-        b, f = pairs // width, pairs % width  # past the last pair b is B: read as B - 1, never written
-        taken = features["strength"].at[b, f].get(mode="clip")[:, None] * features["w_dec"][f]
-        logits = head_logits(head, images["pooled"].at[b].get(mode="clip") - taken)
-        found = []
-        for name in targets:
-            target = jnp.broadcast_to(index[name], guarded.shape).at[b, f].get(mode="clip")
-            measured = metrics.measures(logits, target)
-            found.append(jnp.stack([measured[measure] for measure in MEASURES]))
-        flipped = jnp.argmax(logits, -1) != images["prediction"].at[b].get(mode="clip")
-        values = values.at[:, :, b, f].set(jnp.stack(found), mode="drop")
-        return start + at_once, values, flips.at[b, f].set(flipped, mode="drop")
 
-    n_guarded = guarded.sum()
-    return jax.lax.while_loop(lambda state: state[0] < n_guarded, compute, (0, values, flips))[1:]
+def _moments(head, w_dec, strength, top_classes, images, groups, *, n_groups, targets, block, mesh):
+    """n [G, f], mean and m2 [G, statistic, f] of one device's features, over all images; guarded pairs."""
+    member = jax.nn.one_hot(groups, n_groups, axis=0)  # [G, B]
+    found, n_guarded = _every_block(
+        head, w_dec, strength, top_classes, images, member, targets=targets, block=block, mesh=mesh
+    )
+    n_guarded = n_guarded if mesh is None else lax.psum(n_guarded, ("data", "model"))
+    return *(_join(part, strength.shape[1]) for part in found), n_guarded
+
+
+@functools.partial(jax.jit, static_argnames=("targets", "block", "mesh"))
+def _every_block(head, w_dec, strength, top_classes, images, member, *, targets, block, mesh=None):
+    """What `_one_block` returns for each block of features, stacked, and the number of guarded pairs."""
+    n_features = strength.shape[1]
+    block = min(block, n_features)
+    n_blocks = -(-n_features // block)
+
+    def cut(array, axis):
+        """[..., F, ...] -> [blocks, ..., f, ...], zeros behind the last feature."""
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, n_blocks * block - n_features)
+        array = jnp.pad(array, widths)
+        array = array.reshape(*array.shape[:axis], n_blocks, block, *array.shape[axis + 1 :])
+        return jnp.moveaxis(array, axis, 0)
+
+    with jax.default_matmul_precision("float32"):
+        images, features = formula.sides(head, w_dec, strength, top_classes, *images, targets)
+        axes = {name: 1 if name in ("strength", "size") else 0 for name in features}
+        blocks = {name: cut(value, axes[name]) for name, value in features.items()}
+        over_images = (lambda total: total) if mesh is None else (lambda total: lax.psum(total, "data"))
+        found, n_guarded = lax.map(
+            lambda features: _one_block(head, images, features, member, targets, over_images), blocks
+        )
+    return found, n_guarded.sum()
+
+
+def _join(blocks: jax.Array, n_features: int) -> jax.Array:
+    """[blocks, ..., f] -> [..., F], without what filled the last block up."""
+    return jnp.moveaxis(blocks, 0, -2).reshape(*blocks.shape[1:-1], -1)[..., :n_features]
+
+
+def _one_block(head, images, features, member, targets, over_images):
+    """Effects of a block of f features: (deltas [target, measure, B, f], flips [B, f]) or their moments."""
+    values, flips, n_guarded = formula.ablated(head, images, features, targets)
+    index, active = formula.index_of(images, features), features["strength"] != 0
+    pairs = zip(values, targets, strict=True)
+    deltas = jnp.stack([value - formula.clean_of(images["clean"], index[name]) for value, name in pairs])
+    deltas = jnp.where(active[None, None], deltas, 0)
+    flips &= active
+    if member is None:
+        return (deltas, flips), n_guarded
+    statistics = jnp.concatenate([deltas.reshape(-1, *active.shape), flips[None].astype(jnp.float32)])
+    return moments_of(statistics, active, member, over_images), n_guarded

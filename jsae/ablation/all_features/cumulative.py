@@ -7,8 +7,7 @@ the label and whether it is predicted are read off. Removals at the final site a
 so each step is one head. An image on which fewer than m features fire stays as it is beyond them.
 """
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +15,40 @@ import numpy as np
 import pyarrow as pa
 
 from jsae import metrics
-from jsae.ablation import atlas, statistics
-from jsae.analysis.tables import schema
+from jsae.ablation import dealt, statistics
+from jsae.classifier import Head, head_logits
+from jsae.tables import Column, Table, interval
 
 ORDERS = ("attribution", "strength", "random")
 
-SCHEMA = schema(
-    ("order", pa.string(), "in which the features of an image are removed: attribution, strength, random"),
-    ("m", pa.int32(), "features removed at every position, the error of the SAE kept; 0 is the clean image"),
-    ("n_images", pa.int32(), "test images, all of them"),
-    ("mean_removed", pa.float64(), "mean over images of the features removed: fewer than m may fire"),
-    ("mean_margin", pa.float64(), "mean over images of the margin of the label"),
-    ("margin_ci95_low", pa.float64(), "lower end of its 95% bootstrap interval over images"),
-    ("margin_ci95_high", pa.float64(), "upper end of its 95% bootstrap interval over images"),
-    ("accuracy", pa.float64(), "share of images whose label is predicted"),
-    ("accuracy_ci95_low", pa.float64(), "lower end of its 95% bootstrap interval over images"),
-    ("accuracy_ci95_high", pa.float64(), "upper end of its 95% bootstrap interval over images"),
+TABLE = Table(
+    "cumulative",
+    (
+        Column(
+            "order",
+            pa.string(),
+            "in which the features of an image are removed: attribution, strength, random",
+        ),
+        Column(
+            "m",
+            pa.int32(),
+            "features removed at every position, the error of the SAE kept; 0 is the clean image",
+        ),
+        Column("n_images", pa.int32(), "test images, all of them"),
+        Column("mean_removed", pa.float64(), "mean over images of the features removed: fewer than m may fire"),
+        Column(
+            "mean_margin",
+            pa.float64(),
+            "mean over images of the margin of the label",
+            interval=statistics.BOOTSTRAP,
+        ),
+        Column(
+            "accuracy",
+            pa.float64(),
+            "share of images whose label is predicted",
+            interval=statistics.BOOTSTRAP,
+        ),
+    ),
 )
 
 
@@ -43,13 +60,23 @@ class Curves(NamedTuple):
     removed: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="n_joint")
-def remove(head, w_dec, pooled, strength, gradient, labels, images, key, *, n_joint: int) -> Curves:
-    """The curves of a batch of images.
+def remove_in_order(
+    head: Head,
+    dictionary: Any,
+    pooled: jax.Array,
+    strength: jax.Array,
+    gradient: jax.Array,
+    labels: jax.Array,
+    images: jax.Array,
+    key: jax.Array,
+    *,
+    n_joint: int,
+) -> Curves:
+    """The curves of a batch of images; traced, under float32 products.
 
     Args:
-      head: the classifier's head, an `atlas.Head`.
-      w_dec: decoder rows [F, C].
+      head: the classifier's head.
+      dictionary: the SAE of the site before pooling.
       pooled: mean over the grid of the raw activations [B, C].
       strength: a [B, F], mean over the grid of each feature, raw units.
       gradient: of the label's margin by `pooled`, [B, C].
@@ -58,51 +85,42 @@ def remove(head, w_dec, pooled, strength, gradient, labels, images, key, *, n_jo
       key: a jax random key.
       n_joint: the last m, at most F.
     """
-    with jax.default_matmul_precision("float32"):
-        scores = jnp.stack(
-            [
-                strength * (gradient @ w_dec.T),
-                strength * jnp.linalg.norm(w_dec, axis=-1)[None, :],
-                jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), strength.shape[1:]))(
-                    images
-                ),
-            ],
-            axis=1,
-        )  # [B, order, F]
-        active = (strength > 0)[:, None, :]
-        features = jax.lax.top_k(jnp.where(active, scores, -jnp.inf), n_joint)[1]  # [B, order, m]
-        amounts = jnp.take_along_axis(strength[:, None, :], features, axis=-1)
+    w_dec, n_features = dictionary.w_dec, strength.shape[1]
+    drawn = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (n_features,)))(images)
+    scores = {
+        "attribution": strength * (gradient @ w_dec.T),
+        "strength": strength * jnp.linalg.norm(w_dec, axis=-1)[None, :],
+        "random": drawn,
+    }
+    scores = jnp.stack([scores[order] for order in ORDERS], axis=1)  # [B, order, F]
+    scores = jnp.where((strength > 0)[:, None, :], scores, -jnp.inf)
+    features, amounts = dealt.largest(dictionary, scores, strength, n_joint)  # [B, order, m]
 
-        def step(vectors, removal):
-            feature, amount = removal  # [B, order]
-            vectors = vectors - amount[..., None] * w_dec[feature]  # [B, order, C]
-            return vectors, read(vectors)
+    def margin_and_correct(vectors):  # [B, order, C]
+        logits = head_logits(head, vectors.reshape(-1, vectors.shape[-1]))
+        target = jnp.repeat(labels, len(ORDERS))
+        margin = metrics.measures(logits, target)["margin"]
+        shape = vectors.shape[:2]
+        return margin.reshape(shape), (jnp.argmax(logits, -1) == target).reshape(shape)
 
-        def read(vectors):
-            logits = atlas.head_logits(head, vectors.reshape(-1, vectors.shape[-1]))
-            target = jnp.repeat(labels, len(ORDERS))
-            margin = metrics.measures(logits, target)["margin"]
-            shape = vectors.shape[:2]
-            return margin.reshape(shape), (jnp.argmax(logits, -1) == target).reshape(shape)
+    def step(vectors, removal):
+        feature, amount = removal  # [B, order]
+        vectors = vectors - amount[..., None] * dealt.decoder_rows(dictionary, feature)
+        return vectors, margin_and_correct(vectors)
 
-        clean = jnp.broadcast_to(pooled[:, None, :], (len(labels), len(ORDERS), pooled.shape[-1]))
-        removals = (jnp.moveaxis(features, -1, 0), jnp.moveaxis(amounts, -1, 0))
-        _, later = jax.lax.scan(step, clean, removals)
-        margin, correct = (
-            jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -1)
-            for first, rest in zip(read(clean), later, strict=True)
-        )
-        removed = jnp.pad(jnp.cumsum(amounts > 0, axis=-1), ((0, 0), (0, 0), (1, 0)))
-        return Curves(margin, correct, removed)
+    clean = jnp.broadcast_to(pooled[:, None, :], (len(labels), len(ORDERS), pooled.shape[-1]))
+    removals = (jnp.moveaxis(features, -1, 0), jnp.moveaxis(amounts, -1, 0))
+    _, later = jax.lax.scan(step, clean, removals)
+    margin, correct = (
+        jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -1)
+        for first, rest in zip(margin_and_correct(clean), later, strict=True)
+    )
+    removed = jnp.pad(jnp.cumsum(amounts > 0, axis=-1), ((0, 0), (0, 0), (1, 0)))
+    return Curves(margin, correct, removed)
 
 
-def joined(parts: list[Curves]) -> Curves:
-    """The curves of all images, on the host."""
-    return Curves(*(np.concatenate(each) for each in zip(*parts, strict=True)))
-
-
-def columns(curves: Curves, n_bootstrap: int, seed: int) -> dict:
-    """Columns of `SCHEMA`, one row an (order, m); unknown numbers NaN.
+def columns(curves: Curves, n_bootstrap: int, seed: int) -> dict[str, Any]:
+    """Columns of `TABLE`, one row per (order, m); unknown numbers NaN.
 
     Args:
       curves: of all images, on the host.
@@ -111,9 +129,8 @@ def columns(curves: Curves, n_bootstrap: int, seed: int) -> dict:
     n_images, n_orders, n_steps = curves.margin.shape
 
     def mean(values):
-        return statistics.mean_interval(
-            values.reshape(n_images, -1), n_bootstrap, np.random.default_rng([seed, 4])
-        )
+        rng = np.random.default_rng([seed, 4])
+        return statistics.mean_interval(values.reshape(n_images, -1), n_bootstrap, rng)
 
     margin, accuracy, removed = (mean(part) for part in curves)
     return {
@@ -121,10 +138,6 @@ def columns(curves: Curves, n_bootstrap: int, seed: int) -> dict:
         "m": np.tile(np.arange(n_steps), n_orders),
         "n_images": np.full(n_orders * n_steps, n_images),
         "mean_removed": removed[0],
-        "mean_margin": margin[0],
-        "margin_ci95_low": margin[1],
-        "margin_ci95_high": margin[2],
-        "accuracy": accuracy[0],
-        "accuracy_ci95_low": accuracy[1],
-        "accuracy_ci95_high": accuracy[2],
+        **interval("mean_margin", *margin),
+        **interval("accuracy", *accuracy),
     }
