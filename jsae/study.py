@@ -18,7 +18,7 @@ from etils import epath
 
 from jsae import classifier, edits, sae
 from jsae.activations import ActivationStore
-from jsae.classifier import convnext, inputs
+from jsae.classifier import inputs
 from jsae.data import cache, decode, identity
 from jsae.report import card
 from jsae.runtime import artifacts, logs, paths, remote, stages
@@ -44,7 +44,7 @@ _TABLES = {  # name -> (its stage, why a study with this stage finished may lack
     "atlas_classes": ("ablation", ""),
     "cumulative": (
         "ablation",
-        f"it exists at {convnext.FINAL_SITE} only; feature_space has the features chosen",
+        "it exists at a classifier's last site only; feature_space has the features chosen",
     ),
     "known_answer": ("ablation", "it needs masks of the parts, which drawn data have"),
     "sigma_sweep": ("ablation", "config.ablation.sweep_fills lists no fill, or no feature was ablated"),
@@ -80,7 +80,7 @@ class Classifier:
     """The study's classifier (EMA weights); call it on images.
 
     Attributes:
-      params: weights and architecture.
+      params: weights and their network.
       image_px: side S of the images that it was trained on; None where that is not known.
     """
 
@@ -114,7 +114,7 @@ class Classifier:
         if start is None:
             images = inputs.pixels(images, self.image_px, normalised=normalised, any_size=any_size)
         else:
-            images = inputs.activations(images, self.params.arch, start, self.image_px, any_size=any_size)
+            images = inputs.activations(images, self.params.model, start, self.image_px, any_size=any_size)
         arrays = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(edits))
         run = _jitted if arrays else _apply
         return run(self.params, images, edits, start)
@@ -208,7 +208,7 @@ class Study:
         path = self._table_path(name)
         if not path.exists():
             stage, why = _TABLES[name]
-            if name != "cumulative" or self.site == convnext.FINAL_SITE:  # else no run will make it
+            if name != "cumulative" or self._is_at_last_site():  # else no run will make it
                 stages.require(self.config, self.workdir, stage)
             raise stages.StageMissing(
                 f"this study of {self.site} has no table {name!r}: {why or 'it is gone'}"
@@ -218,6 +218,10 @@ class Study:
     def _table_path(self, name: str) -> epath.Path:
         folder = self.workdir / "sweep" if name == "sweep" else self._folder(_TABLES[name][0])
         return folder / ("table.parquet" if name == "sweep" else f"{name}.parquet")
+
+    def _is_at_last_site(self) -> bool:
+        without = "classifier" in stages.skipped(self.config)
+        return not without and self.site == classifier.load_model(self._folder("classifier")).sites[-1]
 
     def _needs_images(self, lacks: str) -> None:
         if "classifier" in stages.skipped(self.config):

@@ -11,7 +11,6 @@ from etils import epath
 
 from jsae import classifier, metrics
 from jsae.analysis import cells, localisation, monosemanticity, parts, receptive, tables
-from jsae.classifier import convnext
 from jsae.data import augment, identity
 from jsae.runtime import logs, paths, preemption, stages
 
@@ -31,7 +30,7 @@ def every_table(config, workdir, stores: dict, sae, patches, features) -> tuple[
         return {"parts": None}, {}
     params = classifier.load(stages.folder(config, workdir, "classifier"))
     splits = identity.splits_of(config, workdir)
-    stride_px = params.arch.stride(stores["test"].site)
+    stride_px = params.model.stride_px(stores["test"].site)
     where = cells.of_stores(splits, stores, stride_px)
     found, written = _parts(config, stores, sae, where) if where else (None, {})
     site = stores["test"].site
@@ -90,7 +89,7 @@ def _receptive(config, params, site: str, split, sae, patches, features, stride_
     @jax.jit
     def measure(params, sae, *three):
         def acts_of(images):
-            return convnext.apply(params, images)[1][site]
+            return classifier.apply(params, images)[1][site]
 
         return receptive.shares(acts_of, sae, *three, stride_px=stride_px)
 
@@ -113,7 +112,7 @@ def _monosemanticity(config, store, sae, split):
     @jax.jit
     def embed(params, images):
         with jax.default_matmul_precision("float32"):
-            return convnext.apply(params, augment.normalise(images))[1][convnext.FINAL_SITE].mean((1, 2))
+            return classifier.apply(params, augment.normalise(images))[1][params.model.sites[-1]].mean((1, 2))
 
     @jax.jit
     def pool(sae, acts):
