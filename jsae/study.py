@@ -27,7 +27,7 @@ from jsae import classifier as classifiers
 from jsae import edits
 from jsae import sae as saes
 from jsae.activations import ActivationStore, Reducer, run_pass
-from jsae.classifier import convnext, inputs
+from jsae.classifier import inputs
 from jsae.data import cache, decode, identity
 from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, logs, paths, remote, stages
@@ -62,14 +62,14 @@ TABLES = {
         "analysis",
         "it is made with config.analysis.embedding_workdir, a study of another seed",
     ),
-    "feature_space": Listed("jsae.ablation.feature_space", "ablation"),
-    "input_space": Listed("jsae.ablation.input_space", "ablation", _BARE),
-    "all_features": Listed("jsae.ablation.all_features.tables", "ablation"),
-    "all_features_by_class": Listed("jsae.ablation.all_features.tables", "ablation"),
+    "feature_space": Listed("jsae.ablation.feature_space.table", "ablation"),
+    "input_space": Listed("jsae.ablation.input_space.table", "ablation", _BARE),
+    "all_features": Listed("jsae.ablation.all_features.table", "ablation"),
+    "all_features_by_class": Listed("jsae.ablation.all_features.table_by_class", "ablation"),
     "cumulative": Listed(
         "jsae.ablation.all_features.cumulative",
         "ablation",
-        "it exists at the final site only; feature_space has the features chosen",
+        "it exists at a classifier's last site only; feature_space has the features chosen",
     ),
     "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
@@ -140,7 +140,7 @@ class Classifier:
         if start is None:
             images = inputs.pixels(images, self.image_px, normalised=normalised, any_size=any_size)
         else:
-            images = inputs.activations(images, self.params.arch, start, self.image_px, any_size=any_size)
+            images = inputs.activations(images, self.params.model, start, self.image_px, any_size=any_size)
         arrays = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(edits))
         run = _jitted if arrays else _apply
         return run(self.params, images, edits, start)
@@ -206,7 +206,9 @@ class Study:
     @property
     def has_closed_form(self) -> bool:
         """Whether only pooling and a linear head follow on the SAE's site."""
-        return self.site == convnext.FINAL_SITE
+        if "classifier" in stages.skipped(self.config):
+            return False
+        return self.site == classifiers.load_model(self._folder("classifier")).sites[-1]
 
     @property
     def site(self) -> str:

@@ -53,9 +53,7 @@ class MeasureSplice(Reducer):
         )(logits)
 
     def add(self, total: list, part: metrics.ClassifierSums, rows: slice, n: int) -> list:
-        return [
-            metrics.add_sums(old, type(part)(*(each[i] for each in part))) for i, old in enumerate(total)
-        ]
+        return [metrics.add_sums(old, type(part)(*(each[i] for each in part))) for i, old in enumerate(total)]
 
     def finish(self, carry: Any, total: list) -> dict[str, Any]:
         found = dict(zip(VERSIONS, map(metrics.classifier_metrics, total), strict=True))

@@ -77,10 +77,11 @@ def _one_p(differences: np.ndarray) -> float:
             (changed,), np.sum, permutation_type="samples", n_resamples=np.inf
         )
         return float(flips.pvalue)
-    floor = 2.0 ** (1 - len(changed))
-    if differences.std(ddof=1) == 0:
+    m, floor = len(differences), 2.0 ** (1 - len(changed))
+    error = differences.std(ddof=1) / np.sqrt(m)
+    if error == 0:
         return floor
-    return max(float(scipy.stats.ttest_1samp(differences, 0).pvalue), floor)
+    return max(2 * float(scipy.stats.t.sf(abs(differences.mean()) / error, m - 1)), floor)
 
 
 def mean_over_features(

@@ -35,7 +35,9 @@ TABLE = Table(
             "features removed at every position, the error of the SAE kept; 0 is the clean image",
         ),
         Column("n_images", pa.int32(), "test images, all of them"),
-        Column("mean_removed", pa.float64(), "mean over images of the features removed: fewer than m may fire"),
+        Column(
+            "mean_removed", pa.float64(), "mean over images of the features removed: fewer than m may fire"
+        ),
         Column(
             "mean_margin",
             pa.float64(),

@@ -10,28 +10,39 @@ something else of the same size from the same image:
   a_i * ||w_dec_i||, removed in the same scope (a: the mean over the grid for "map", the peak for "peak").
 """
 
-from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsae.runtime.context import RunContext
 
-def covariance_root(batches: Iterable[np.ndarray], mean: np.ndarray) -> np.ndarray:
+
+def covariance_root(store: Any, batch_size: int, context: RunContext) -> np.ndarray:
     """A root R of the activations' covariance: R @ R.T = Sigma, so R @ N(0, 1) is a draw from N(0, Sigma).
 
+    Summed in float64 on the host: eigenvectors of near eigenvalues turn with the rounding of the sum, and the
+    directions drawn with them, so float32 sums would tie the controls to the devices.
+
     Args:
-      batches: activations [n, H, W, C], raw units (padding left out).
-      mean: the mean over all their vectors [C].
+      store: activation store of train: batches(), n_images, mean.
+      batch_size: images read at a time.
+      context: shows progress and stops.
 
     Returns:
       float32 [C, C]. If the activations do not vary at all, the identity: any direction is as good.
     """
-    total, n_vectors = np.zeros((len(mean), len(mean))), 0
-    for acts in batches:
-        centred = np.asarray(acts, np.float64).reshape(-1, len(mean)) - np.asarray(mean, np.float64)[None, :]
-        total += centred.T @ centred
-        n_vectors += len(centred)
+    mean, n_vectors = np.asarray(store.mean, np.float64), 0
+    total = np.zeros((len(mean), len(mean)))
+    with context.progress(store.n_images, label="ablation: covariance", unit="image") as progress:
+        for batch in store.batches(batch_size):
+            acts = batch.acts[batch.mask > 0]
+            centred = acts.astype(np.float64).reshape(-1, len(mean)) - mean[None, :]
+            total += centred.T @ centred
+            n_vectors += len(centred)
+            progress.update(len(acts))
+            context.check_here()
     return root_of(total / max(n_vectors, 1))
 
 
@@ -64,9 +75,7 @@ def draw_directions(key: jax.Array, root: jax.Array, features: jax.Array, images
     return drawn / jnp.linalg.norm(drawn, axis=-1, keepdims=True)
 
 
-def nearest_feature(
-    strength: jax.Array, norms: jax.Array, feature: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def nearest_feature(strength: jax.Array, norms: jax.Array, feature: jax.Array) -> tuple[jax.Array, jax.Array]:
     """For each image the other active feature whose contribution has the nearest size.
 
     Args:

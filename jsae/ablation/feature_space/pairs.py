@@ -106,7 +106,7 @@ def effects_of_pairs(
     store: Any,
     pairs: dict[str, Any],
     *,
-    top_classes: dict[int, int],
+    top_classes: np.ndarray,
     root: np.ndarray,
     key: jax.Array,
     **settings: Any,
@@ -118,12 +118,12 @@ def effects_of_pairs(
       dictionary: the SAE of the site.
       store: activation store of the split: read(), labels.
       pairs: from `FindPairs`.
-      top_classes: feature -> its top class, -1 if it has none.
+      top_classes: of all features, int [F]; -1 for one without.
       root: [C, C], a root of the site's covariance (`controls.root_of`).
       key: a jax random key for the control directions.
       settings: of `map_rows`: batch_size, mesh, context, label.
     """
-    tops = np.array([top_classes[f] for f in pairs["feature"].tolist()], np.int32)
+    tops = top_classes[pairs["feature"]]
     maps = ("size", *(f"{name}_{scope}" for scope in SCOPES for name in ("j", "size")))
     arrays = {name: pairs[name] for name in ("feature", "image", *maps)}
     arrays |= {"label": store.labels[pairs["image"]], "top_class": np.maximum(tops, 0)}

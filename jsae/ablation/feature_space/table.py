@@ -29,9 +29,7 @@ TABLE = Table(
             "map: removed at every grid position; peak: at the cell of its largest activation only",
         ),
         *rows.KEYS,
-        Column(
-            "n_active", pa.int32(), "test images on which the feature fires; all means are over these"
-        ),
+        Column("n_active", pa.int32(), "test images on which the feature fires; all means are over these"),
         Column("share_active", pa.float64(), "n_active divided by the number of test images"),
         Column(
             "mean_delta",

@@ -96,9 +96,7 @@ def effects_of_blurring(
     names, column = np.unique(np.asarray(features, np.int32), return_inverse=True)
     unique, row = np.unique(images, return_inverse=True)
     sides = read_images(unique[:1]).shape[1:3]
-    profiles = [
-        blur.patch_profiles(n, px, stride_px, size_cells) for n, px in zip(grid, sides, strict=True)
-    ]
+    profiles = [blur.patch_profiles(n, px, stride_px, size_cells) for n, px in zip(grid, sides, strict=True)]
     fixed = (as_argument(forward), dictionary, names, *(blur.blur_matrix(px, sigma_px) for px in sides))
     shown = (*fixed, *profiles)
     if settings.get("mesh") is not None:
