@@ -1,4 +1,4 @@
-"""The closed form itself: a block of features removed from a batch of images, by the formula of `closed_form`.
+"""The formula of `closed_form` itself: a block of features removed from a batch of images.
 
 A pair costs O(L): its logits are formed where they are reduced, and again for each reduction, which costs
 less than keeping them. `closed_form` cuts the features into blocks, takes the clean side away and reduces
@@ -189,9 +189,9 @@ def _total_exp(images, features, scale, largest) -> jax.Array:
 def _exp2(x: jax.Array) -> jax.Array:
     """2^x for x <= 0 within 3e-7 of it, not below 2^-126.
 
-    On a CPU XLA's exp would take a third of the closed form's time, and this takes half of that: 2^x = 2^n 2^r
-    with n the nearest integer, 2^r by a polynomial (of those of degree 5 the one with the smallest relative
-    error on [-1/2, 1/2], 8e-8), and n added to its exponent.
+    On a CPU XLA's exp would take a third of the whole time, and this takes half of that: 2^x = 2^n 2^r with n
+    the nearest integer, 2^r by a polynomial (of those of degree 5 the one with the smallest relative error on
+    [-1/2, 1/2], 8e-8), and n added to its exponent.
     """
     x = jnp.maximum(x, -126)
     whole = jnp.round(x)

@@ -7,7 +7,8 @@ outer product of a map and a vector, so one compiled function with one batch sha
 intervention with s = 0 has an effect of exactly 0. Effects are intervened minus clean of the same pair.
 
 `FindPairs` is a reducer of a pass over the split: it finds the pairs and their maps, and `effects_of_pairs`
-runs the interventions on them, dealt over the devices. The public edits of `jsae.edits` do the same one intervention at a time.
+runs the interventions on them, dealt over the devices. The public edits of `jsae.edits` do the same one
+intervention at a time.
 """
 
 import dataclasses
@@ -61,9 +62,9 @@ class FeatureEffects:
 class FindPairs(Reducer):
     """The pairs on which one of `features` int32 [K] fires, by image, with what is removed of them.
 
-    The result is a dict of arrays with M rows: "feature" and "image", numbers; "size" [M, H, W], the feature's
-    map in raw units; for each scope "j_SCOPE", the feature matched to it, and its map "size_SCOPE"; "matched",
-    whether there is one. "n_images" is how many images the pass had.
+    The result is a dict of arrays with M rows: "feature" and "image", numbers; "size" [M, H, W], the
+    feature's map in raw units; for each scope "j_SCOPE", the feature matched to it, and its map "size_SCOPE";
+    "matched", whether there is one. "n_images" is how many images the pass had.
     """
 
     features: jax.Array
