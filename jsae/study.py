@@ -27,7 +27,7 @@ from jsae import classifier as classifiers
 from jsae import edits
 from jsae import sae as saes
 from jsae.activations import ActivationStore, Reducer, run_pass
-from jsae.classifier import convnext, inputs
+from jsae.classifier import inputs
 from jsae.data import cache, decode, identity
 from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, logs, paths, remote, stages
@@ -69,7 +69,7 @@ TABLES = {
     "cumulative": Listed(
         "jsae.ablation.all_features.cumulative",
         "ablation",
-        "it exists at the final site only; feature_space has the features chosen",
+        "it exists at a classifier's last site only; feature_space has the features chosen",
     ),
     "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
@@ -106,7 +106,7 @@ class Classifier:
     """The study's classifier (EMA weights); call it on images.
 
     Attributes:
-      params: weights and architecture.
+      params: weights and their network.
       image_px: side S of the images that it was trained on; None where that is not known.
     """
 
@@ -140,7 +140,7 @@ class Classifier:
         if start is None:
             images = inputs.pixels(images, self.image_px, normalised=normalised, any_size=any_size)
         else:
-            images = inputs.activations(images, self.params.arch, start, self.image_px, any_size=any_size)
+            images = inputs.activations(images, self.params.model, start, self.image_px, any_size=any_size)
         arrays = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(edits))
         run = _jitted if arrays else _apply
         return run(self.params, images, edits, start)
@@ -204,9 +204,15 @@ class Study:
         return self.classifier.params
 
     @property
+    def model(self) -> classifiers.Model:
+        """What the classifier is, without its weights."""
+        return self.params.model
+
+    @property
     def has_closed_form(self) -> bool:
         """Whether only pooling and a linear head follow on the SAE's site."""
-        return self.site == convnext.FINAL_SITE
+        last = self.site == self.model.sites[-1]
+        return last and self.model.linear_head(self.params.variables) is not None
 
     @property
     def site(self) -> str:

@@ -32,7 +32,8 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from jsae.classifier import convnext, depthwise
+from jsae import classifier
+from jsae.classifier.families.convnext import depthwise, network
 from jsae.data import augment, cache, decode, pipeline
 from jsae.runtime import allocator
 from launch import benchmark_atlas, benchmark_sae, usage
@@ -69,29 +70,31 @@ def alternate(variants: dict, n_items: int, rounds: int) -> dict:
 def classifier_rates(arch: str, size: int, batch: int, rounds: int, dtype: str, peers: str | None) -> dict:
     """Images/s, compile seconds and memory of one network, and images/s of peers."""
     params = jax.jit(
-        lambda key: convnext.init(key, convnext.make_arch(arch, N_CLASSES), kernels="fan_in", layer_scale=0.1)
+        lambda key: classifier.init(
+            key, classifier.make_model(arch, N_CLASSES), kernels="fan_in", layer_scale=0.1
+        )
     )(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), dtype)
     labels = jnp.arange(batch) % N_CLASSES
 
     def forward(params, images):
-        return convnext.apply(params, images)[0]
+        return classifier.apply(params, images)[0]
 
     def train(params, images):
         def loss(variables):
-            logits = forward(convnext.Params(variables, params.arch), images)
+            logits = forward(classifier.Params(variables, params.model), images)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         return jax.value_and_grad(loss)(params.variables)
 
     row, variants = {}, {}
     for name, function, convolution in (
-        ("forward", forward, convnext.depthwise),
-        ("train", train, convnext.depthwise),
+        ("forward", forward, network.depthwise),
+        ("train", train, network.depthwise),
         ("plain_forward", forward, depthwise.conv),
         ("plain_train", train, depthwise.conv),
     ):
-        with mock.patch.object(convnext, "depthwise", convolution):
+        with mock.patch.object(network, "depthwise", convolution):
             start = time.perf_counter()
             compiled = jax.jit(lambda *args, f=function: f(*args)).lower(params, images).compile()
             row[f"{name}_compile_s"] = time.perf_counter() - start

@@ -33,7 +33,7 @@ def test_every_part_is_asked_and_every_column_documented(study, answer):
 
 def test_the_reported_auroc_is_that_of_the_chosen_feature(study, answer):
     store, split = study.activations("test"), study.data["test"]
-    where = cells.PartCells(split, store.grid, study.classifier.params.arch.stride(study.site))
+    where = cells.PartCells(split, store.grid, study.classifier.params.model.stride_px(study.site))
     n = store.n_images
     feats = np.asarray(study.sae.encode(jnp.asarray(store.read(0, n)))).reshape(
         n * store.grid[0] * store.grid[1], -1

@@ -14,7 +14,6 @@ from etils import epath
 
 from jsae import classifier
 from jsae.analysis import cells, localisation, monosemanticity, parts, receptive
-from jsae.classifier import convnext
 from jsae.data import augment
 from jsae.runtime import mesh as meshes
 from jsae.runtime import paths, stages
@@ -44,7 +43,7 @@ def tables_of(
     """
     if "classifier" in stages.skipped(config):
         return {"parts": None}, {}
-    stride_px = study.params.arch.stride(study.site)
+    stride_px = study.model.stride_px(study.site)
     stores = {split: study.activations(split) for split in ("train", "test")}
     where = cells.of_stores(study.data, stores, stride_px)
     results, written = {"parts": None}, {}
@@ -131,4 +130,4 @@ def _embeddings(study: Study, folder: epath.Path, settings: dict) -> np.ndarray:
 def _embed(params, batch):
     with jax.default_matmul_precision("float32"):
         acts = classifier.apply(params, augment.normalise(batch["images"]))[1]
-        return acts[convnext.FINAL_SITE].mean((1, 2))
+        return acts[params.model.sites[-1]].mean((1, 2))

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jsae import metrics
+from jsae import classifier, metrics
 from jsae.analysis import images, monosemanticity
-from jsae.classifier import convnext
 from jsae.data import augment
 from jsae.runtime import stages
 from jsae.tables import documentation
@@ -21,8 +20,8 @@ def setting(tmp_path, monkeypatch):
     """(config, workdir, store of 20 images, split, params of the other study's classifier)."""
     config = ConfigDict({"seed": 0, "classifier": {"workdir": ""}})
     config.analysis = {"batch_size": 8, "embedding_workdir": str(tmp_path / "other")}
-    arch = convnext.make_arch("toy", 2, stem_stride=2, depths=(0, 0, 0, 1), dims=(2, 3, 4, 6))
-    params = jax.jit(lambda key: convnext.init(key, arch, kernels="fan_in"))(jax.random.key(1))
+    arch = classifier.make_model("toy", 2, stem_stride=2, depths=(0, 0, 0, 1), dims=(2, 3, 4, 6))
+    params = jax.jit(lambda key: classifier.init(key, arch, kernels="fan_in"))(jax.random.key(1))
     stages.begin(config, tmp_path / "own", "classifier").finish({})
     config.seed = 1
     stages.begin(config, tmp_path / "other", "classifier").finish({})
@@ -41,7 +40,7 @@ def test_the_table_has_a_row_per_feature_from_the_other_studys_embeddings(settin
     study = types.SimpleNamespace(mesh=None, data={"test": split})
     pooled = np.asarray(toy.sae().encode(store.acts)).mean((1, 2))
     embeddings = images._embeddings(study, images.embedding_folder(config), {"batch_size": 8})
-    acts = jax.jit(lambda x: convnext.apply(params, augment.normalise(x))[1]["stage4"])(split.images)
+    acts = jax.jit(lambda x: classifier.apply(params, augment.normalise(x))[1]["stage4"])(split.images)
     # float32 at batches of 8, the last one padded, against all 20 at once
     np.testing.assert_allclose(embeddings, acts.mean((1, 2)), atol=1e-5)
     table = monosemanticity.table(pooled, embeddings)
