@@ -1,6 +1,6 @@
 """The same study on 1, 2 and 4 processes, and SAEs that change their topology on the way; two tables.
 
-    python -m launch.topologies --workdir=W [--processes=1,2,4] [--devices=2] [-- --config.KEY=VALUE ...]
+    python -m launch.faults.topologies --workdir=W [--processes=1,2,4] [--devices=2] [-- --config.KEY=VALUE]
 
 Processes find each other over jax.distributed on loopback, each with CPU devices of its own. Every study
 starts from nothing in W/processes_N. Then the SAE of the first is trained again in W/change_I: stopped with
