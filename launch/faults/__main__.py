@@ -27,6 +27,7 @@ import sys
 import time
 
 from jsae.runtime import stages
+from launch import markdown
 from launch.faults import compare_runs, plan, runs, survivor, timing
 
 RANDOM_KILLS = ("kill", "term", "int")
@@ -86,7 +87,9 @@ def attack(
         differences += [f"{work.workdir.name}: {line}" for line in found]
     counts = sum((work.counts for work in works), collections.Counter())
     failures = [line for work in works for line in work.failures]
-    print(_table(counts))
+    kinds = list(dict.fromkeys(kind for kind, _ in counts))
+    rows = [*stages.STAGES, "any moment"]
+    print(markdown.table([{"stage": row} | {kind: counts[kind, row] for kind in kinds} for row in rows]))
     n_files = len(compare_runs.files(folder / "calm"))
     print(
         f"\nprocesses {processes}, faults {counts.total()}, runs {sum(work.runs for work in works)}, "
@@ -96,15 +99,6 @@ def attack(
     )
     print(*(f"- {line}" for line in failures + differences), sep="\n")
     return not failures and not differences
-
-
-def _table(counts: collections.Counter) -> str:
-    rows = [*stages.STAGES, "any moment"]
-    kinds = list(dict.fromkeys(kind for kind, _ in counts))
-    lines = ["| stage | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for row in rows:
-        lines.append(f"| {row} | " + " | ".join(str(counts[kind, row]) for kind in kinds) + " |")
-    return "\n".join(lines)
 
 
 def main() -> None:

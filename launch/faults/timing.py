@@ -12,6 +12,7 @@ import signal
 import tempfile
 
 from jsae.runtime import stages
+from launch import markdown
 from launch.faults import compare_runs, runs
 
 # phase -> (the stage made anew, the line after which it begins, the line at which it is over)
@@ -74,14 +75,11 @@ def _copy(base: pathlib.Path, work: pathlib.Path) -> None:
     shutil.copytree(base, work)
 
 
-def table(found: dict[str, list[float | None]]) -> str:
-    """Markdown: phase, how many, median, maximum, how many did not end with 75."""
-    lines = ["| phase | signals | ended with 75 | median s | maximum s |", "|---|---|---|---|---|"]
-    for phase, times in found.items():
-        good = sorted(time for time in times if time is not None)
-        numbers = f"{good[len(good) // 2]:.2f} | {good[-1]:.2f}" if good else "- | -"
-        lines.append(f"| {phase} | {len(times)} | {len(good)} | {numbers} |")
-    return "\n".join(lines)
+def _row(phase: str, times: list[float | None]) -> dict:
+    good = sorted(time for time in times if time is not None)
+    median, largest = (f"{good[len(good) // 2]:.2f}", f"{good[-1]:.2f}") if good else ("-", "-")
+    row = {"phase": phase, "signals": len(times), "ended with 75": len(good)}
+    return row | {"median s": median, "maximum s": largest}
 
 
 def kill_every(workdir: pathlib.Path, settings, every_s: float, environment) -> tuple[list[float], bool]:
@@ -103,7 +101,7 @@ def report_latencies(folder: pathlib.Path, n: int, seed: int) -> bool:
         shutil.rmtree(calm, ignore_errors=True)
         runs.run(calm)
     found = latencies(calm, folder, n, seed)
-    print(table(found))
+    print(markdown.table([_row(phase, times) for phase, times in found.items()]))
     times = [time for of_phase in found.values() for time in of_phase]
     return len(times) == n * len(PHASES) and all(time is not None and time <= 30 for time in times)
 
