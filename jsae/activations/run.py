@@ -16,10 +16,10 @@ from jsae.activations import imported, store
 from jsae.classifier import pretrained
 from jsae.data import augment, identity, pipeline
 from jsae.data import settings as data_settings
+from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, attempts, logs, mesh, preemption, settings, stages
 from jsae.runtime.context import RunContext
 
-SPLITS = ("train", "val", "test")
 RANGES = {"batch_size": settings.COUNT, "images_per_shard": settings.COUNT}
 
 
