@@ -1,4 +1,4 @@
-"""The benchmark's section on the closed-form atlas: how fast it is, and how near to the patched forward pass.
+"""The section `all_features` of the benchmark: how fast the closed form is, and how near to the forward pass.
 
 `rates` is on random numbers, every pair active. `study` opens a finished study of the final site and compares
 1,000 of its active (feature, image) pairs, the 100 with the largest a * ||w|| among them, with the forward

@@ -9,11 +9,11 @@ import pytest
 from jsae import classifier
 from jsae import sae as saes
 from jsae.ablation import closed_form
-from launch import benchmark, benchmark_atlas
+from launch.benchmark import all_features, turns
 
 
 def test_rates_of_a_small_atlas():
-    row = benchmark_atlas.rates(benchmark.alternate, 1, n_images=8, n_features=40, n_channels=16, n_classes=3)
+    row = all_features.rates(turns.alternate, 1, n_images=8, n_features=40, n_channels=16, n_classes=3)
     assert row["n_pairs"] == 320 and 0 <= row["n_guarded"] < 320
     assert row["ablations_per_s"] > 0 and row["three_targets_ablations_per_s"] > 0
 
@@ -50,7 +50,7 @@ def study():
 
 def compare(study, **settings):
     tops = np.arange(24) % 3 - (np.arange(24) == 5)
-    return benchmark_atlas.against_forward_pass(study.params, study.sae, study.store, tops, **settings)
+    return all_features.against_forward_pass(study.params, study.sae, study.store, tops, **settings)
 
 
 def test_the_closed_form_is_the_forward_pass(study):
@@ -63,11 +63,11 @@ def test_the_closed_form_is_the_forward_pass(study):
 
 
 def test_an_error_is_seen(study, monkeypatch):
-    right = benchmark_atlas.atlas.effects
+    right = all_features.atlas.effects
 
     def wrong(head, w_dec, *rest):
         return right(head, 1.001 * w_dec, *rest)
 
-    monkeypatch.setattr(benchmark_atlas.atlas, "effects", wrong)
+    monkeypatch.setattr(all_features.atlas, "effects", wrong)
     row = compare(study, n_pairs=150, n_strongest=20)
     assert row["largest_difference_logit"] > 1e-5 * row["largest_logit"]
