@@ -20,13 +20,13 @@ from jsae import classifier, edits, sae
 from jsae.activations import ActivationStore
 from jsae.classifier import convnext, inputs
 from jsae.data import cache, decode, identity
-from jsae.report import card
 from jsae.runtime import artifacts, logs, paths, remote, stages
 from jsae.runtime.paths import resolve
 
 _SPLITS = ("train", "val", "test")
 _PARTS = "the data of this study say nowhere where parts are (masks, or boxes)"
-_TABLES = {  # name -> (its stage, why a study with this stage finished may lack it)
+TABLES = {  # name -> (its stage, why a study with this stage finished may lack it)
+    **dict.fromkeys(("per_class", "confusion", "calibration"), ("classifier", "")),
     "features": ("analysis", ""),
     "top_patches": ("analysis", ""),
     "nearest": ("analysis", ""),
@@ -39,15 +39,12 @@ _TABLES = {  # name -> (its stage, why a study with this stage finished may lack
     "parts": ("analysis", _PARTS),
     "feature_space": ("ablation", ""),
     "input_space": ("ablation", ""),
-    "agreement": ("ablation", ""),
-    "atlas": ("ablation", ""),
-    "atlas_classes": ("ablation", ""),
+    "all_features": ("ablation", ""),
+    "all_features_by_class": ("ablation", ""),
     "cumulative": (
         "ablation",
         f"it exists at {convnext.FINAL_SITE} only; feature_space has the features chosen",
     ),
-    "known_answer": ("ablation", "it needs masks of the parts, which drawn data have"),
-    "sigma_sweep": ("ablation", "config.ablation.sweep_fills lists no fill, or no feature was ablated"),
     "baselines": ("ablation", "python -m launch.baselines writes it"),
     "sweep": ("sae", "python -m launch.sweep writes it"),
 }
@@ -185,6 +182,15 @@ class Study:
         """summary.json."""
         return artifacts.read_json(self.workdir / "summary.json")
 
+    @property
+    def params(self):
+        """The classifier's weights and architecture."""
+        return self.classifier.params
+
+    def store(self, split: str) -> ActivationStore:
+        """The stored activations of a split; see `activations`."""
+        return self.activations(split)
+
     def activations(self, split: str) -> ActivationStore:
         """The stored activations of a split. Raises ValueError for another name than train, val and test."""
         if split not in _SPLITS:
@@ -196,18 +202,18 @@ class Study:
 
         What a feature sees: features, top_patches, nearest, receptive; where it fires, if masks or boxes say
         where things are: localisation, parts; with another study's embeddings: monosemanticity. What it does:
-        feature_space, input_space, agreement, sigma_sweep for the features chosen, atlas, atlas_classes for
-        all, at the final site cumulative for many at once; known_answer where parts are known. baselines and
-        sweep are written by launch.baselines and launch.sweep.
+        feature_space, input_space for the features chosen, all_features, all_features_by_class for all, at
+        the final site cumulative for many at once. What the classifier gets right: per_class, confusion,
+        calibration. baselines and sweep are written by launch.baselines and launch.sweep.
 
         Raises StageMissing for a table that this study does not have, with the reason; ValueError for an
         unknown name.
         """
-        if name not in _TABLES:
-            raise ValueError(f"there is no table {name!r}; the tables are {', '.join(_TABLES)}")
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; the tables are {', '.join(TABLES)}")
         path = self._table_path(name)
         if not path.exists():
-            stage, why = _TABLES[name]
+            stage, why = TABLES[name]
             if name != "cumulative" or self.site == convnext.FINAL_SITE:  # else no run will make it
                 stages.require(self.config, self.workdir, stage)
             raise stages.StageMissing(
@@ -216,7 +222,7 @@ class Study:
         return artifacts.read_table(path)
 
     def _table_path(self, name: str) -> epath.Path:
-        folder = self.workdir / "sweep" if name == "sweep" else self._folder(_TABLES[name][0])
+        folder = self.workdir / "sweep" if name == "sweep" else self._folder(TABLES[name][0])
         return folder / ("table.parquet" if name == "sweep" else f"{name}.parquet")
 
     def _needs_images(self, lacks: str) -> None:
@@ -285,7 +291,7 @@ class Study:
         """Add `amount` (raw units) to features at every position."""
         return edits.steer(self.sae, features, amount, mode=mode)
 
-    def show(self, feature: int, n_patches: int = 12) -> card.FeatureCard:
+    def show(self, feature: int, n_patches: int = 12):
         """A card of one feature, which a notebook displays: numbers, top patches with maps, effect.
 
         The effect stands beside its control for the features that were ablated one by one; for the others it
@@ -294,6 +300,8 @@ class Study:
         Raises TypeError unless both are whole numbers, ValueError for a feature that the SAE does not have or
         no patch, StageMissing before the analysis.
         """
+        from jsae.report import card
+
         feature, n_patches = _whole(feature, "show takes one feature,"), _whole(n_patches, "n_patches is")
         if not 0 <= feature < self.sae.n_features:
             raise ValueError(f"there is no feature {feature}; the SAE has 0 to {self.sae.n_features - 1}")
@@ -320,7 +328,7 @@ class Study:
             maps=maps,
             grid=store.grid,
             effect=next(iter(effects), None),
-            atlas=next(iter(self._rows("atlas", feature)), None),
+            all_features=next(iter(self._rows("all_features", feature)), None),
         )
 
     def _rows(self, name: str, feature: int) -> list[dict]:
