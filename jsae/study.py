@@ -51,6 +51,10 @@ class Listed(NamedTuple):
 
 
 TABLES = {
+    **{
+        name: Listed("jsae.classifier.evaluate", "classifier", "this study is of bare activations")
+        for name in ("per_class", "confusion", "calibration")
+    },
     "features": Listed("jsae.analysis.features", "analysis"),
     "top_patches": Listed("jsae.analysis.top_patches", "analysis"),
     "nearest": Listed("jsae.analysis.nearest", "analysis"),

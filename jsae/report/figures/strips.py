@@ -3,19 +3,42 @@
 Strips and bars use percentages for x, so that they stretch with their cell while their text keeps its size.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from markupsafe import Markup
 
-from jsae.report.axes import padded, tick_text, ticks
+from jsae.report.figures.axes import padded, tick_text, ticks
 from jsae.report.formatting import is_known
 
 
-def strip(scale: tuple[float, float], estimate, low, high, control=None) -> Markup:
-    """One row of a forest plot: interval and estimate (disc), control (hollow diamond), a line at zero.
+def forest(rows: list[dict], name: str, control: str | None = None) -> Markup:
+    """Draw a forest plot: each row gets a "strip", what is returned are the tick labels above them.
+
+    Args:
+      rows: dicts with the number `name`, the ends of its interval and, if named, `control`.
+      name, control: keys.
+    """
+    names = (name, f"{name}_low", f"{name}_high", *([control] if control else []))
+    known = [float(row[key]) for row in rows for key in names if is_known(row[key])]
+    scale = padded(min([0.0, *known]), max([0.0, *known]), 0.06)
+    at = _percent_of(scale)
+    for row in rows:
+        row["strip"] = _strip(at, *(row[key] for key in names))
+    texts = "".join(
+        f'<text x="{at(value)}" y="12" text-anchor="middle">{tick_text(value)}</text>'
+        for value in ticks(*scale, n=4)
+    )
+    return Markup(f'<svg class="strip" width="100%" height="16" aria-hidden="true">{texts}</svg>')
+
+
+def _strip(
+    at: Callable[[float], str], estimate: float, low: float, high: float, control: float | None = None
+) -> Markup:
+    """One row: interval and estimate (disc), control (hollow diamond), a line at zero.
 
     Its numbers must stand beside it: it is not read out.
     """
-    at = _percent_of(scale)
     parts = [f'<line class="zero" x1="{at(0)}" x2="{at(0)}" y1="0" y2="24"/>']
     if is_known(low) and is_known(high):
         parts.append(f'<line class="line s0" x1="{at(low)}" x2="{at(high)}" y1="12" y2="12"/>')
@@ -27,23 +50,7 @@ def strip(scale: tuple[float, float], estimate, low, high, control=None) -> Mark
     return Markup(f'<svg class="strip" width="100%" height="24" aria-hidden="true">{"".join(parts)}</svg>')
 
 
-def strip_axis(scale: tuple[float, float]) -> Markup:
-    """The tick labels above a column of strips."""
-    at = _percent_of(scale)
-    texts = "".join(
-        f'<text x="{at(value)}" y="12" text-anchor="middle">{tick_text(value)}</text>'
-        for value in ticks(*scale, n=4)
-    )
-    return Markup(f'<svg class="strip" width="100%" height="16" aria-hidden="true">{texts}</svg>')
-
-
-def strip_scale(values) -> tuple[float, float]:
-    """A common scale for strips that holds zero and every known value."""
-    known = [float(v) for v in values if is_known(v)]
-    return padded(min([0.0, *known]), max([0.0, *known]), 0.06)
-
-
-def _percent_of(scale):
+def _percent_of(scale: tuple[float, float]) -> Callable[[float], str]:
     low, high = scale
     return lambda value: f"{100.0 * (value - low) / ((high - low) or 1.0):.1f}%"
 
@@ -62,7 +69,7 @@ def class_bar(value: float, largest: float, null: tuple[float, float] | None) ->
     )
 
 
-def heat_squares(values, largest: float) -> Markup:
+def heat_squares(values: np.ndarray, largest: float) -> Markup:
     """A map [H, W] as translucent squares, where there is no script to paint one; full at `largest`."""
     squares = ""
     for (y, x), value in np.ndenumerate(np.asarray(values, float)):

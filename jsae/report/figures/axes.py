@@ -1,6 +1,8 @@
 """What every chart stands on: round ticks, the map from data to the drawing area, SVG elements as strings."""
 
 import math
+import re
+from collections.abc import Callable, Iterable
 
 from markupsafe import Markup, escape
 
@@ -8,6 +10,14 @@ from jsae.report.formatting import number
 
 WIDTH, HEIGHT = 340.0, 210.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 18.0, 34.0, 34.0
+FLOOR, END = HEIGHT - BOTTOM, WIDTH - RIGHT  # of the drawing area
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # of an .svg file
+_FILE_STYLE = (
+    "text{font:11px sans-serif;fill:#333}.grid{stroke:#ddd}.zero{stroke:#888}.frame{fill:none;stroke:#ddd}"
+    ".line{fill:none;stroke-width:2}.band{opacity:.18}.soft{fill-opacity:.45}"
+    ".d1{stroke-dasharray:6 3}.d2{stroke-dasharray:2 3}.d3{stroke-dasharray:8 3 2 3}"
+) + "".join(f".line.s{i}{{stroke:{c}}}.fill.s{i}{{fill:{c}}}" for i, c in enumerate(COLOURS))
+_TITLE_PX = 20.0  # height of the line that an .svg file has above the figure
 
 
 def ticks(low: float, high: float, n: int = 4) -> list[float]:
@@ -66,47 +76,71 @@ def box(style: str, x: float, y: float, width: float, height: float, title: str 
     return f'<rect class="{style}" {at}>{inside}</rect>'
 
 
-def svg(
-    title: str, parts: list[str], *, height: float = HEIGHT, above: float = 0.0, role: str = "img"
-) -> Markup:
-    """The figure, WIDTH wide, read out as its title; one with links in it is a "group".
+def disc(style: str, x: float, y: float, radius: float, title: str = "") -> str:
+    """A disc of CSS class `style` with an optional tooltip."""
+    inside = f"<title>{escape(title)}</title>" if title else ""
+    return f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{inside}</circle>'
 
-    `above` is room for what is drawn at negative y.
-    """
+
+def svg(title: str, parts: Iterable[str], *, height: float = HEIGHT, above: float = 0.0) -> Markup:
+    """The figure, WIDTH wide, read out as its title; `above` is room for what is drawn at negative y."""
     view = f"0 {0 - above:g} {WIDTH:g} {height + above:g}"
     return Markup(
-        f'<svg class="chart" viewBox="{view}" role="{role}" aria-label="{escape(title)}">'
+        f'<svg class="chart" viewBox="{view}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
+
+
+def standalone(figure: Markup) -> bytes:
+    """A figure as an .svg file: with its title, and the colours that a style sheet gives it on a page."""
+    view, title, body = re.fullmatch(
+        r'<svg class="chart" viewBox="(.*?)" .*?><title>(.*?)</title>(.*)</svg>', str(figure)
+    ).groups()
+    _, top, _, height = (float(n) for n in view.split())
+    top, height = top - _TITLE_PX, height + _TITLE_PX
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH:g}" '
+        f'viewBox="0 {top:g} {WIDTH:g} {height:g}"><style>{_FILE_STYLE}</style><title>{title}</title>'
+        f'<rect y="{top:g}" width="{WIDTH:g}" height="{height:g}" fill="#fff"/>'
+        f'<text x="4" y="{top + 14:g}" font-weight="bold">{title}</text>{body}</svg>\n'
+    ).encode()
 
 
 class Axes:
     """Maps data to the drawing area of a WIDTH x HEIGHT figure and draws its frame."""
 
-    def __init__(self, x_range, y_range, *, log_x: bool = False, log_y: bool = False):
+    def __init__(
+        self,
+        x_range: tuple[float, float],
+        y_range: tuple[float, float],
+        *,
+        log_x: bool = False,
+        log_y: bool = False,
+    ):
         """Ranges are (low, high); of an axis that is logarithmic, the logarithms to base 10 of these."""
         self.x_range, self.y_range, self.log_x, self.log_y = x_range, y_range, log_x, log_y
 
-    def x(self, value) -> float:
-        value = math.log10(value) if self.log_x else value
-        low, high = self.x_range
-        return LEFT + (value - low) / ((high - low) or 1.0) * (WIDTH - LEFT - RIGHT)
+    def x(self, value: float) -> float:
+        return LEFT + _share(value, self.x_range, self.log_x) * (END - LEFT)
 
-    def y(self, value) -> float:
-        value = math.log10(value) if self.log_y else value
-        low, high = self.y_range
-        return HEIGHT - BOTTOM - (value - low) / ((high - low) or 1.0) * (HEIGHT - TOP - BOTTOM)
+    def y(self, value: float) -> float:
+        return FLOOR - _share(value, self.y_range, self.log_y) * (FLOOR - TOP)
 
-    def frame(self, x_label: str, y_label: str = "", x_text=tick_text) -> list[str]:
+    def frame(self, x_label: str, y_label: str = "", x_text: Callable[[float], str] = tick_text) -> list[str]:
         """Grid lines, tick labels and the names of both axes."""
         parts = []
         for value in log_ticks(*self.y_range) if self.log_y else ticks(*self.y_range):
             y = self.y(value)
-            parts.append(segment("grid", LEFT, WIDTH - RIGHT, y, y))
+            parts.append(segment("grid", LEFT, END, y, y))
             parts.append(label(LEFT - 6, y + 4, tick_text(value), "end"))
         for value in log_ticks(*self.x_range) if self.log_x else ticks(*self.x_range):
-            parts.append(label(self.x(value), HEIGHT - BOTTOM + 15, x_text(value), "middle"))
-        parts.append(label(WIDTH - RIGHT, HEIGHT - 4, x_label, "end"))
+            parts.append(label(self.x(value), FLOOR + 15, x_text(value), "middle"))
+        parts.append(label(END, HEIGHT - 4, x_label, "end"))
         if y_label:
             parts.append(label(4, TOP - 10, y_label))
         return parts
+
+
+def _share(value: float, span: tuple[float, float], is_log: bool) -> float:
+    low, high = span
+    return ((math.log10(value) if is_log else value) - low) / ((high - low) or 1.0)

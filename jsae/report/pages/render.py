@@ -6,11 +6,15 @@ Class names come from the user's files and may hold quotes or markup; whatever i
 
 import functools
 import importlib.resources
+from collections.abc import Mapping
 
 import jinja2
 
-from jsae.report.features_page import cell_text
-from jsae.report.formatting import interval, percent, shown, shown_p, with_interval
+from jsae import metrics
+from jsae.ablation import input_space
+from jsae.analysis import features
+from jsae.report import formatting
+from jsae.report.pages import sentences
 
 STATIC = ("style.css", "report.js")
 
@@ -24,13 +28,14 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    functions = ("shown", "shown_p", "interval", "with_interval", "estimate", "percent")
+    environment.globals |= {name: getattr(formatting, name) for name in functions}
     environment.globals |= {
-        "shown": shown,
-        "shown_p": shown_p,
-        "interval": interval,
-        "with_interval": with_interval,
-        "percent": percent,
-        "cell_text": cell_text,
+        "why_unknown": sentences.why_unknown,
+        "min_active": features.MIN_ACTIVE_IMAGES,
+        "max_q": features.MAX_Q,
+        "n_purity": metrics.N_PURITY,
+        "energy_tolerance": input_space.ENERGY_TOLERANCE,
     }
     return environment
 
@@ -41,6 +46,6 @@ def template_text(name: str) -> str:
     return (importlib.resources.files("jsae.report") / "templates" / name).read_text("utf-8")
 
 
-def render(name: str, page: dict) -> bytes:
+def render(name: str, page: Mapping) -> bytes:
     """The HTML of template `name` with the keys of `page`, UTF-8."""
     return _environment().get_template(name).render(page).encode()
