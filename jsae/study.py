@@ -51,6 +51,10 @@ class Listed(NamedTuple):
 
 
 TABLES = {
+    **{
+        name: Listed("jsae.classifier.evaluate", "classifier", "this study is of bare activations")
+        for name in ("per_class", "confusion", "calibration")
+    },
     "features": Listed("jsae.analysis.features", "analysis"),
     "top_patches": Listed("jsae.analysis.top_patches", "analysis"),
     "nearest": Listed("jsae.analysis.nearest", "analysis"),
@@ -106,7 +110,7 @@ class Classifier:
     """The study's classifier (EMA weights); call it on images.
 
     Attributes:
-      params: weights and architecture.
+      params: weights and their network.
       image_px: side S of the images that it was trained on; None where that is not known.
     """
 
@@ -204,11 +208,15 @@ class Study:
         return self.classifier.params
 
     @property
+    def model(self) -> classifiers.Model:
+        """What the classifier is, without its weights."""
+        return self.params.model
+
+    @property
     def has_closed_form(self) -> bool:
         """Whether only pooling and a linear head follow on the SAE's site."""
-        if "classifier" in stages.skipped(self.config):
-            return False
-        return self.site == classifiers.load_model(self._folder("classifier")).sites[-1]
+        last = self.site == self.model.sites[-1]
+        return last and self.model.linear_head(self.params.variables) is not None
 
     @property
     def site(self) -> str:

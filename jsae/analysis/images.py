@@ -43,7 +43,7 @@ def tables_of(
     """
     if "classifier" in stages.skipped(config):
         return {"parts": None}, {}
-    stride_px = study.params.model.stride_px(study.site)
+    stride_px = study.model.stride_px(study.site)
     stores = {split: study.activations(split) for split in ("train", "test")}
     where = cells.of_stores(study.data, stores, stride_px)
     results, written = {"parts": None}, {}

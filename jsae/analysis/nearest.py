@@ -87,7 +87,7 @@ def columns(
         for kind, likeness in zip(KINDS, (cosines, shared), strict=True):
             likeness = likeness.astype(np.float32)
             likeness[np.arange(len(block)), block] = -np.inf
-            order = np.argsort(-likeness, axis=1, kind="stable")[:, :k]
+            order = np.stack([_largest(row, k) for row in likeness])
             found[kind].append((block, order, np.take_along_axis(likeness, order, 1)))
     parts = []
     for kind in KINDS:
@@ -96,6 +96,12 @@ def columns(
         parts.append((features[row], np.full(len(row), kind), rank, others[row, rank], values[row, rank]))
     feature, kind, rank, other, value = (np.concatenate(part) for part in zip(*parts, strict=True))
     return {"feature": feature, "kind": kind.tolist(), "rank": rank, "other": other, "value": value}
+
+
+def _largest(row: np.ndarray, k: int) -> np.ndarray:
+    """Where the k largest values of a row are, falling, equal ones in their order; k below its length."""
+    candidates = np.flatnonzero(row >= np.partition(row, len(row) - k)[len(row) - k])
+    return candidates[np.argsort(-row[candidates], kind="stable")][:k]
 
 
 @jax.jit

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from jax.sharding import PartitionSpec
 
 from jsae.activations import Encoded, Reducer
 from jsae.tables import Column, Table, class_name, known_class
@@ -66,8 +67,15 @@ class KeepTopPatches(Reducer):
 
     def step(self, dictionary, carry: TopPatches, batch: Encoded):
         feats = batch.feats.reshape(batch.feats.shape[0], -1, batch.feats.shape[-1])  # [B, H*W, F]
-        position = feats.argmax(axis=1).astype(jnp.int32)
-        return merge(carry, feats.max(axis=1), batch.images, position), ()
+        found = feats.max(axis=1), feats.argmax(axis=1).astype(jnp.int32)  # [B, F]
+        mesh = getattr(dictionary, "mesh", None)
+        if mesh is None or mesh.size == 1:
+            return merge(carry, found[0], batch.images, found[1]), ()
+        rows, columns, whole = PartitionSpec("model"), PartitionSpec(None, "model"), PartitionSpec()
+        merge_rows = jax.shard_map(  # XLA would gather all features for a top_k
+            merge, mesh=mesh, in_specs=(rows, columns, whole, columns), out_specs=rows, check_vma=False
+        )
+        return merge_rows(carry, found[0], batch.images, found[1]), ()
 
     def finish(self, carry: TopPatches, total) -> TopPatches:
         return carry

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jsae.analysis.tables import documentation, make
 
 from jsae import classifier, edits, metrics
 from jsae.ablation import cumulative
-from jsae.analysis.tables import documentation, make
 from tests.ablation.oracle import make_network
 
 N, F, M = 12, 80, 6

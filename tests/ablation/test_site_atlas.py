@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from jsae.analysis.tables import make
 
 from jsae.ablation import atlas_survey, atlas_tables, site_atlas
-from jsae.analysis.tables import make
 from jsae.classifier.forward import LogitsFromActs
 from tests.ablation.oracle import make_network
 from tests.ablation.toy import batches
