@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jsae.ablation.atlas_survey import STATISTICS
+from jsae.analysis.tables import documentation, make
 
 from jsae import edits, metrics
 from jsae.ablation import atlas, atlas_survey, atlas_tables
-from jsae.ablation.atlas_survey import STATISTICS
-from jsae.analysis.tables import documentation, make
 from jsae.classifier import convnext
 from tests.ablation.oracle import make_network, measures_of
 from tests.ablation.toy import batches

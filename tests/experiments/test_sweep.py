@@ -6,7 +6,6 @@ import xml.etree.ElementTree
 import pytest
 
 from configs import demo
-from jsae.ablation import tables
 from jsae.experiments import sweep
 from jsae.report.figures import axes, pareto
 from jsae.runtime import artifacts
@@ -87,7 +86,7 @@ def test_rows_of_another_extraction_are_left_out_and_empty_columns_not_shown(tmp
     assert sweep.load(tmp_path) == []
     rows = [table_row("a", k=8, fvu=0.12345), table_row("b", k=None, fvu=None)]
     path = tmp_path / sweep.FOLDER / sweep.FILE
-    artifacts.write_table(path, tables.table(rows, sweep.TABLE), {"upstream": "one"})
+    artifacts.write_table(path, sweep.TABLE.of_rows(rows), {"upstream": "one"})
     assert sweep.load(tmp_path) == sweep.load(tmp_path, "one") == rows
     assert sweep.load(tmp_path, "another") == []
     shown = "| variant | k | fvu |\n|---|---|---|\n| topk | 8 | 0.1235 |\n| topk | – | – |"
