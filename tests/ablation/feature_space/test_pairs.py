@@ -6,26 +6,33 @@ import numpy as np
 import pytest
 
 from jsae import edits
-from jsae.ablation import controls, feature_space
-from jsae.ablation.feature_space import KINDS, MEASURES, SCOPES, TARGETS
-from tests.ablation.toy import GRID, batches, make_acts, make_head, make_sae
+from jsae.ablation.feature_space import controls, pairs
+from jsae.runtime import preemption
+from jsae.runtime.context import RunContext
+from tests.ablation.toy import GRID, Store, make_acts, make_head, make_sae, reduce
 
 KEY = jax.random.key(7)
 FEATURES, TOPS = [0, 5, 11], [2, 1, 3]
 
 
+def root_of(acts):
+    return controls.covariance_root(Store(acts, np.zeros(len(acts), np.int32)), 16, RunContext())
+
+
 def measure(acts, head, sae, *, features=FEATURES, tops=TOPS, size=16, pair_batch=32, labels=None, **more):
-    mean = acts.reshape(-1, acts.shape[-1]).mean(0)
-    return feature_space.measure(
+    labels = np.arange(len(acts)) % 4 if labels is None else labels
+    found = reduce(pairs.FindPairs(np.array(features, np.int32)), sae, acts, labels, size)
+    top_classes = np.full(sae.n_features, -1)
+    top_classes[list(features)] = tops
+    return pairs.effects_of_pairs(
         head,
         sae,
-        batches(acts, size),
-        labels=np.arange(len(acts)) % 4 if labels is None else labels,
-        features=features,
-        top_classes=tops,
-        root=controls.covariance_root([acts], mean),
+        Store(acts, np.asarray(labels, np.int32)),
+        found,
+        top_classes=top_classes,
+        root=root_of(acts),
         key=KEY,
-        pair_batch=pair_batch,
+        batch_size=pair_batch,
         **more,
     )
 
@@ -39,7 +46,7 @@ def naive_measures(logits, target):
 def test_equals_the_public_edits_pair_by_pair():
     sae, head, acts = make_sae(), make_head(False), make_acts()
     found = measure(acts, head, sae)
-    root = controls.covariance_root([acts], acts.reshape(-1, acts.shape[-1]).mean(0))
+    root = root_of(acts)
     feats = np.asarray(sae.encode(acts))
     active = {(i, f) for i, f in zip(*np.nonzero(feats.max((1, 2)) > 0), strict=True) if f in FEATURES}
     assert {(int(i), int(f)) for i, f in zip(found.images, found.features, strict=True)} == active
@@ -79,14 +86,14 @@ def test_equals_the_public_edits_pair_by_pair():
             ],
         ]
         targets = [i % 4, clean.argmax(), TOPS[FEATURES.index(f)]]
-        for s, interventions in enumerate(expected):
-            for kind, edited in enumerate(interventions):
+        for scope, interventions in zip(pairs.SCOPES, expected, strict=True):
+            for kind, edited in zip(pairs.KINDS, interventions, strict=True):
                 logits = np.asarray(head(edited))[0]
-                assert found.flips[row, s, kind] == (logits.argmax() != clean.argmax())
+                assert found.flips.at(scope=scope, kind=kind)[row] == (logits.argmax() != clean.argmax())
                 for t, target in enumerate(targets):
                     delta = np.subtract(naive_measures(logits, target), naive_measures(clean, target))
-                    # float32 logits, batched and not
-                    np.testing.assert_allclose(found.deltas[row, s, kind, t], delta, atol=1e-5 * largest)
+                    got = found.deltas.at(scope=scope, kind=kind)[row, t]
+                    np.testing.assert_allclose(got, delta, atol=1e-5 * largest)  # float32 logits
 
 
 def test_batch_shapes_change_nothing():
@@ -95,22 +102,21 @@ def test_batch_shapes_change_nothing():
     b = measure(acts, head, sae, size=3, pair_batch=5)
     order = [np.lexsort((e.features, e.images)) for e in (a, b)]
     np.testing.assert_array_equal(a.images[order[0]], b.images[order[1]])
-    np.testing.assert_allclose(a.deltas[order[0]], b.deltas[order[1]], atol=1e-5)  # float32 in another batch
+    np.testing.assert_allclose(
+        a.deltas.values[order[0]], b.deltas.values[order[1]], atol=1e-5
+    )  # float32 in another batch
 
 
 def test_a_planted_effect_is_found_and_its_controls_are_small():
     sae, head, acts = make_sae(), make_head(True), make_acts(80)
     found = measure(acts, head, sae)
-    top = TARGETS.index("top_class"), MEASURES.index("margin")
-    driver = found.deltas[found.features == 0]
-    effect = np.nanmean(driver[(slice(None), SCOPES.index("map"), KINDS.index("effect"), *top)])
-    other = np.nanmean(driver[(slice(None), SCOPES.index("map"), KINDS.index("feature"), *top)])
-    direction = np.nanmean(driver[(slice(None), SCOPES.index("map"), KINDS.index("direction"), *top)])
+    on_top = found.deltas.select(scope="map", target="top_class", measure="margin")
+    effect, direction, other = (np.nanmean(on_top.at(kind=k)[found.features == 0]) for k in pairs.KINDS)
     assert effect < -0.2
     assert abs(other) < 0.02 * abs(effect)  # other features leave channel 0 alone
     assert abs(direction) < 0.3 * abs(effect)
-    idle = found.deltas[found.features == 5][:, 0, 0, 0, 1]
-    assert np.abs(idle).mean() < 0.05 * abs(effect)
+    idle = found.deltas.at(scope="map", kind="effect", target="label", measure="margin")
+    assert np.abs(idle[found.features == 5]).mean() < 0.05 * abs(effect)
 
 
 def test_a_head_that_ignores_the_activations_has_effects_of_exactly_zero():
@@ -121,8 +127,8 @@ def test_a_head_that_ignores_the_activations_has_effects_of_exactly_zero():
 
     found = measure(make_acts(), head, make_sae())
     assert len(found.images)
-    np.testing.assert_array_equal(np.nan_to_num(found.deltas), 0)
-    assert not found.flips.any()
+    np.testing.assert_array_equal(np.nan_to_num(found.deltas.values), 0)
+    assert not found.flips.values.any()
 
 
 def test_an_intervention_of_nothing_has_an_effect_of_exactly_zero():
@@ -131,7 +137,7 @@ def test_an_intervention_of_nothing_has_an_effect_of_exactly_zero():
     silent = type(sae)(silent.w_enc, 0 * silent.w_dec)  # features fire but write nothing
     found = measure(acts, make_head(False), silent)
     assert len(found.images)
-    np.testing.assert_array_equal(np.nan_to_num(found.deltas), 0)
+    np.testing.assert_array_equal(np.nan_to_num(found.deltas.values), 0)
 
 
 def test_dead_lonely_and_single_firings():
@@ -142,8 +148,8 @@ def test_dead_lonely_and_single_firings():
     acts[3, 1, 2, 0] = 5.0  # feature 0 alone
     one = measure(acts, head, sae)
     assert one.images.tolist() == [3] and one.features.tolist() == [0] and not one.matched[0]
-    assert np.isnan(one.deltas[0, :, KINDS.index("feature")]).all()
-    assert np.isfinite(one.deltas[0, :, : KINDS.index("feature")]).all()
+    assert np.isnan(one.deltas.at(kind="feature")).all()
+    assert all(np.isfinite(one.deltas.at(kind=kind)).all() for kind in ("effect", "direction"))
     assert len(measure(acts, head, sae, features=[], tops=[]).images) == 0
 
 
@@ -154,26 +160,23 @@ def test_unknown_classes_give_nan():
         return acts[..., :1].mean((1, 2))
 
     found = measure(acts, one_class, sae, labels=np.zeros(50, int), tops=[0, 0, -1])
-    assert np.isnan(found.deltas[..., MEASURES.index("margin")]).all()
-    no_top = found.deltas[found.features == 11][..., TARGETS.index("top_class"), :]
-    assert np.isnan(no_top).all()
-    assert np.isfinite(found.deltas[found.features == 0][:, :, 0, 0, MEASURES.index("logit")]).all()
+    assert np.isnan(found.deltas.at(measure="margin")).all()
+    assert np.isnan(found.deltas.at(target="top_class")[found.features == 11]).all()
+    logit = found.deltas.at(kind="effect", target="label", measure="logit")
+    assert np.isfinite(logit[found.features == 0]).all()
 
 
-def test_on_batch_may_stop_the_run():
-    def stop(n):
-        raise SystemExit(75)
-
-    with pytest.raises(SystemExit):
-        measure(make_acts(), make_head(False), make_sae(), on_batch=stop)
+def test_the_pass_over_pairs_stops_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(preemption, "requested_here", lambda: True)
+    with pytest.raises(preemption.Preempted):
+        measure(make_acts(), make_head(False), make_sae(), context=RunContext())
 
 
 def test_directions_have_unit_norm_the_right_covariance_and_do_not_depend_on_the_batch():
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(5, 5)) * np.array([3, 1, 1, 0.1, 0.0])[None, :]
     acts = (rng.normal(size=(400, 1, 1, 5)) @ mix.T + 10).astype(np.float32)
-    mean = acts.mean((0, 1, 2))
-    root = controls.covariance_root([acts[:100], acts[100:]], mean)
+    root = root_of(acts)
     np.testing.assert_allclose(root @ root.T, np.cov(acts[:, 0, 0].T, bias=True), rtol=1e-3, atol=1e-3)
     images, none = jnp.arange(3000), jnp.zeros(3000, jnp.int32)
     draw = jax.jit(controls.draw_directions)
@@ -183,4 +186,4 @@ def test_directions_have_unit_norm_the_right_covariance_and_do_not_depend_on_the
     leading = np.linalg.eigh(root @ root.T)[1][:, -1]
     assert np.square(u @ leading).mean() > 0.5  # an isotropic draw has 1/5 there
     assert not np.allclose(u[0], draw(KEY, root, none + 1, images)[0])
-    np.testing.assert_array_equal(controls.covariance_root([np.ones((4, 1, 1, 3))], np.ones(3)), np.eye(3))
+    np.testing.assert_array_equal(root_of(np.ones((4, 1, 1, 3), np.float32)), np.eye(3))
