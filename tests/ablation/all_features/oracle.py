@@ -10,7 +10,7 @@ from jsae.classifier import Head, HeadNorm
 N_IMAGES, N_FEATURES, N_CHANNELS, N_CLASSES = 24, 37, 16, 5
 
 
-def make_head(rng, n_channels=N_CHANNELS, n_classes=N_CLASSES) -> Head:
+def make_head(rng, n_channels=N_CHANNELS, n_classes=N_CLASSES, norm=True) -> Head:
     arrays = (
         rng.uniform(0.5, 2, n_channels),
         rng.normal(size=n_channels),
@@ -22,7 +22,7 @@ def make_head(rng, n_channels=N_CHANNELS, n_classes=N_CLASSES) -> Head:
 
 
 def make_case(seed=0, n_classes=N_CLASSES) -> dict:
-    """Arguments of `atlas.effects` by name; a third of the pairs are silent."""
+    """Arguments of `closed_form.effects` by name; a third of the pairs are silent."""
     rng = np.random.default_rng(seed)
     head = make_head(rng, n_classes=n_classes)
     w_dec = rng.normal(size=(N_FEATURES, N_CHANNELS)).astype(np.float32)

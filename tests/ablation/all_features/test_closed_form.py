@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from jsae import classifier, edits
-from jsae.ablation import atlas, closed_form
-from jsae.ablation.feature_space import MEASURES
-from tests.ablation.oracle import N_FEATURES, N_IMAGES, logits_of, make_case, make_network, measures_of, naive
+from jsae.ablation.all_features import closed_form, formula
+from jsae.ablation.effects import MEASURES
+from tests.ablation.all_features.oracle import (
+    N_FEATURES,
+    N_IMAGES,
+    logits_of,
+    make_case,
+    make_network,
+    measures_of,
+    naive,
+)
 
 MARGIN = MEASURES.index("margin")
 
@@ -22,7 +30,7 @@ def largest_logit(case):
 def test_equals_the_oracle():
     case = make_case()
     deltas, flips = naive(**case)
-    found = atlas.effects(**case)
+    found = closed_form.effects(**case)
     # float32 products against float64: the target is 1e-5 of the largest logit
     np.testing.assert_allclose(found.deltas, deltas, atol=1e-5 * largest_logit(case))
     np.testing.assert_array_equal(found.flips, flips)
@@ -32,12 +40,12 @@ def test_equals_the_oracle():
 
 def test_silent_pairs_have_effects_of_exactly_zero():
     case = make_case()
-    found = atlas.effects(**case)
+    found = closed_form.effects(**case)
     silent = case["strength"] == 0
     assert silent.any()
     np.testing.assert_array_equal(np.asarray(found.deltas)[:, :, silent], 0)
     case["predictions"] = (case["predictions"] + 1) % 5  # not what these images are predicted as
-    flips = np.asarray(atlas.effects(**case).flips)
+    flips = np.asarray(closed_form.effects(**case).flips)
     assert flips[~silent].any() and not flips[silent].any()
     assert (np.asarray(found.deltas)[0, 0][~silent] != 0).all()
 
@@ -59,7 +67,7 @@ def test_a_feature_that_carries_nearly_all_of_an_image(remainder):
     case["strength"][3, f] = a
     case["predictions"][3] = logits_of(case["head"], case["pooled"][3]).argmax()
     deltas, flips = naive(**case)
-    found = atlas.effects(**case)
+    found = closed_form.effects(**case)
     assert found.n_guarded >= 1
     mine = np.asarray(found.deltas)[:, :, 3, f]
     assert np.abs(deltas[0, 0, 3, f]) > 0
@@ -79,7 +87,7 @@ def test_nothing_left_flips_to_the_class_that_an_empty_image_is_predicted_as():
     case["w_dec"][7] = np.arange(16) / 8  # short binary fractions: nothing is left, exactly
     case["pooled"][:2] = 4.0 * case["w_dec"][7]
     case["predictions"] = np.arange(N_IMAGES, dtype=np.int32) % 2
-    found = atlas.effects(**case)
+    found = closed_form.effects(**case)
     assert found.n_guarded == 2
     assert np.asarray(found.flips)[:2, 7].tolist() == [False, True]
 
@@ -92,8 +100,8 @@ def test_many_guarded_pairs_are_all_computed_directly(monkeypatch):
         case["pooled"][b] = 5.0 * case["w_dec"][b] + 0.02 * case["pooled"][b]
     case["predictions"] = np.array([logits_of(case["head"], p).argmax() for p in case["pooled"]], np.int32)
     deltas, flips = naive(**case)
-    monkeypatch.setattr(closed_form, "_DIRECT_PAIRS", 5)  # several rounds, the last one not full
-    found = atlas.effects(**case, block=36)
+    monkeypatch.setattr(formula, "_DIRECT_PAIRS", 5)  # several rounds, the last one not full
+    found = closed_form.effects(**case, block=36)
     assert found.n_guarded == N_IMAGES
     # what remains is a fiftieth of what was removed, so float32 inputs carry 50 times their rounding
     np.testing.assert_allclose(found.deltas, deltas, atol=5e-5 * largest_logit(case))
@@ -103,14 +111,14 @@ def test_many_guarded_pairs_are_all_computed_directly(monkeypatch):
 @pytest.mark.parametrize("block", [10, 64])
 def test_block_sizes_change_nothing(block):
     case = make_case(2)
-    whole, cut = atlas.effects(**case, block=N_FEATURES), atlas.effects(**case, block=block)
+    whole, cut = closed_form.effects(**case, block=N_FEATURES), closed_form.effects(**case, block=block)
     np.testing.assert_allclose(cut.deltas, whole.deltas, atol=1e-5)  # float32 sums in another order
     np.testing.assert_array_equal(cut.flips, whole.flips)
     assert cut.n_guarded == whole.n_guarded
 
 
 def test_one_class_has_no_margin_and_never_flips():
-    found = atlas.effects(**make_case(n_classes=1))
+    found = closed_form.effects(**make_case(n_classes=1))
     assert np.isnan(np.asarray(found.deltas)[:, MARGIN][:, make_case(n_classes=1)["strength"] > 0]).all()
     assert np.isfinite(np.delete(found.deltas, MARGIN, axis=1)).all() and not found.flips.any()
 
@@ -118,34 +126,34 @@ def test_one_class_has_no_margin_and_never_flips():
 def test_two_classes_leave_none_that_is_no_target():
     case = make_case(n_classes=2)
     deltas, flips = naive(**case)
-    found = atlas.effects(**case)
+    found = closed_form.effects(**case)
     np.testing.assert_allclose(found.deltas, deltas, atol=1e-5 * largest_logit(case))  # as above
     np.testing.assert_array_equal(found.flips, flips)
 
 
 def test_powers_of_two_and_their_ends():
     x = np.concatenate([np.linspace(-126, 0, 100_001, dtype=np.float32), np.float32([-0.0, 1e-7])])
-    found = np.asarray(jax.jit(closed_form._exp2)(x), np.float64)
+    found = np.asarray(jax.jit(formula._exp2)(x), np.float64)
     np.testing.assert_allclose(found, np.exp2(x.astype(np.float64)), rtol=3e-7)  # five float32 roundings
-    found = np.asarray(closed_form._exp2(jnp.float32([-127, -1e30, -np.inf, np.nan])))
+    found = np.asarray(formula._exp2(jnp.float32([-127, -1e30, -np.inf, np.nan])))
     np.testing.assert_allclose(found, [2.0**-126] * 3 + [np.nan], rtol=3e-7)
 
 
 def test_targets_can_be_chosen_and_unknown_ones_are_named():
     case = make_case()
-    three, one = atlas.effects(**case), atlas.effects(**case, targets=("label",))
+    three, one = closed_form.effects(**case), closed_form.effects(**case, targets=("label",))
     assert one.deltas.shape == (1, 4, N_IMAGES, N_FEATURES)
     np.testing.assert_allclose(one.deltas[0], three.deltas[0], atol=1e-6)  # compiled differently
     np.testing.assert_array_equal(one.flips, three.flips)
     with pytest.raises(ValueError, match="'labels'; the targets are label, prediction, top_class"):
-        atlas.effects(**case, targets=("labels",))
+        closed_form.effects(**case, targets=("labels",))
 
 
 def test_negative_strength_adds_the_feature():
     case = make_case(3)
     case["strength"] = -case["strength"]
     deltas, flips = naive(**case)
-    found = atlas.effects(**case)
+    found = closed_form.effects(**case)
     np.testing.assert_allclose(found.deltas, deltas, atol=1e-5 * largest_logit(case))
     np.testing.assert_array_equal(found.flips, flips)
 
@@ -153,8 +161,8 @@ def test_negative_strength_adds_the_feature():
 def test_moments_are_those_of_all_pairs():
     case = make_case()
     groups = np.arange(N_IMAGES, dtype=np.int32) % 3
-    found, n_guarded = atlas.moments(*case.values(), groups=groups, n_groups=4, block=8)
-    all_pairs = atlas.effects(**case)
+    found, n_guarded = closed_form.moments(*case.values(), groups=groups, n_groups=4, block=8)
+    all_pairs = closed_form.effects(**case)
     assert n_guarded == all_pairs.n_guarded
     values = np.concatenate([np.reshape(all_pairs.deltas, (12, N_IMAGES, N_FEATURES)), all_pairs.flips[None]])
     active = case["strength"] != 0
@@ -181,7 +189,7 @@ def test_equals_the_patched_forward_pass(network):
     clean = np.asarray(classifier.apply(params, acts, start="stage4")[0])
     labels, tops = np.arange(40, dtype=np.int32) % 6, np.arange(80, dtype=np.int32) % 6
     predictions = clean.argmax(-1).astype(np.int32)
-    found = atlas.effects(
+    found = closed_form.effects(
         params.model.linear_head(params.variables),
         model.w_dec,
         acts.mean((1, 2)),

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jsae.analysis.tables import documentation, make
 
 from jsae import classifier, edits, metrics
-from jsae.ablation import cumulative
-from tests.ablation.oracle import make_network
+from jsae.ablation.all_features import cumulative
+from jsae.tables import documentation
+from tests.ablation.all_features.oracle import make_network
 
 N, F, M = 12, 80, 6
 ATTRIBUTION, STRENGTH, RANDOM = range(3)
@@ -38,15 +38,9 @@ def remove(case, rows=slice(None), n_joint=M, strength=None):
         labels,
         np.arange(N),
     )
-    return cumulative.remove(
-        *(
-            params.model.linear_head(params.variables),
-            model.w_dec,
-            *(jnp.asarray(array)[rows] for array in arrays),
-        ),
-        jax.random.key(0),
-        n_joint=n_joint,
-    )
+    head = params.model.linear_head(params.variables)
+    arrays = [jnp.asarray(array)[rows] for array in arrays]
+    return cumulative.remove_in_order(head, model, *arrays, jax.random.key(0), n_joint=n_joint)
 
 
 @pytest.mark.parametrize("order", [ATTRIBUTION, STRENGTH])
@@ -98,8 +92,7 @@ def test_the_random_order_belongs_to_the_image_and_takes_features_that_fire(case
 
 def test_the_table(case):
     found = jax.tree.map(np.asarray, remove(case))
-    joined = cumulative.joined([jax.tree.map(lambda a: a[:5], found), jax.tree.map(lambda a: a[5:], found)])
-    table = make(cumulative.columns(joined, 200, 0), cumulative.SCHEMA)
+    table = cumulative.TABLE.make(cumulative.columns(found, 200, 0))
     assert all(documentation(table).values())
     rows = table.to_pylist()
     assert [(row["order"], row["m"]) for row in rows] == [
@@ -109,4 +102,4 @@ def test_the_table(case):
     assert row["n_images"] == N and row["mean_removed"] == 2
     assert row["mean_margin"] == pytest.approx(found.margin[:, STRENGTH, 2].mean(), rel=1e-5)  # float32 mean
     assert row["accuracy"] == pytest.approx(found.correct[:, STRENGTH, 2].mean())
-    assert row["margin_ci95_low"] < row["mean_margin"] < row["margin_ci95_high"]
+    assert row["mean_margin_low"] < row["mean_margin"] < row["mean_margin_high"]

@@ -1,13 +1,17 @@
-"""The atlas by forward passes against the closed form, at the site where both hold."""
+"""All features by forward passes against the closed form, at the site where both hold."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
-from jsae.analysis.tables import make
 
-from jsae.ablation import atlas_survey, atlas_tables, site_atlas
+from jsae.ablation.all_features import forward_pass, table, totals
+from jsae.ablation.all_features.reducer import MeasureAllFeatures
+from jsae.activations import run_pass
 from jsae.classifier.forward import LogitsFromActs
-from tests.ablation.oracle import make_network
-from tests.ablation.toy import batches
+from tests.ablation.all_features.oracle import make_network
+from tests.ablation.toy import Store, reduce
 
 N, L, F = 40, 6, 80
 LABELS = np.where(np.arange(N) == 7, -1, np.random.default_rng(5).integers(0, 5, N)).astype(np.int32)
@@ -19,21 +23,20 @@ def network():
     return make_network()
 
 
-def measure(network, size=16, pair_batch=64):
+def measure(network, size=16, pair_batch=64, **settings):
     params, model, acts = network
-    passes = []
-    found = site_atlas.measure(
+    store = Store(acts, LABELS)
+    return forward_pass.effects_of_images(
         LogitsFromActs(params, "stage4"),
         model,
-        batches(acts, size),
-        labels=LABELS,
+        store,
+        np.arange(N),
+        functools.partial(run_pass, store, model, batch_size=size),
         top_classes=TOPS,
         n_classes=L,
-        pair_batch=pair_batch,
-        on_batch=passes.append,
+        batch_size=pair_batch,
+        **settings,
     )
-    assert sum(passes) == N
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +46,10 @@ def found(network):
 
 def test_equals_the_closed_form_where_that_holds(network, found):
     params, model, acts = network
-    closed = atlas_survey.measure(
-        *(params.model.linear_head(params.variables), model, batches(acts, 16)),
-        labels=LABELS,
-        top_classes=TOPS,
-        n_joint=3,
-        seed=0,
-    )
+    head = params.model.linear_head(params.variables)
+    closed = reduce(MeasureAllFeatures(head, TOPS, jax.random.key(0), 3), model, acts, LABELS)
     pairs = [(found.by_class, closed.by_class), (found.attribution, closed.attribution)]
-    pairs += [(found.by_feature[scope], closed.by_feature[scope]) for scope in atlas_survey.SCOPES]
+    pairs += [(found.by_feature[scope], closed.by_feature[scope]) for scope in totals.SCOPES]
     for ours, theirs in pairs:
         np.testing.assert_array_equal(ours[0], theirs[0])
         for a, b in zip(ours[1:], theirs[1:], strict=True):
@@ -60,22 +58,24 @@ def test_equals_the_closed_form_where_that_holds(network, found):
     assert found.n_images == closed.n_images == N - 1
     np.testing.assert_array_equal(found.class_count, closed.class_count)
     assert found.margins == pytest.approx(closed.margins, abs=1e-4)  # sums of float32 margins
-    ours, theirs = (
-        make(atlas_tables.atlas_columns(each, TOPS), atlas_tables.ATLAS) for each in (found, closed)
-    )
-    assert ours.schema == theirs.schema
+    ours, theirs = (table.TABLE.make(table.columns(each, TOPS)) for each in (found, closed))
     np.testing.assert_array_equal(ours["n_active"], theirs["n_active"])
 
 
-def test_no_number_depends_on_the_batches(network, found):
-    other = measure(network, size=9, pair_batch=50)
-    for a, b in zip(found.by_feature["keep_only"], other.by_feature["keep_only"], strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)  # another batch size: other float32 sums
+def test_no_number_depends_on_the_batches_or_on_how_the_features_are_cut(network, found):
+    other = measure(network, size=9, pair_batch=50, block=27)
+    for scope in totals.SCOPES:
+        for a, b in zip(found.by_feature[scope], other.by_feature[scope], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)  # another batch size: other float32 sums
+    for a, b in zip(found.by_class, other.by_class, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)  # the same
 
 
-def test_only_active_pairs_take_a_pass():
-    active = np.zeros((4, 5), bool)
-    active[[0, 2, 2, 3], [1, 0, 4, 2]] = True
-    found = [np.stack(pair) for pair in site_atlas._pairs(active, 3)]
-    assert [pair.tolist() for pair in found] == [[[0, 2, 2], [1, 0, 4]], [[3, 3, 3], [2, 2, 2]]]
-    assert list(site_atlas._pairs(np.zeros((2, 2), bool), 3)) == []
+def test_only_active_pairs_take_a_pass(network, monkeypatch):
+    rows = []
+    counted = forward_pass.map_rows
+    monkeypatch.setattr(
+        forward_pass, "map_rows", lambda step, read, n, **k: rows.append(n) or counted(step, read, n, **k)
+    )
+    found = measure(network, block=50)
+    assert sum(rows) == found.by_feature["map"].n.sum() < (N - 1) * F and len(rows) == 2

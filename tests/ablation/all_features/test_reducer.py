@@ -6,32 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jsae.ablation.atlas_survey import STATISTICS
-from jsae.analysis.tables import documentation, make
 
-from jsae import edits, metrics
-from jsae.ablation import atlas, atlas_survey, atlas_tables
-from jsae.classifier import convnext
-from tests.ablation.oracle import make_network, measures_of
-from tests.ablation.toy import batches
+from jsae import classifier, edits, metrics
+from jsae.ablation.all_features import closed_form, table, table_by_class, totals
+from jsae.ablation.all_features.reducer import MeasureAllFeatures
+from jsae.ablation.all_features.totals import STATISTICS
+from jsae.tables import documentation
+from tests.ablation.all_features.oracle import make_network, measures_of
+from tests.ablation.toy import reduce
 
 N, L, F = 40, 6, 80
 LABELS = np.random.default_rng(5).integers(0, 5, N).astype(np.int32)  # class 5 has no image
 TOPS = np.where(np.arange(F) == 3, -1, np.arange(F) % L).astype(np.int32)
 
 
-def survey(network, *, labels=LABELS, size=16, tops=TOPS, **more):
+def measure(network, *, labels=LABELS, size=16, tops=TOPS, **settings):
     params, model, acts = network
-    return atlas_survey.measure(
-        atlas.head_of(params),
-        model,
-        batches(acts, size),
-        labels=labels,
-        top_classes=tops,
-        n_joint=7,
-        seed=0,
-        **more,
-    )
+    head = params.model.linear_head(params.variables)
+    return reduce(MeasureAllFeatures(head, tops, jax.random.key(0), 7), model, acts, labels, size, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +33,14 @@ def network():
 
 @pytest.fixture(scope="module")
 def found(network):
-    return survey(network)
+    return measure(network)
 
 
 def patched(params, acts, *pair):
     """Logits of the first edit and of the second, by default none, through the forward pass."""
-    run = jax.jit(lambda acts, edit: convnext.apply(params, acts, start="stage4", edits={"stage4": edit})[0])
+    run = jax.jit(
+        lambda acts, edit: classifier.apply(params, acts, start="stage4", edits={"stage4": edit})[0]
+    )
     return [np.asarray(run(acts, each), np.float64) for each in pair]
 
 
@@ -88,9 +82,16 @@ def test_a_scope_is_an_edit(network, found, scope, feature):
 def test_classes_join_to_features_and_silent_images_are_left_out(network, found):
     params, model, acts = network
     strength = np.asarray(model.encode(acts)).mean((1, 2))
-    clean = np.asarray(convnext.apply(params, acts, start="stage4")[0]).argmax(-1).astype(np.int32)
-    pairs = atlas.effects(
-        *(atlas.head_of(params), model.w_dec, acts.mean((1, 2)), strength, LABELS, clean),
+    clean = np.asarray(classifier.apply(params, acts, start="stage4")[0]).argmax(-1).astype(np.int32)
+    pairs = closed_form.effects(
+        *(
+            params.model.linear_head(params.variables),
+            model.w_dec,
+            acts.mean((1, 2)),
+            strength,
+            LABELS,
+            clean,
+        ),
         np.maximum(TOPS, 0),
     )
     margin = np.asarray(pairs.deltas, np.float64)[0, 1]  # [N, F]
@@ -105,7 +106,7 @@ def test_classes_join_to_features_and_silent_images_are_left_out(network, found)
 
 
 def test_batch_sizes_change_nothing(network, found):
-    other = survey(network, size=7)
+    other = measure(network, size=7)
     for scope, parts in found.by_feature.items():
         for a, b in zip(parts, other.by_feature[scope], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)  # float32 sums in other batches
@@ -120,8 +121,8 @@ def test_batch_sizes_change_nothing(network, found):
 def test_images_without_a_label_are_left_out(network):
     params, model, acts = network
     labels = np.where(np.arange(N) < 25, LABELS, -1)
-    seen = survey(network, labels=labels)
-    part = survey((params, model, acts[:25]), labels=LABELS[:25])
+    seen = measure(network, labels=labels)
+    part = measure((params, model, acts[:25]), labels=LABELS[:25])
     assert seen.n_images == 25 and seen.curves.margin.shape[0] == 25
     for scope, parts in part.by_feature.items():
         for a, b in zip(parts, seen.by_feature[scope], strict=True):
@@ -133,8 +134,15 @@ def test_attribution_is_the_derivative_of_the_effect(network, found):
     strength = np.asarray(model.encode(acts)).mean((1, 2))
     zeros = np.zeros(N, np.int32)
     step = 1e-2
-    pairs = atlas.effects(
-        *(atlas.head_of(params), model.w_dec, acts.mean((1, 2)), step * strength, LABELS, zeros),
+    pairs = closed_form.effects(
+        *(
+            params.model.linear_head(params.variables),
+            model.w_dec,
+            acts.mean((1, 2)),
+            step * strength,
+            LABELS,
+            zeros,
+        ),
         np.zeros(F, np.int32),
     )
     active = strength > 0
@@ -143,7 +151,7 @@ def test_attribution_is_the_derivative_of_the_effect(network, found):
     np.testing.assert_array_equal(n, active.sum(0))
     error = np.abs(mean - slope) / np.abs(slope).max()
     assert np.median(error) < 0.01  # a difference quotient, and a margin has corners
-    agreement = atlas_tables.attribution_agreement(found, 200, 0)
+    agreement = table.attribution_agreement(found, 200, 0)
     stated = n >= 20
     expected = metrics.spearman(mean[stated], found.by_feature["map"][1][1][stated])
     assert agreement["spearman"] == expected
@@ -151,9 +159,9 @@ def test_attribution_is_the_derivative_of_the_effect(network, found):
 
 
 def test_the_tables_hold_means_intervals_and_nulls(found):
-    table = make(atlas_tables.atlas_columns(found, TOPS), atlas_tables.ATLAS)
-    assert all(documentation(table).values())
-    rows = table.to_pylist()
+    made = table.TABLE.make(table.columns(found, TOPS))
+    assert all(documentation(made).values())
+    rows = made.to_pylist()
     n, mean, m2 = found.by_feature["map"]
     assert len(rows) == F and rows[3]["top_class"] is None and rows[3]["map_top_class_logit"] is None
     few = n < 20
@@ -171,7 +179,7 @@ def test_the_tables_hold_means_intervals_and_nulls(found):
 
 
 def test_the_class_table_counts_silent_images_as_zero(found):
-    rows = make(atlas_tables.class_columns(found), atlas_tables.ATLAS_CLASSES).to_pylist()
+    rows = table_by_class.TABLE.make(table_by_class.columns(found)).to_pylist()
     n, mean, m2 = found.by_class
     assert len(rows) == (n > 0).sum() and all(row["n_active"] > 0 for row in rows)
     total = found.by_feature["map"][0]
@@ -189,28 +197,20 @@ def test_the_class_table_counts_silent_images_as_zero(found):
 def test_one_class_has_no_margin_and_dead_features_are_null():
     params, model, acts = make_network(n_classes=1)
     model = dataclasses.replace(model, b_enc=jnp.full(F, -1e6), variant="relu_l1", k=None)
-    seen = survey((params, model, acts), labels=np.zeros(N, np.int32), tops=np.full(F, -1, np.int32))
-    rows = make(atlas_tables.atlas_columns(seen, np.full(F, -1)), atlas_tables.ATLAS).to_pylist()
+    seen = measure((params, model, acts), labels=np.zeros(N, np.int32), tops=np.full(F, -1, np.int32))
+    rows = table.TABLE.make(table.columns(seen, np.full(F, -1))).to_pylist()
     assert all(row["n_active"] == 0 and row["map_label_logit"] is None for row in rows)
-    assert make(atlas_tables.class_columns(seen), atlas_tables.ATLAS_CLASSES).num_rows == 0
-    assert atlas_tables.attribution_agreement(seen, 10, 0) == {"spearman": None, "spearman_ci95": None}
-    headline = atlas_survey.headline(seen)
+    assert table_by_class.TABLE.make(table_by_class.columns(seen)).num_rows == 0
+    assert table.attribution_agreement(seen, 10, 0) == {"spearman": None, "spearman_ci95": None}
+    headline = totals.headline(seen)
     assert headline["n_pairs"] == N * F and headline["n_active_pairs"] == headline["n_guarded"] == 0
     assert headline["mean_margin"] == {"clean": None, "all_removed": None}
 
 
 def test_one_class_with_live_features_has_logits_but_no_margins():
     network = make_network(n_classes=1)
-    seen = survey(network, labels=np.zeros(N, np.int32), tops=np.zeros(F, np.int32))
-    rows = make(atlas_tables.atlas_columns(seen, np.zeros(F, int)), atlas_tables.ATLAS).to_pylist()
+    seen = measure(network, labels=np.zeros(N, np.int32), tops=np.zeros(F, np.int32))
+    rows = table.TABLE.make(table.columns(seen, np.zeros(F, int))).to_pylist()
     row = next(row for row in rows if row["n_active"] >= 20)
     assert row["map_label_margin"] is None and row["attribution_margin"] is None
     assert row["map_label_logit"] and row["map_flip_rate"] == 0
-
-
-def test_a_stop_is_heard_between_batches(network):
-    def stop(n):
-        raise SystemExit(75)
-
-    with pytest.raises(SystemExit):
-        survey(network, on_batch=stop)
