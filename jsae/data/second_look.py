@@ -13,6 +13,7 @@ Damage that no decoder can see stays unseen: changed bits that are still a code,
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -79,7 +80,7 @@ def bare_png(data: bytes) -> bytes:
     return _SIGNATURE + b"".join(chunk for kind, chunk in _chunks(data) if kind in _PIXEL_CHUNKS)
 
 
-def _chunks(data: bytes):
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(kind, all its bytes) of each chunk of a PNG, the last one perhaps cut."""
     at = len(_SIGNATURE)
     while at + 8 <= len(data):

@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+from collections.abc import Callable, Iterable, Iterator
 
 SUFFIXES = (
     ".jpg",
@@ -59,7 +60,7 @@ class LeftOut:
         """Count a file that is no image."""
         self._other.append(path.relative_to(self._folder).as_posix())
 
-    def counted(self):
+    def counted(self) -> Iterator[str]:
         """Notes of how much is left out."""
         if self._other:
             n, some = len(self._other), listed(sorted(self._other))
@@ -70,7 +71,7 @@ class LeftOut:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden (.DS_Store, ._x.jpg, .ipynb_checkpoints) or a system's own."""
+    """Whether a file or folder is hidden (.DS_Store, ._x.jpg, .ipynb_checkpoints) or of a system's."""
     return name.startswith((".", "~$")) or name.casefold() in _SYSTEM
 
 
@@ -118,13 +119,17 @@ def holds_images(folder: pathlib.Path) -> bool:
     return leads_nowhere(folder) or any(True for _ in walk(folder, is_hidden))
 
 
-def walk(folder: pathlib.Path, hidden, other=lambda path: None):
+def walk(
+    folder: pathlib.Path,
+    hidden: Callable[[str], bool],
+    other: Callable[[pathlib.Path], None] = lambda path: None,
+) -> Iterator[pathlib.Path]:
     """All image files below a folder, and links to nowhere that may have been folders of them.
 
     `hidden` says which names are left out, `other` is told of the files that are no images.
     """
 
-    def stop(error):
+    def stop(error: OSError) -> None:
         raise FolderError(_unreadable(error)) from error
 
     seen = set()
@@ -145,7 +150,7 @@ def walk(folder: pathlib.Path, hidden, other=lambda path: None):
                 other(path)
 
 
-def listed(names) -> str:
+def listed(names: Iterable[str]) -> str:
     """The first ten names, and how many there are."""
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)})" if len(names) > _SHOWN else "")
