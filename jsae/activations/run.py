@@ -84,13 +84,13 @@ def check_config(config) -> None:
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     mesh.check_batch(device_mesh, c.batch_size, "config.activations.batch_size")
     if k.workdir:
-        arch = classifier.load_arch(stages.folder(config, k.workdir, "classifier"))
+        model = classifier.load_model(stages.folder(config, k.workdir, "classifier"))
     elif k.pretrained:
-        arch = pretrained.read_arch(k.pretrained)  # None where the file is not needed any more, and gone
+        model = pretrained.read_model(k.pretrained)  # None where the file is not needed any more, and gone
     else:
-        arch = classifier.make_arch(k.arch, 1, stem_stride=k.stem_stride, depths=k.depths, dims=k.dims)
-    if arch is not None:
-        arch.check_site(c.site)
+        model = classifier.make_model(k.arch, 1, stem_stride=k.stem_stride, depths=k.depths, dims=k.dims)
+    if model is not None:
+        model.check_site(c.site)
 
 
 def _from_classifier(config, workdir):
@@ -102,7 +102,7 @@ def _from_classifier(config, workdir):
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     mesh.check_batch(device_mesh, c.batch_size, "config.activations.batch_size")
     params = classifier.load(stages.folder(config, workdir, "classifier"))
-    params.arch.check_site(c.site)
+    params.model.check_site(c.site)
     params = jax.jit(lambda p: p, out_shardings=mesh.replicated(device_mesh))(mesh.to_host(params))
     forward = make_forward(device_mesh, c.site)
     splits = identity.splits_of(config, workdir)

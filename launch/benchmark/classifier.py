@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jsae.classifier import convnext, depthwise
+from jsae import classifier
+from jsae.classifier.families.convnext import depthwise
 from launch.benchmark import turns
 
 NETWORKS = {"atto_96_b32": ("atto", 96, 32), "tiny_224_b8": ("tiny", 224, 8)}
@@ -44,8 +45,8 @@ def rates(arch: str, size: int, batch: int, rounds: int, dtype: str, peers: str 
 
 def _programs(arch: str, size: int, batch: int, dtype: str) -> dict:
     """name -> (function, arguments) of what is timed."""
-    made = convnext.make_arch(arch, N_CLASSES)
-    params = jax.jit(lambda key: convnext.init(key, made, kernels="fan_in", layer_scale=0.1))(
+    made = classifier.make_model(arch, N_CLASSES)
+    params = jax.jit(lambda key: classifier.init(key, made, kernels="fan_in", layer_scale=0.1))(
         jax.random.key(0)
     )
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3), dtype)
@@ -55,11 +56,11 @@ def _programs(arch: str, size: int, batch: int, dtype: str) -> dict:
     kernel = jax.random.normal(jax.random.key(3), (7, 7, channels), dtype)
 
     def forward(params, images):
-        return convnext.apply(params, images)[0]
+        return classifier.apply(params, images)[0]
 
     def train(params, images):
         def loss(variables):
-            logits = forward(convnext.Params(variables, params.arch), images)
+            logits = forward(classifier.Params(variables, params.model), images)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         return jax.value_and_grad(loss)(params.variables)

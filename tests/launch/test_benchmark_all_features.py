@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from jsae import classifier
 from jsae import sae as saes
 from jsae.ablation import closed_form
-from jsae.classifier import convnext
 from launch.benchmark import all_features, turns
 
 
@@ -28,7 +28,7 @@ class Store:
         self._acts = rng.normal(size=(20, 2, 2, 8)).astype(np.float32)
         self._acts[:2] = 30 * np.asarray(sae.w_dec)[:2, None, None, :] + 0.1 * self._acts[:2]
         self.labels = rng.integers(0, 3, 20).astype(np.int32)
-        logits = jax.jit(lambda acts: convnext.apply(params, acts, start="stage4")[0])(self._acts)
+        logits = jax.jit(lambda acts: classifier.apply(params, acts, start="stage4")[0])(self._acts)
         self.predictions = np.asarray(logits).argmax(-1).astype(np.int32)
 
     def read(self, start, stop):
@@ -41,8 +41,8 @@ class Store:
 
 @pytest.fixture(scope="module")
 def study():
-    arch = convnext.make_arch("toy", 3, stem_stride=1, depths=(0, 0, 0, 0), dims=(2, 2, 2, 8))
-    params = jax.jit(lambda key: convnext.init(key, arch, kernels="fan_in"))(jax.random.key(0))
+    arch = classifier.make_model("toy", 3, stem_stride=1, depths=(0, 0, 0, 0), dims=(2, 2, 2, 8))
+    params = jax.jit(lambda key: classifier.init(key, arch, kernels="fan_in"))(jax.random.key(0))
     kinds = {"variant": "topk", "k": 5, "mean": np.zeros(8, np.float32), "scale": 1.0}
     sae = saes.init(jax.random.key(1), n_channels=8, n_features=24, **kinds)
     return types.SimpleNamespace(params=params, sae=sae, store=Store(sae, params))
