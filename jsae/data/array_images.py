@@ -1,4 +1,4 @@
-"""The images of own arrays: shapes and ranges that are understood, and how a row becomes uint8 RGB.
+"""The images of a user's arrays: shapes and ranges that are understood, and how a row becomes uint8 RGB.
 
     [N,H,W,3], [N,H,W,4]            RGB, and RGB with alpha, which is laid over white
     [N,H,W], [N,H,W,1]              grey
@@ -22,7 +22,7 @@ from jsae.data import decode
 from jsae.runtime import logs
 
 CHANNELS = (1, 3, 4)
-_SAMPLE = 256  # rows that are looked at to find the range
+_SAMPLE = 256  # rows that are read to find the range
 _OVERSHOOT = 0.25  # of the range
 _DARK = 16  # no set of photos in 0..255 stays below this
 

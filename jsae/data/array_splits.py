@@ -1,4 +1,4 @@
-"""Which rows of own arrays are train, val and test."""
+"""Which rows of a user's arrays are train, val and test."""
 
 import pathlib
 from collections.abc import Sequence

@@ -142,7 +142,7 @@ def _open(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_dir() and path.suffix.lower() != ".npz":
         raise ValueError(
             f"config.data.dir={os.fspath(path)!r} is neither .npz, .npy nor folder. It can be\n{EXPECTED}\n"
-            "Other files are saved anew: np.savez('set.npz', activations=..., labels=...)"
+            "Other files are saved again: np.savez('set.npz', activations=..., labels=...)"
         )
     names = npy_files.names(path)
     unknown = [name for name in names if name not in KEYS]

@@ -143,7 +143,7 @@ def _decode(record: Record, data: Source, image_size: int) -> _Decoded | _Bad:
             content = np.ascontiguousarray(record.image())
             rgb = decode.cut_banner(content, data.banner_px)
         box = record.box
-        if data.crop == "box" and box is not None:  # load_splits has seen to it that there are boxes
+        if data.crop == "box" and box is not None:  # load_splits checks that there are boxes
             rgb = decode.crop_box(rgb, box)
             box = (1, 1, rgb.shape[1], rgb.shape[0])
     except decode.BadImage as error:

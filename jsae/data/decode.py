@@ -8,7 +8,7 @@ steps. One answer per case:
     transparency   (alpha, transparent palette entry or colour) laid over white
     palette, grey, CMYK, YCbCr, HSV, LAB, 1-bit   converted to RGB; embedded ICC profiles are ignored
     16-bit grey    the high byte (65535 -> 255)
-    32-bit integer and float grey    have no fixed range: the image's own min..max becomes 0..255
+    32-bit integer and float grey    have no fixed range: the image's min..max becomes 0..255
     16-bit colour  the high byte
     several frames the first
     very large     up to twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million; more is refused before decoding
@@ -212,7 +212,7 @@ def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
-    """Float [h,w] -> uint8 by its own finite range; non-finite pixels become 0, a constant image 0."""
+    """Float [h,w] -> uint8 by its finite range; non-finite pixels become 0, a constant image 0."""
     finite = np.isfinite(values)
     if not finite.any():
         return np.zeros(values.shape, np.uint8)

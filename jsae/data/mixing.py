@@ -1,7 +1,7 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): each image with the one after it in the batch.
 
 A batch is a slice of a random permutation, so the next image is a random one. The share is drawn for each
-example by its own key; the partner depends on the batch as a whole, and on nothing about how it is dealt.
+example by its key; the partner depends on the batch as a whole, and on nothing about how it is dealt.
 """
 
 import jax

@@ -120,12 +120,12 @@ def against_forward_pass(
     for start, acts, mask in store.batches(_BATCH):
         at = slice(start, start + int(mask.sum()))
         rows = np.minimum(np.arange(start, start + _BATCH), store.n_images - 1)
-        own = strength[rows] * mask[:, None]
+        present = strength[rows] * mask[:, None]
         effects = atlas.effects(
-            *(head, sae.w_dec, acts.mean((1, 2)), own, labels[rows], store.predictions[rows], tops)
+            *(head, sae.w_dec, acts.mean((1, 2)), present, labels[rows], store.predictions[rows], tops)
         )
         deltas, n_guarded = np.asarray(effects.deltas), n_guarded + int(effects.n_guarded)
-        n_not_zero += int(np.count_nonzero(deltas[:, :, own == 0]))
+        n_not_zero += int(np.count_nonzero(deltas[:, :, present == 0]))
         mine = (pairs[:, 0] >= at.start) & (pairs[:, 0] < at.stop)
         image, feature = pairs[mine, 0] - start, pairs[mine, 1]
         closed[:, :, mine], flips[mine] = (

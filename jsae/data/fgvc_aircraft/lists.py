@@ -1,7 +1,7 @@
 """The lists of a folder in FGVC-Aircraft layout, read and checked.
 
-    variants.txt  families.txt  manufacturers.txt      class names, one a line; their order is the label
-    images_variant_train.txt  images_family_val.txt .. "ID NAME" a line, split at the first space only
+    variants.txt  families.txt  manufacturers.txt      class names, one per line; their order is the label
+    images_variant_train.txt  images_family_val.txt .. "ID NAME" per line, split at the first space only
     images_train.txt  images_val.txt  images_test.txt  ids; optional, must then agree with the above
     images_box.txt                                     "ID XMIN YMIN XMAX YMAX", 1-based; optional
     images/ID.jpg

@@ -34,7 +34,7 @@ _SYSTEM = {
 _SHOWN = 10
 
 LAYOUTS = """\
-  DIR/CLASS/IMAGE               one folder a class; train, val and test are drawn (data.val_share, test_share)
+  DIR/CLASS/IMAGE               one folder per class; splits are drawn (data.val_share, data.test_share)
   DIR/{train,val,test}/CLASS/IMAGE    (or Training, valid, testing, ...)
   a folder in FGVC-Aircraft layout (variants.txt, images_variant_train.txt, ... and images/)"""
 
@@ -132,13 +132,13 @@ def walk(
     def stop(error: OSError) -> None:
         raise FolderError(_unreadable(error)) from error
 
-    seen = set()
+    visited = set()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=stop):
         real = os.path.realpath(parent)
-        if real in seen:  # a link back up
+        if real in visited:  # a link back up
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not hidden(name))
         for name in files:
             if hidden(name):
