@@ -200,7 +200,10 @@ def _open(
             skipped=left_out,
         )
 
-    splits = {name: view(name, *manifest["rows"][name], skipped[name]) for name in SPLITS}
+    splits = {}
+    for name in SPLITS:
+        start, stop = manifest["rows"][name]
+        splits[name] = view(name, start, stop, skipped[name])
     _note_untested(splits, level)
     if train_split == "trainval":
         start, stop = manifest["rows"]["train"][0], manifest["rows"]["val"][1]

@@ -53,9 +53,16 @@ def _write(
     total: int,
 ) -> None:
     skipped, rows, ids, contents = {}, {}, [], {}
-    kinds = {"levels": len(data.class_names), "masks": bool(data.part_names), "boxes": data.has_boxes}
+    made = _Rows(
+        folder,
+        total,
+        image_size,
+        levels=len(data.class_names),
+        masks=bool(data.part_names),
+        boxes=data.has_boxes,
+    )
     with (
-        contextlib.closing(_Rows(folder, total, image_size, **kinds)) as writer,
+        contextlib.closing(made) as writer,
         logs.progress(total, label="decode", unit="image") as progress,
     ):
         for split, source in sources.items():
@@ -136,7 +143,7 @@ def _decode(record: Record, data: Source, image_size: int) -> _Decoded | _Bad:
             content = np.ascontiguousarray(record.image())
             rgb = decode.cut_banner(content, data.banner_px)
         box = record.box
-        if data.crop == "box":
+        if data.crop == "box" and box is not None:  # load_splits checks that there are boxes
             rgb = decode.crop_box(rgb, box)
             box = (1, 1, rgb.shape[1], rgb.shape[0])
     except decode.BadImage as error:
@@ -158,7 +165,10 @@ class _Rows:
 
     def __init__(self, folder: pathlib.Path, total: int, size: int, *, levels: int, masks: bool, boxes: bool):
         self.count = 0
-        shapes = {"images": (np.uint8, (size, size, 3)), "labels": (np.int32, (levels,))}
+        shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+            "images": (np.uint8, (size, size, 3)),
+            "labels": (np.int32, (levels,)),
+        }
         if masks:
             shapes["masks"] = (np.uint16, (size, size))
         if boxes:

@@ -8,6 +8,9 @@ compares them with it. Others are refused by number and name: results of two set
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +25,9 @@ class DataChanged(ValueError):
     """The data are not those that the study was made on; the message says how many differ."""
 
 
-def splits_of(config, workdir, stage=None) -> dict[str, cache.Split]:
+def splits_of(
+    config: Any, workdir: str | os.PathLike, stage: stages.Stage | None = None
+) -> dict[str, cache.Split]:
     """The splits of a study of images, found to be those that it was made on.
 
     Args:
@@ -37,17 +42,30 @@ def splits_of(config, workdir, stage=None) -> dict[str, cache.Split]:
     return found
 
 
-def check_arrays(config, workdir, found: arrays.Arrays, rows: dict[str, np.ndarray], stage) -> None:
+def check_arrays(
+    config: Any,
+    workdir: str | os.PathLike,
+    found: arrays.Arrays,
+    rows: dict[str, np.ndarray],
+    stage: stages.Stage | None,
+) -> None:
     """The same for bare activations: `rows` are those of each split. Their contents are read once a start."""
-    contents = np.array([digests.of_bytes(np.ascontiguousarray(row)) for row in found.activations], object)
+    assert found.activations is not None
+    contents = [digests.of_bytes(np.ascontiguousarray(row)) for row in found.activations]
     described = {
-        name: ([found.ids[i] for i in of], found.labels[of].tolist(), contents[of].tolist())
+        name: ([found.ids[i] for i in of], found.labels[of].tolist(), [contents[i] for i in of])
         for name, of in rows.items()
     }
     _check(config, workdir, found.class_names, described, stage)
 
 
-def _check(config, workdir, class_names, described: dict, stage) -> None:
+def _check(
+    config: Any,
+    workdir: str | os.PathLike,
+    class_names: Sequence[str],
+    described: dict[str, tuple],
+    stage: stages.Stage | None,
+) -> None:
     folder = stages.folder(config, workdir, stages.first(config))
     now = {"class_names": list(class_names)} | {
         name: dict(zip(("ids", "labels", "contents"), map(list, columns), strict=True))
@@ -59,7 +77,7 @@ def _check(config, workdir, class_names, described: dict, stage) -> None:
             raise DataChanged(
                 f"the data of {config['data']['dir'] or config['data']['kind']} are not those that "
                 f"{folder.parent} was made on: {differences}. Give the place of those (config.data.dir), or "
-                f"--restart={stages.first(config)} to make the study anew with these"
+                f"--restart={stages.first(config)} to make the study again with these"
             )
     elif stage is not None:
         text = json.dumps(now, ensure_ascii=False).encode()
@@ -108,6 +126,6 @@ def _images(data: dict) -> dict[str, _Image]:
     }
 
 
-def _listed(names) -> str:
+def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

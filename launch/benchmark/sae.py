@@ -214,7 +214,7 @@ def _programs(device_mesh, shape: blocks.Shape, n_features: int, k: int, per_dis
 
 
 def _epoch(device_mesh, source, n_features: int, k: int, train_too: bool):
-    """(seconds, largest memory seen) of an epoch behind a first step, in a loop like fit's."""
+    """(seconds, largest memory) of an epoch behind a first step, in a loop like fit's."""
     shape, per_dispatch = source.shape, min(4, source.most_steps)
     if train_too:
         make, dispatch = _programs(device_mesh, shape, n_features, k, per_dispatch)

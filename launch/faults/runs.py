@@ -1,4 +1,4 @@
-"""One run of the pipeline that a fault befalls: started, watched line by line, and what it said and cost.
+"""One run of the pipeline that a fault hits: started, watched line by line, and what it said and cost.
 
 `run` starts one process, `run_together` several that make one run, on loopback.
 """
@@ -42,7 +42,7 @@ TINY = (  # every stage in a second or two, with several shards, checkpoints and
 )
 
 
-TOGETHER = (  # the same with less to compile, for several processes compile anew in every run
+TOGETHER = (  # the same with less to compile, for several processes compile again in every run
     *(flag for flag in TINY if ".dims=" not in flag),
     *("--config.classifier.depths=(0,0,0,1)", "--config.classifier.dims=(4,4,4,8)"),
 )
@@ -64,7 +64,7 @@ class Outcome:
       lines: what it said on stderr.
       times_s: when it said so, seconds from its start.
       seconds: how long it lived.
-      struck_s: when the fault befell it, seconds from its start; None if it did not.
+      struck_s: when the fault hit it, seconds from its start; None if it did not.
     """
 
     code: int
@@ -104,8 +104,8 @@ def run(
       fail: a JSAE_FAIL.
       strike: (text, seconds, signal): so long after the first line with this text (after the start, for "") a
         signal is sent to the run.
-      whole: start Python anew instead of a fork of one that has imported the libraries.
-      environment: instead of this process's own.
+      whole: start Python again instead of a fork of one that has imported the libraries.
+      environment: instead of that of this process.
       module: another script of launch.
       server: the fork server to use; each has one run at a time.
     """
@@ -157,14 +157,14 @@ def run_together(
     strike=None,
     module: str = MODULE,
 ) -> list[Outcome]:
-    """Run launch.pipeline as `n` processes to their ends; `fail` and `strike` befall `of`, None: all."""
+    """Run launch.pipeline as `n` processes to their ends; `fail` and `strike` hit `of`, None: all."""
     joined = {"JSAE_COORDINATOR": f"127.0.0.1:{topologies.free_port()}", "JSAE_NUM_PROCESSES": str(n)}
 
     def one(index: int) -> Outcome:
         environment = os.environ | _TOGETHER | joined | {"JSAE_PROCESS_ID": str(index)}
-        befalls = {"fail": fail, "strike": strike} if of in (index, None) else {}
+        fault = {"fail": fail, "strike": strike} if of in (index, None) else {}
         how = {"environment": environment, "module": module, "server": index}
-        return run(workdir, settings, **how, **befalls)
+        return run(workdir, settings, **how, **fault)
 
     with concurrent.futures.ThreadPoolExecutor(n) as pool:
         return list(pool.map(one, range(n)))

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
+from typing import Any
 
 from jsae.data import locks
 from jsae.data.image_folder import disk
@@ -147,7 +148,7 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path, *, md5: str | None) -> p
 
 def _extract(archive: pathlib.Path, target: pathlib.Path) -> None:
     root = target.resolve()
-    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before 3.11.4
+    safe: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before 3.11.4
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
