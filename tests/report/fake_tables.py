@@ -154,7 +154,7 @@ def feature_space_table() -> pa.Table:
             for row in _effects(feature=feature, scope=scope):
                 effect = float(rng.normal(-0.8, 0.5))
                 known = {"n_active": 31, "mean_delta": effect, "effect_minus_direction": 0.9 * effect}
-                known |= {"p_direction": float(10 ** rng.uniform(-7, 0))}
+                known |= {f"{name}_direction": float(10 ** rng.uniform(-4, 0)) for name in "pq"}
                 rows.append(row | ({"n_active": 7, "unknown": True} if feature == 3 else known))
     return fill("feature_space", rows)
 

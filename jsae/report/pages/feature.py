@@ -68,6 +68,7 @@ def feature_data(results: Results, feature: int, image_page: dict[int, str]) -> 
         "nearest": nearest(results, feature),
         "twin": results.twin.get(feature),
         "more": {name: row[name] for name in row if name not in _PLACED},
+        "docs": results.docs,
         "in_words": in_words(results, row),
         "scopes": {
             text: groups

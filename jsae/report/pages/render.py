@@ -34,6 +34,7 @@ def _environment() -> jinja2.Environment:
         "why_unknown": sentences.why_unknown,
         "min_active": features.MIN_ACTIVE_IMAGES,
         "max_q": features.MAX_Q,
+        "min_auroc": features.MIN_AUROC,
         "n_purity": metrics.N_PURITY,
         "energy_tolerance": input_space.ENERGY_TOLERANCE,
     }

@@ -142,7 +142,7 @@
       head.append(make("a", feature, { href: `features/feature-${feature}.html` }));
     } else head.textContent = feature;
     row.append(cell, head, ...(withCrops ? [crops(i)] : []), make("td", className(i) || "–", { class: "text" }));
-    for (const { text, reason } of data.columns) row.append(text[i] ? make("td", text[i]) : make("td", "–", { title: reason }));
+    for (const { text, doc } of data.columns) row.append(text[i] ? make("td", text[i]) : make("td", "–", { title: doc }));
     if (data.part) row.append(make("td", data.part[i] || "–", { class: "text" }));
     return row;
   };
