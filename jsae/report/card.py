@@ -8,28 +8,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from markupsafe import Markup
 
-from jsae.analysis.features import MIN_ACTIVE_IMAGES
 from jsae.report import pictures
 from jsae.report.figures import strips
-from jsae.report.formatting import estimate, shown
 from jsae.report.pages import render
-
-_RARE = f"it fires on fewer than {MIN_ACTIVE_IMAGES} test images"
-_COLUMNS = (  # of features.parquet: name, what it means, why it may be unknown
-    ("purity16", "share of the commonest class among the top test images", "fires in too few images"),
-    ("selectivity_excess", "selectivity minus its mean over shuffled labels", "silent on test"),
-    ("auroc", "of the top class, chosen on train, against the rest of test", _RARE),
-    ("density", "share of test vectors on which it fires", "silent on test"),
-    ("max", "largest value on test, in the units of the activations", ""),
-)
-_EFFECTS = (
-    ("removed", "change of the top class's margin when the feature is removed at every position"),
-    ("removed − control", "the same minus a direction of equal norm"),
-)
-_WITHOUT_CONTROL = "not among the features that were ablated beside a control"
-_NOT_ABLATED = "no stage of this study has removed it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,23 +58,10 @@ def make_card(
         pictured.append(patch | {"src": pictures.data_uri(images[i]), "heat": heat})
     page = {
         "feature": row,
-        "columns": _columns(row, effect, all_features),
+        "effect": effect,
+        "all_features": all_features,
         "patches": pictured,
         "n_patches": len(patches),
         "grid": grid,
     }
     return FeatureCard(row["feature"], render.render("card.html", page).decode())
-
-
-def _columns(row: dict, effect: dict | None, all_features: dict | None) -> list[tuple[str, str, Markup]]:
-    """(head, explanation, value as HTML) of each number."""
-    columns = [(name.replace("_", " "), what, shown(row[name], reason)) for name, what, reason in _COLUMNS]
-    if effect is not None:
-        effects = (estimate(effect, "mean_delta", _RARE), estimate(effect, "effect_minus_direction", _RARE))
-    elif all_features is not None:
-        effects = (estimate(all_features, "map_top_class_margin", _RARE), shown(None, _WITHOUT_CONTROL))
-    else:
-        effects = (shown(None, _NOT_ABLATED),) * 2
-    return columns + [
-        (f"{head} [95%]", what, value) for (head, what), value in zip(_EFFECTS, effects, strict=True)
-    ]

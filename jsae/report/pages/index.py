@@ -2,8 +2,8 @@
 
 import math
 
+from jsae.report.formatting import is_known
 from jsae.report.pages.sections import classifier_section, effects_section, sae_section, with_wilson
-from jsae.report.pages.sentences import doubts, headlines
 from jsae.report.results import Results
 from jsae.runtime import stages
 
@@ -17,7 +17,7 @@ def index_data(results: Results) -> dict:
     return {
         "has_classifier": results.facts["site"] != stages.IMPORTED,
         "summary": results.summary,
-        "headlines": headlines(results.summary, n_selective(results)),
+        "n_selective": n_selective(results),
         "accuracy": with_wilson({"accuracy": accuracy}, results.facts["n_test"]),
         "classifier": classifier,
         "sae": sae,
@@ -25,7 +25,10 @@ def index_data(results: Results) -> dict:
         "figures": figures | sae_figures | effect_figures,
         "purity_by_chance": results.purity_by_chance,
         "manifests": {name: found for name, found in results.manifests.items() if name != "report"},
-        "doubts": doubts(results),
+        "known": {
+            name: [value for value in results.features.get(name, []) if is_known(value)]
+            for name in ("erf_share", "uniform_share", "polysemanticity")
+        },
         "pages": frozenset(results.chosen),
         "split_sizes": split_sizes(results),
     }
