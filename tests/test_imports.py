@@ -69,9 +69,14 @@ def test_arrows_point_one_way(path):
             )
 
 
-def test_flax_is_imported_in_one_file():
-    users = [p for p in FILES if any(n.split(".")[0] == "flax" for n in imported(p))]
-    assert users == [ROOT / "jsae" / "classifier" / "convnext.py"]
+def test_a_family_of_networks_is_named_inside_the_folder_of_the_families_only():
+    folder = ROOT / "jsae" / "classifier" / "families"
+    families = [path.name for path in folder.iterdir() if (path / "__init__.py").exists()]
+    assert "convnext" in families
+    for path in FILES:
+        if folder not in path.parents:
+            assert not any(name.split(".")[0] == "flax" for name in imported(path)), path
+            assert not any(family in path.read_text() for family in families), path
 
 
 def test_importing_jsae_loads_no_jax():
@@ -99,4 +104,4 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout():
 def test_a_module_that_is_none_is_told_which_there_are():
     with pytest.raises(AttributeError, match=r"no attribute 'exprot'; its modules are auxk,.* export, fit"):
         jsae.sae.exprot  # noqa: B018
-    assert "stability" in dir(jsae.sae) and "__version__" in dir(jsae)
+    assert "evaluate" in dir(jsae.sae) and "__version__" in dir(jsae)

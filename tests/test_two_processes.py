@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import sys
 import jax, numpy as np
-from jsae.classifier import convnext, train
+from jsae import classifier
+from jsae.classifier import train
 from jsae.runtime import mesh
 mesh.initialize()
 caches = []
@@ -20,7 +21,7 @@ for folder in sys.argv[3].format(process=jax.process_index()), sys.argv[3].forma
     caches.append(jax.config.jax_compilation_cache_dir)
 jax.config.update("jax_compilation_cache_dir", None)
 device_mesh = mesh.make_mesh()
-arch = convnext.make_arch("own", 4, stem_stride=2, depths=(1, 1, 1, 1), dims=(4, 8, 8, 16))
+arch = classifier.make_model("own", 4, stem_stride=2, depths=(1, 1, 1, 1), dims=(4, 8, 8, 16))
 recipe = train.Recipe(n_steps=4, warmup_steps=0, learning_rate=1e-2, weight_decay=0.05, clip_norm=1.0,
     label_smoothing=0.1, drop_path=0.0, ema_decay=0.9,
     augmentation={"crop": "pad", "pad_px": 2, "flip": True})

@@ -22,10 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from jsae.ablation import closed_form
-from jsae.ablation.closed_form import Head, head_logits, head_of
 from jsae.ablation.feature_space import TARGETS
 
-__all__ = ["Effects", "Head", "Moments", "effects", "head_logits", "head_of", "moments", "moments_of"]
+__all__ = ["Effects", "Moments", "effects", "moments", "moments_of"]
 
 _BLOCK_LOGITS = {"cpu": 2**20, "else": 2**26}  # B * features * L of a block; on a CPU it stays in the cache
 _LANES = 16  # a block's features are a multiple, so that vector registers are full
@@ -120,7 +119,7 @@ def _every_block(head, w_dec, pooled, strength, labels, predictions, top_classes
     with jax.default_matmul_precision("float32"):
         centred = pooled - pooled.mean(-1, keepdims=True)  # P [B, C]
         rows = w_dec - w_dec.mean(-1, keepdims=True)  # V [F, C]
-        kernel = head.scale[:, None] * head.kernel  # G [C, L]
+        kernel = head.norm.scale[:, None] * head.kernel  # G [C, L]
         squared = jnp.square(centred).sum(-1)  # |P|^2 [B]
         size = squared[:, None] - 2 * strength * (centred @ rows.T)
         size += strength**2 * jnp.square(rows).sum(-1)[None, :]  # q [B, F]
@@ -128,7 +127,7 @@ def _every_block(head, w_dec, pooled, strength, labels, predictions, top_classes
             "pooled": pooled,
             "squared": squared,
             "projected": centred @ kernel,  # [B, L]
-            "offset": head.bias @ head.kernel + head.offset,  # [L]
+            "offset": head.norm.bias @ head.kernel + head.offset,  # [L]
             "label": labels,
             "prediction": predictions,
             "member": member,

@@ -23,6 +23,7 @@ from jsae import metrics
 from jsae.ablation import atlas, cumulative, statistics
 from jsae.ablation.feature_space import MEASURES, TARGETS
 from jsae.ablation.splice import known
+from jsae.classifier.model import Head, head_logits
 
 SCOPES = ("map", "peak", "keep_only")
 STATISTICS = (*((target, measure) for target in TARGETS for measure in MEASURES), ("", "flip"))
@@ -57,7 +58,7 @@ class AtlasEffects:
 
 
 def measure(
-    head: atlas.Head,
+    head: Head,
     sae,
     batches: Iterable,
     *,
@@ -185,7 +186,7 @@ def headline(effects: AtlasEffects) -> dict:
 
 
 @jax.jit
-def _look(head: atlas.Head, sae, acts: jax.Array, labelled: jax.Array, labels: jax.Array) -> dict:
+def _look(head: Head, sae, acts: jax.Array, labelled: jax.Array, labels: jax.Array) -> dict:
     """What the atlas needs of a batch of images; features of images without a label count as silent."""
     with jax.default_matmul_precision("float32"):
         feats = sae.encode(acts) * labelled[:, None, None, None]  # [B, H, W, F]
@@ -193,7 +194,7 @@ def _look(head: atlas.Head, sae, acts: jax.Array, labelled: jax.Array, labels: j
         without_features = pooled - strength @ sae.w_dec
 
         def margin(pooled):
-            return metrics.measures(atlas.head_logits(head, pooled), labels)["margin"]
+            return metrics.measures(head_logits(head, pooled), labels)["margin"]
 
         gradient = jax.grad(lambda pooled: margin(pooled).sum())(pooled)  # [B, C]
         first_order = -strength * (gradient @ sae.w_dec.T)
@@ -204,7 +205,7 @@ def _look(head: atlas.Head, sae, acts: jax.Array, labelled: jax.Array, labels: j
             "map": strength,
             "peak": feats.max((1, 2)) / (acts.shape[1] * acts.shape[2]),
             "keep_only": -strength,
-            "predictions": jnp.argmax(atlas.head_logits(head, pooled), -1).astype(jnp.int32),
+            "predictions": jnp.argmax(head_logits(head, pooled), -1).astype(jnp.int32),
             "gradient": gradient,
             "attribution": atlas.moments_of(first_order[None], strength > 0, member),
             "clean_margin": margin(pooled),

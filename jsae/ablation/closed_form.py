@@ -4,7 +4,6 @@ A pair costs O(L): its logits are formed where they are reduced, and anew for ea
 than keeping them. `atlas` cuts the features into blocks, takes the clean side away and reduces over images.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -12,36 +11,12 @@ import jax.numpy as jnp
 
 from jsae import metrics
 from jsae.ablation.feature_space import MEASURES
-from jsae.classifier import convnext
+from jsae.classifier.model import Head, head_logits
 
 GUARD = 0.05  # below this share of |P|^2 the closed form loses digits to cancellation
 _LOG2_E = 1.4426950408889634
 _EXP2 = (0.0013276472, 0.009675541, 0.05550713, 0.2402212, 0.69314694, 1.0000001)  # highest power first
 _DIRECT_PAIRS = 256  # guarded pairs computed again at a time
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """Layer norm over channels, then a linear map: scale [C], bias [C], kernel [C, L], offset [L]."""
-
-    scale: jax.Array
-    bias: jax.Array
-    kernel: jax.Array
-    offset: jax.Array
-    eps: float = dataclasses.field(metadata={"static": True})
-
-
-def head_of(params: convnext.Params) -> Head:
-    """The head of a classifier, with the epsilon that came with its weights."""
-    norm, linear = params.variables["head_norm"], params.variables["head"]
-    return Head(norm["scale"], norm["bias"], linear["kernel"], linear["bias"], params.arch.head_eps)
-
-
-def head_logits(head: Head, pooled: jax.Array) -> jax.Array:
-    """Logits [N, L] of pooled vectors [N, C], by a two-pass layer norm."""
-    normal = convnext.layer_norm(pooled, head.scale, head.bias, head.eps)
-    return jnp.matmul(normal, head.kernel, precision="float32") + head.offset[None, :]
 
 
 def ablated(head: Head, images: dict, features: dict, targets: tuple):
@@ -58,7 +33,7 @@ def ablated(head: Head, images: dict, features: dict, targets: tuple):
       values [target, measure, B, f], flips [B, f], the number of pairs computed directly.
     """
     strength, size = features["strength"], features["size"]  # [B, f]
-    scale = jax.lax.rsqrt(size / head.scale.shape[0] + head.eps)
+    scale = jax.lax.rsqrt(size / head.kernel.shape[0] + head.norm.eps)
     index = index_of(images, features)
     names = list(dict.fromkeys((*targets, "prediction")))
     logit = {name: _logit_of(images, features, scale, index[name]) for name in names}
@@ -152,7 +127,7 @@ def _exp2(x: jax.Array) -> jax.Array:
 
 def clean_by_class(head: Head, images: dict) -> jax.Array:
     """The same with nothing removed and every class as the target, [measure, B, L]."""
-    scale = jax.lax.rsqrt(images["squared"] / head.scale.shape[0] + head.eps)
+    scale = jax.lax.rsqrt(images["squared"] / head.kernel.shape[0] + head.norm.eps)
     logits = images["projected"] * scale[:, None] + images["offset"][None, :]
 
     def of_class(target):

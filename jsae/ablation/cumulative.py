@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from jsae import metrics
-from jsae.ablation import atlas, statistics
+from jsae.ablation import statistics
 from jsae.analysis.tables import schema
+from jsae.classifier.model import head_logits
 
 ORDERS = ("attribution", "strength", "random")
 
@@ -48,7 +49,7 @@ def remove(head, w_dec, pooled, strength, gradient, labels, images, key, *, n_jo
     """The curves of a batch of images.
 
     Args:
-      head: the classifier's head, an `atlas.Head`.
+      head: the classifier's head, a `classifier.Head`.
       w_dec: decoder rows [F, C].
       pooled: mean over the grid of the raw activations [B, C].
       strength: a [B, F], mean over the grid of each feature, raw units.
@@ -79,7 +80,7 @@ def remove(head, w_dec, pooled, strength, gradient, labels, images, key, *, n_jo
             return vectors, read(vectors)
 
         def read(vectors):
-            logits = atlas.head_logits(head, vectors.reshape(-1, vectors.shape[-1]))
+            logits = head_logits(head, vectors.reshape(-1, vectors.shape[-1]))
             target = jnp.repeat(labels, len(ORDERS))
             margin = metrics.measures(logits, target)["margin"]
             shape = vectors.shape[:2]

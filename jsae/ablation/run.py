@@ -129,7 +129,7 @@ def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:
             on_batch=lambda n: stage_tables.step(bar, n),
         )
     pairs = input_space.choose_images(inside.features, inside.images, c.max_images, config.seed)
-    stride_px = params.arch.stride(test.site)
+    stride_px = params.model.stride_px(test.site)
     n_passes = len(np.unique(inside.images[pairs])) + 2 * len(pairs)
     normalised, on_aircraft = (
         _normalised(split, c.batch_size),

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jsae.ablation import (
-    atlas,
     atlas_survey,
     atlas_tables,
     cumulative,
@@ -18,7 +17,6 @@ from jsae.ablation import (
 )
 from jsae.analysis import cells, dictionaries, localisation, parts, readouts
 from jsae.analysis.tables import make
-from jsae.classifier import convnext
 from jsae.classifier.forward import LogitsFromActs
 from jsae.runtime import artifacts, logs, preemption
 
@@ -72,7 +70,9 @@ def every_feature(config, keep, params, model, test, top_classes) -> tuple[dict,
     """(results, table name -> pa.Table) of every feature, in closed form at the final site."""
     c, log = config.ablation, logs.get_logger()
     tops = np.array([-1 if top is None else top for top in top_classes], np.int32)
-    measure = _by_closed_form if test.site == convnext.FINAL_SITE else _by_forward_pass
+    head = params.model.linear_head(params.variables)
+    closed = head is not None and test.site == params.model.sites[-1]
+    measure = _by_closed_form if closed else _by_forward_pass
     seen = keep("atlas", measure)(config, params, model, test, tops)
     results = atlas_survey.headline(seen) | {
         "attribution": atlas_tables.attribution_agreement(seen, c.n_bootstrap, config.seed)
@@ -94,7 +94,7 @@ def every_feature(config, keep, params, model, test, top_classes) -> tuple[dict,
 def _by_closed_form(config, params, model, test, tops):
     with logs.progress(test.n_images, label="ablation: atlas", unit="image") as bar:
         return atlas_survey.measure(
-            atlas.head_of(params),
+            params.model.linear_head(params.variables),
             model,
             test.batches(config.ablation.batch_size),
             labels=test.labels,
@@ -111,8 +111,9 @@ def _by_forward_pass(config, params, model, test, tops):
     n = min(c.n_atlas_images, test.n_images)
     chosen = np.sort(np.random.default_rng([config.seed, 8]).permutation(test.n_images)[:n])
     log.info(
-        "ablation: the closed form holds at %s, the site is %s: the atlas takes forward passes, on %d images",
-        *(convnext.FINAL_SITE, test.site, n),
+        "ablation: the closed form does not hold at %s: the atlas takes forward passes, on %d images",
+        test.site,
+        n,
     )
 
     def batches():

@@ -11,15 +11,15 @@ import dataclasses
 import jax
 import numpy as np
 
-from jsae import classifier
+from jsae import classifier, metrics
 from jsae.activations import imported, store
 from jsae.classifier import pretrained
 from jsae.data import augment, identity, pipeline
 from jsae.data import settings as data_settings
+from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, attempts, logs, mesh, preemption, settings, stages
 from jsae.runtime.context import RunContext
 
-SPLITS = ("train", "val", "test")
 RANGES = {"batch_size": settings.COUNT, "images_per_shard": settings.COUNT}
 
 
@@ -84,13 +84,13 @@ def check_config(config) -> None:
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     mesh.check_batch(device_mesh, c.batch_size, "config.activations.batch_size")
     if k.workdir:
-        arch = classifier.load_arch(stages.folder(config, k.workdir, "classifier"))
+        model = classifier.load_model(stages.folder(config, k.workdir, "classifier"))
     elif k.pretrained:
-        arch = pretrained.read_arch(k.pretrained)  # None where the file is not needed any more, and gone
+        model = pretrained.read_model(k.pretrained)  # None where the file is not needed any more, and gone
     else:
-        arch = classifier.make_arch(k.arch, 1, stem_stride=k.stem_stride, depths=k.depths, dims=k.dims)
-    if arch is not None:
-        arch.check_site(c.site)
+        model = classifier.make_model(k.arch, 1, stem_stride=k.stem_stride, depths=k.depths, dims=k.dims)
+    if model is not None:
+        model.check_site(c.site)
 
 
 def _from_classifier(config, workdir):
@@ -102,7 +102,7 @@ def _from_classifier(config, workdir):
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     mesh.check_batch(device_mesh, c.batch_size, "config.activations.batch_size")
     params = classifier.load(stages.folder(config, workdir, "classifier"))
-    params.arch.check_site(c.site)
+    params.model.check_site(c.site)
     params = jax.jit(lambda p: p, out_shardings=mesh.replicated(device_mesh))(mesh.to_host(params))
     forward = make_forward(device_mesh, c.site)
     splits = identity.splits_of(config, workdir)
@@ -180,7 +180,7 @@ def _extract(forward, params, split, folder, c, device_mesh):
 
 
 def measure(folder, sizes, dtype: str) -> dict:
-    """Mean [C], scale and gamma = ||mean|| / ||std|| (arXiv 2605.31518) of the stored vectors.
+    """Mean [C], scale and `metrics.gamma` of the stored vectors.
 
     Raises ValueError if an activation is not finite.
     """
@@ -209,5 +209,5 @@ def measure(folder, sizes, dtype: str) -> dict:
     return {
         "mean": [float(m) for m in mean.astype(np.float32)],
         "scale": float(np.float32(scale)),
-        "gamma": float(np.linalg.norm(mean) / np.linalg.norm(std)),
+        "gamma": metrics.gamma(mean, std),
     }

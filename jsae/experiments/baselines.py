@@ -164,7 +164,7 @@ class Setting:
 
     def _parts(self, dictionary, stores) -> dict:
         """part_auroc and n_parts_found; NaN and None without masks of parts."""
-        stride_px = self.params.arch.stride(stores["test"].site)
+        stride_px = self.params.model.stride_px(stores["test"].site)
         where = cells.of_stores({s: self.splits[s] for s in stores}, stores, stride_px)
         if where is None or len(where["test"].names) == 1:
             return {"part_auroc": np.nan, "n_parts_found": None}

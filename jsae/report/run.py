@@ -71,7 +71,7 @@ def _test_activations(study: Study) -> ActivationStore | None:
         stages.require(study.config, study.workdir, "activations")
     except stages.StageMissing:
         return None
-    return study.store("test")
+    return study.activations("test")
 
 
 def _augmented(study: Study) -> bytes | None:

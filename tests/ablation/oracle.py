@@ -4,21 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae import sae
-from jsae.ablation import atlas
-from jsae.classifier import convnext
+from jsae import classifier, sae
+from jsae.classifier import Head, HeadNorm
 
 N_IMAGES, N_FEATURES, N_CHANNELS, N_CLASSES = 24, 37, 16, 5
 
 
-def make_head(rng, n_channels=N_CHANNELS, n_classes=N_CLASSES) -> atlas.Head:
+def make_head(rng, n_channels=N_CHANNELS, n_classes=N_CLASSES) -> Head:
     arrays = (
         rng.uniform(0.5, 2, n_channels),
         rng.normal(size=n_channels),
         rng.normal(size=(n_channels, n_classes)),
         rng.normal(size=n_classes),
     )
-    return atlas.Head(*(np.asarray(a, np.float32) for a in arrays), 1e-3)
+    scale, bias, kernel, offset = (np.asarray(a, np.float32) for a in arrays)
+    return Head(kernel, offset, HeadNorm(scale, bias, 1e-3))
 
 
 def make_case(seed=0, n_classes=N_CLASSES) -> dict:
@@ -42,11 +42,10 @@ def make_case(seed=0, n_classes=N_CLASSES) -> dict:
 
 
 def logits_of(head, pooled) -> np.ndarray:
-    scale, bias, kernel, offset = (
-        np.asarray(getattr(head, name), np.float64) for name in ("scale", "bias", "kernel", "offset")
-    )
+    arrays = (head.norm.scale, head.norm.bias, head.kernel, head.offset)
+    scale, bias, kernel, offset = (np.asarray(array, np.float64) for array in arrays)
     centred = np.asarray(pooled, np.float64) - np.mean(pooled, dtype=np.float64)
-    return (centred / np.sqrt(np.mean(centred**2) + head.eps) * scale + bias) @ kernel + offset
+    return (centred / np.sqrt(np.mean(centred**2) + head.norm.eps) * scale + bias) @ kernel + offset
 
 
 def measures_of(logits, target) -> np.ndarray:
@@ -73,8 +72,8 @@ def naive(head, w_dec, pooled, strength, labels, predictions, top_classes):
 
 def make_network(n_classes=6):
     """(params, SAE, acts [40, 3, 3, 16]): strong weights, features that fire often and strongly."""
-    arch = convnext.make_arch("toy", n_classes, stem_stride=1, depths=(0, 0, 0, 1), dims=(4, 6, 8, 16))
-    shapes = jax.eval_shape(lambda: convnext.init(jax.random.key(0), arch))
+    arch = classifier.make_model("toy", n_classes, stem_stride=1, depths=(0, 0, 0, 1), dims=(4, 6, 8, 16))
+    shapes = jax.eval_shape(lambda: classifier.init(jax.random.key(0), arch))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(0.5 * rng.normal(size=a.shape), jnp.float32), shapes)
     acts = rng.normal(size=(40, 3, 3, 16)) * rng.uniform(0.5, 3, 16)

@@ -1,14 +1,15 @@
 """The closed form against a float64 oracle and the patched forward pass; silent and single-class pairs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae import edits
+from jsae import classifier, edits
 from jsae.ablation import atlas, closed_form
 from jsae.ablation.feature_space import MEASURES
-from jsae.classifier import convnext
 from tests.ablation.oracle import N_FEATURES, N_IMAGES, logits_of, make_case, make_network, measures_of, naive
 
 MARGIN = MEASURES.index("margin")
@@ -70,7 +71,9 @@ def test_nothing_left_flips_to_the_class_that_an_empty_image_is_predicted_as():
     """Without biases the logits of an empty image are all 0, and argmax takes the first class."""
     case = make_case()
     head = case["head"]
-    case["head"] = atlas.Head(head.scale, 0 * head.bias, head.kernel, 0 * head.offset, head.eps)
+    case["head"] = dataclasses.replace(
+        head, offset=0 * head.offset, norm=dataclasses.replace(head.norm, bias=0 * head.norm.bias)
+    )
     case["strength"] = 0 * case["strength"]
     case["strength"][:2, 7] = 4.0
     case["w_dec"][7] = np.arange(16) / 8  # short binary fractions: nothing is left, exactly
@@ -175,11 +178,17 @@ def test_equals_the_patched_forward_pass(network):
     params, model, acts = network
     feats = np.asarray(model.encode(acts))
     strength = feats.mean((1, 2))
-    clean = np.asarray(convnext.apply(params, acts, start="stage4")[0])
+    clean = np.asarray(classifier.apply(params, acts, start="stage4")[0])
     labels, tops = np.arange(40, dtype=np.int32) % 6, np.arange(80, dtype=np.int32) % 6
     predictions = clean.argmax(-1).astype(np.int32)
     found = atlas.effects(
-        atlas.head_of(params), model.w_dec, acts.mean((1, 2)), strength, labels, predictions, tops
+        params.model.linear_head(params.variables),
+        model.w_dec,
+        acts.mean((1, 2)),
+        strength,
+        labels,
+        predictions,
+        tops,
     )
     norms = strength * np.linalg.norm(model.w_dec, axis=1)
     active = np.flatnonzero(strength.ravel() > 0)
@@ -191,9 +200,9 @@ def test_equals_the_patched_forward_pass(network):
     @jax.jit
     def patched(b, f):
         one = jax.lax.dynamic_slice_in_dim(jnp.asarray(acts), b, 1)
-        return convnext.apply(params, one, start="stage4", edits={"stage4": edits.suppress(model, f[None])})[
-            0
-        ][0]
+        return classifier.apply(
+            params, one, start="stage4", edits={"stage4": edits.suppress(model, f[None])}
+        )[0][0]
 
     rows, columns = np.unravel_index(pairs, strength.shape)
     without = np.asarray(jax.lax.map(lambda pair: patched(*pair), (jnp.asarray(rows), jnp.asarray(columns))))
@@ -207,8 +216,8 @@ def test_equals_the_patched_forward_pass(network):
 
 def test_the_head_is_that_of_the_network(network):
     params, _, acts = network
-    head = atlas.head_of(params)
-    logits = atlas.head_logits(head, jnp.asarray(acts.mean((1, 2))))
-    expected = convnext.apply(params, acts, start="stage4")[0]
+    head = params.model.linear_head(params.variables)
+    logits = classifier.head_logits(head, jnp.asarray(acts.mean((1, 2))))
+    expected = classifier.apply(params, acts, start="stage4")[0]
     np.testing.assert_allclose(logits, expected, atol=1e-5 * float(np.abs(expected).max()))  # float32
-    assert head.eps == params.arch.head_eps
+    assert head.norm.eps == params.model.head_eps

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jsae.analysis.tables import documentation, make
 
-from jsae import edits, metrics
+from jsae import classifier, edits, metrics
 from jsae.ablation import atlas, atlas_survey, atlas_tables
 from jsae.ablation.atlas_survey import STATISTICS
-from jsae.analysis.tables import documentation, make
-from jsae.classifier import convnext
 from tests.ablation.oracle import make_network, measures_of
 from tests.ablation.toy import batches
 
@@ -23,7 +22,7 @@ TOPS = np.where(np.arange(F) == 3, -1, np.arange(F) % L).astype(np.int32)
 def survey(network, *, labels=LABELS, size=16, tops=TOPS, **more):
     params, model, acts = network
     return atlas_survey.measure(
-        atlas.head_of(params),
+        params.model.linear_head(params.variables),
         model,
         batches(acts, size),
         labels=labels,
@@ -46,8 +45,10 @@ def found(network):
 
 def patched(params, acts, *pair):
     """Logits of the first edit and of the second, by default none, through the forward pass."""
-    run = jax.jit(lambda acts, edit: convnext.apply(params, acts, start="stage4", edits={"stage4": edit})[0])
-    return [np.asarray(run(acts, each), np.float64) for each in edits]
+    run = jax.jit(
+        lambda acts, edit: classifier.apply(params, acts, start="stage4", edits={"stage4": edit})[0]
+    )
+    return [np.asarray(run(acts, each), np.float64) for each in pair]
 
 
 @pytest.mark.parametrize("scope", ["map", "peak", "keep_only"])
@@ -88,9 +89,16 @@ def test_a_scope_is_an_edit(network, found, scope, feature):
 def test_classes_join_to_features_and_silent_images_are_left_out(network, found):
     params, model, acts = network
     strength = np.asarray(model.encode(acts)).mean((1, 2))
-    clean = np.asarray(convnext.apply(params, acts, start="stage4")[0]).argmax(-1).astype(np.int32)
+    clean = np.asarray(classifier.apply(params, acts, start="stage4")[0]).argmax(-1).astype(np.int32)
     pairs = atlas.effects(
-        *(atlas.head_of(params), model.w_dec, acts.mean((1, 2)), strength, LABELS, clean),
+        *(
+            params.model.linear_head(params.variables),
+            model.w_dec,
+            acts.mean((1, 2)),
+            strength,
+            LABELS,
+            clean,
+        ),
         np.maximum(TOPS, 0),
     )
     margin = np.asarray(pairs.deltas, np.float64)[0, 1]  # [N, F]
@@ -134,7 +142,14 @@ def test_attribution_is_the_derivative_of_the_effect(network, found):
     zeros = np.zeros(N, np.int32)
     step = 1e-2
     pairs = atlas.effects(
-        *(atlas.head_of(params), model.w_dec, acts.mean((1, 2)), step * strength, LABELS, zeros),
+        *(
+            params.model.linear_head(params.variables),
+            model.w_dec,
+            acts.mean((1, 2)),
+            step * strength,
+            LABELS,
+            zeros,
+        ),
         np.zeros(F, np.int32),
     )
     active = strength > 0

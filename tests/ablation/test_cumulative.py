@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from jsae import edits, metrics
-from jsae.ablation import atlas, cumulative
 from jsae.analysis.tables import documentation, make
-from jsae.classifier import convnext
+
+from jsae import classifier, edits, metrics
+from jsae.ablation import cumulative
 from tests.ablation.oracle import make_network
 
 N, F, M = 12, 80, 6
@@ -21,10 +20,10 @@ def case():
     acts = acts[:N]
     strength = np.array(np.asarray(model.encode(acts)).mean((1, 2)))
     labels = np.arange(N, dtype=np.int32) % 6
-    head = atlas.head_of(params)
+    head = params.model.linear_head(params.variables)
 
     def margin(pooled):
-        return metrics.measures(atlas.head_logits(head, pooled), jnp.asarray(labels))["margin"].sum()
+        return metrics.measures(classifier.head_logits(head, pooled), jnp.asarray(labels))["margin"].sum()
 
     gradient = jax.grad(margin)(jnp.asarray(acts.mean((1, 2))))
     return params, model, acts, strength, gradient, labels
@@ -40,7 +39,11 @@ def remove(case, rows=slice(None), n_joint=M, strength=None):
         np.arange(N),
     )
     return cumulative.remove(
-        *(atlas.head_of(params), model.w_dec, *(jnp.asarray(array)[rows] for array in arrays)),
+        *(
+            params.model.linear_head(params.variables),
+            model.w_dec,
+            *(jnp.asarray(array)[rows] for array in arrays),
+        ),
         jax.random.key(0),
         n_joint=n_joint,
     )
@@ -53,7 +56,9 @@ def test_equals_suppressing_the_features_together(case, order):
     norms = np.linalg.norm(model.w_dec, axis=1)
     scores = strength * (np.asarray(gradient) @ np.asarray(model.w_dec).T if order == ATTRIBUTION else norms)
     scores = np.where(strength > 0, scores, -np.inf)
-    run = jax.jit(lambda acts, edit: convnext.apply(params, acts, start="stage4", edits={"stage4": edit})[0])
+    run = jax.jit(
+        lambda acts, edit: classifier.apply(params, acts, start="stage4", edits={"stage4": edit})[0]
+    )
     for m in (0, 1, M):
         keep = np.ones((N, 1, 1, F), np.float32)
         for b in range(N):

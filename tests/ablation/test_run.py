@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 import jsae.ablation.run as stage
-from jsae import sae
-from jsae.classifier import convnext
+from jsae import classifier, sae
+from jsae.classifier.families.convnext.model import ConvNeXt
 from jsae.data import augment, cache, identity
 from jsae.runtime import artifacts, preemption, stages
 
@@ -46,9 +46,9 @@ def make_config(**ablation):
 @pytest.fixture(scope="module")
 def parts():
     """Classifier, SAE, split and activations at stage4, an 4x4 grid."""
-    arch = convnext.make_arch("toy", L, stem_stride=1, depths=(1, 1, 1, 1), dims=(4, 6, 8, 12))
+    arch = classifier.make_model("toy", L, stem_stride=1, depths=(1, 1, 1, 1), dims=(4, 6, 8, 12))
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: convnext.init(jax.random.key(0), arch))
+    shapes = jax.eval_shape(lambda: classifier.init(jax.random.key(0), arch))
     params = jax.tree.map(lambda a: jnp.asarray(0.5 * rng.normal(size=a.shape), jnp.float32), shapes)
     images = rng.integers(0, 256, (N, S, S, 3), np.uint8)
     masks = np.zeros((N, S, S), np.uint16)
@@ -62,7 +62,7 @@ def parts():
         (),
         masks,
     )
-    logits, acts = jax.jit(convnext.apply)(params, augment.normalise(images))
+    logits, acts = jax.jit(classifier.apply)(params, augment.normalise(images))
     x = np.asarray(acts["stage4"])
     mean, scale = x.mean((0, 1, 2)), x.std()
     rows = rng.normal(size=(F, 12)).astype(np.float32)
@@ -206,13 +206,13 @@ def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monk
         stage.run(config, workdir)
 
 
-def test_at_another_site_the_atlas_takes_forward_passes(make_workdir, monkeypatch, caplog):
+def test_without_a_linear_head_the_atlas_takes_forward_passes(make_workdir, monkeypatch, caplog):
     config = make_config()
     workdir = make_workdir(config)
-    monkeypatch.setattr(stage.stage_tables.convnext, "FINAL_SITE", "stage5")
+    monkeypatch.setattr(ConvNeXt, "linear_head", lambda *_: None)
     with caplog.at_level(logging.INFO, "jsae"):
         stage.run(config, workdir)
-    assert "closed form holds at stage5, the site is stage4" in caplog.text
+    assert "closed form does not hold at stage4" in caplog.text
     found = stages.results(config, workdir, "ablation")["atlas"]
     assert found["n_pairs"] == 12 * F and found["n_guarded"] == 0
     assert len(read(workdir, "atlas")) == F and not (workdir / "ablation" / "cumulative.parquet").exists()

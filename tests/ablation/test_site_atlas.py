@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-
-from jsae.ablation import atlas, atlas_survey, atlas_tables, site_atlas
 from jsae.analysis.tables import make
+
+from jsae.ablation import atlas_survey, atlas_tables, site_atlas
 from jsae.classifier.forward import LogitsFromActs
 from tests.ablation.oracle import make_network
 from tests.ablation.toy import batches
@@ -44,7 +44,11 @@ def found(network):
 def test_equals_the_closed_form_where_that_holds(network, found):
     params, model, acts = network
     closed = atlas_survey.measure(
-        *(atlas.head_of(params), model, batches(acts, 16)), labels=LABELS, top_classes=TOPS, n_joint=3, seed=0
+        *(params.model.linear_head(params.variables), model, batches(acts, 16)),
+        labels=LABELS,
+        top_classes=TOPS,
+        n_joint=3,
+        seed=0,
     )
     pairs = [(found.by_class, closed.by_class), (found.attribution, closed.attribution)]
     pairs += [(found.by_feature[scope], closed.by_feature[scope]) for scope in atlas_survey.SCOPES]

@@ -1,4 +1,4 @@
-"""The benchmark's section on the closed-form atlas: how fast it is, and how near to the patched forward pass.
+"""The section `all_features` of the benchmark: how fast the closed form is, and how near to the forward pass.
 
 `rates` is on random numbers, every pair active. `study` opens a finished study of the final site and compares
 1,000 of its active (feature, image) pairs, the 100 with the largest a * ||w|| among them, with the forward
@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jsae
-from jsae import edits
+from jsae import classifier, edits
 from jsae.ablation import atlas, atlas_survey
 from jsae.ablation.feature_space import MEASURES, TARGETS, measures
-from jsae.classifier import convnext
 
 N_PAIRS, N_STRONGEST = 1000, 100
 _BATCH = 128  # images
@@ -33,12 +32,10 @@ def rates(
     keys = jax.random.split(jax.random.key(0), 6)
     rows = jax.random.normal(keys[0], (n_features, n_channels))
     pooled = jax.random.normal(keys[1], (n_images, n_channels))
-    head = atlas.Head(
-        scale=jnp.ones(n_channels),
-        bias=jnp.zeros(n_channels),
+    head = classifier.Head(
         kernel=jax.random.normal(keys[2], (n_channels, n_classes)) / n_channels**0.5,
         offset=jnp.zeros(n_classes),
-        eps=1e-6,
+        norm=classifier.HeadNorm(jnp.ones(n_channels), jnp.zeros(n_channels), 1e-6),
     )
     arguments = (
         head,
@@ -46,7 +43,7 @@ def rates(
         pooled,
         0.01 + 2 * jax.random.exponential(keys[3], (n_images, n_features)),
         jax.random.randint(keys[4], (n_images,), 0, n_classes),
-        jnp.argmax(atlas.head_logits(head, pooled), -1),
+        jnp.argmax(classifier.head_logits(head, pooled), -1),
         jax.random.randint(keys[5], (n_features,), 0, n_classes),
     )
     together = {"groups": jnp.zeros(n_images, jnp.int32), "n_groups": 1}
@@ -70,17 +67,16 @@ def study(workdir, rounds: int) -> dict:
     Raises ValueError if its site is not the final one.
     """
     opened = jsae.load(workdir)
-    if opened.site != convnext.FINAL_SITE:
-        raise ValueError(
-            f"{workdir} is a study of {opened.site}; the closed form is of {convnext.FINAL_SITE}"
-        )
+    last = opened.classifier.params.model.sites[-1]
+    if opened.site != last:
+        raise ValueError(f"{workdir} is a study of {opened.site}; the closed form is of {last}")
     params, sae, store = opened.classifier.params, opened.sae, opened.activations("test")
     found = opened.table("features")["top_class"].to_pylist()
     tops = np.array([-1 if top is None else top for top in found], np.int32)
     row = against_forward_pass(params, sae, store, tops)
     seconds = [
         atlas_survey.measure(
-            atlas.head_of(params),
+            params.model.linear_head(params.variables),
             sae,
             store.batches(_BATCH),
             labels=store.labels,
@@ -111,7 +107,7 @@ def against_forward_pass(
       largest_logit (of the clean images), n_flips_differing, and for each measure largest_difference_MEASURE:
       the largest |closed form - forward pass| over pairs and targets.
     """
-    head, tops = atlas.head_of(params), np.maximum(top_classes, 0).astype(np.int32)
+    head, tops = params.model.linear_head(params.variables), np.maximum(top_classes, 0).astype(np.int32)
     labels = np.maximum(store.labels, 0).astype(np.int32)
     encode = jax.jit(lambda sae, acts: sae.encode(acts).mean((1, 2)))
     with jax.default_matmul_precision("float32"):
@@ -172,10 +168,10 @@ def _forward(params, sae, acts, features):
 
     def one(pair):
         acts, feature = pair
-        without = {convnext.FINAL_SITE: edits.suppress(sae, feature[None])}
+        site = params.model.sites[-1]
+        without = {site: edits.suppress(sae, feature[None])}
         return tuple(
-            convnext.apply(params, acts[None], start=convnext.FINAL_SITE, edits=chosen)[0][0]
-            for chosen in (None, without)
+            classifier.apply(params, acts[None], start=site, edits=chosen)[0][0] for chosen in (None, without)
         )
 
     return jax.lax.map(one, (acts, features))

@@ -12,7 +12,8 @@ import signal
 import tempfile
 
 from jsae.runtime import stages
-from launch import compare_runs, fault_process
+from launch import markdown
+from launch.faults import compare_runs, runs
 
 # phase -> (the stage made anew, the line after which it begins, the line at which it is over)
 PHASES = {
@@ -42,7 +43,7 @@ def latencies(calm: pathlib.Path, folder: pathlib.Path, n: int, seed: int) -> di
         for name in stages.STAGES[stages.STAGES.index(stage) :]:
             shutil.rmtree(base / name, ignore_errors=True)
         _copy(base, folder / "work")
-        alone = fault_process.run(folder / "work", fail="trace@*", **_how(phase))
+        alone = runs.run(folder / "work", fail="trace@*", **_how(phase))
         length_s = alone.time_of(ends) - alone.time_of(begins)
         found[phase] = []
         for _ in range(n * 3):
@@ -50,7 +51,7 @@ def latencies(calm: pathlib.Path, folder: pathlib.Path, n: int, seed: int) -> di
                 break
             _copy(base, folder / "work")
             strike = (begins, rng.uniform(0, 0.9 * length_s), signal.SIGTERM)
-            done = fault_process.run(folder / "work", fail="trace@*", strike=strike, **_how(phase))
+            done = runs.run(folder / "work", fail="trace@*", strike=strike, **_how(phase))
             over = done.struck_s is None or any(
                 ends in line and time_s < done.struck_s
                 for line, time_s in zip(done.lines, done.times_s, strict=True)
@@ -74,14 +75,11 @@ def _copy(base: pathlib.Path, work: pathlib.Path) -> None:
     shutil.copytree(base, work)
 
 
-def table(found: dict[str, list[float | None]]) -> str:
-    """Markdown: phase, how many, median, maximum, how many did not end with 75."""
-    lines = ["| phase | signals | ended with 75 | median s | maximum s |", "|---|---|---|---|---|"]
-    for phase, times in found.items():
-        good = sorted(time for time in times if time is not None)
-        numbers = f"{good[len(good) // 2]:.2f} | {good[-1]:.2f}" if good else "- | -"
-        lines.append(f"| {phase} | {len(times)} | {len(good)} | {numbers} |")
-    return "\n".join(lines)
+def _row(phase: str, times: list[float | None]) -> dict:
+    good = sorted(time for time in times if time is not None)
+    median, largest = (f"{good[len(good) // 2]:.2f}", f"{good[-1]:.2f}") if good else ("-", "-")
+    row = {"phase": phase, "signals": len(times), "ended with 75": len(good)}
+    return row | {"median s": median, "maximum s": largest}
 
 
 def kill_every(workdir: pathlib.Path, settings, every_s: float, environment) -> tuple[list[float], bool]:
@@ -89,7 +87,7 @@ def kill_every(workdir: pathlib.Path, settings, every_s: float, environment) -> 
     shutil.rmtree(workdir, ignore_errors=True)
     seconds, how = [], {"whole": True, "environment": environment, "strike": ("", every_s, signal.SIGKILL)}
     while len(seconds) < 200:
-        done = fault_process.run(workdir, settings, **how)
+        done = runs.run(workdir, settings, **how)
         seconds.append(done.seconds)
         if done.code != -signal.SIGKILL:
             return seconds, done.code == 0
@@ -101,9 +99,9 @@ def report_latencies(folder: pathlib.Path, n: int, seed: int) -> bool:
     calm = folder / "calm"
     if not (calm / "report" / "index.html").exists():
         shutil.rmtree(calm, ignore_errors=True)
-        fault_process.run(calm)
+        runs.run(calm)
     found = latencies(calm, folder, n, seed)
-    print(table(found))
+    print(markdown.table([_row(phase, times) for phase, times in found.items()]))
     times = [time for of_phase in found.values() for time in of_phase]
     return len(times) == n * len(PHASES) and all(time is not None and time <= 30 for time in times)
 
@@ -123,7 +121,7 @@ def report_useful(folder: pathlib.Path, settings, every_s: float) -> bool:
     shutil.rmtree(folder / "alone", ignore_errors=True)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         own, others = (os.environ | {"JAX_COMPILATION_CACHE_DIR": path} for path in (one, other))
-        alone = fault_process.run(folder / "alone", settings, whole=True, environment=own)
+        alone = runs.run(folder / "alone", settings, whole=True, environment=own)
         seconds, ended = kill_every(folder / "killed", settings, every_s, others)
     differences = compare_runs.compare(folder / "alone", folder / "killed") if ended else ["it did not end"]
     print(

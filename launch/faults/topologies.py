@@ -1,6 +1,6 @@
 """The same study on 1, 2 and 4 processes, and SAEs that change their topology on the way; two tables.
 
-    python -m launch.topologies --workdir=W [--processes=1,2,4] [--devices=2] [-- --config.KEY=VALUE ...]
+    python -m launch.faults.topologies --workdir=W [--processes=1,2,4] [--devices=2] [-- --config.KEY=VALUE]
 
 Processes find each other over jax.distributed on loopback, each with CPU devices of its own. Every study
 starts from nothing in W/processes_N. Then the SAE of the first is trained again in W/change_I: stopped with
@@ -22,7 +22,7 @@ import time
 
 from absl import flags
 
-from launch import usage
+from launch import markdown, usage
 
 PREEMPTED = 75
 # (processes, model axis) before and after the stop
@@ -123,14 +123,6 @@ def add_differences(rows: list[dict], reference: dict) -> None:
             row["accuracy off by"] = f"{100 * abs(row['accuracy'] - reference['accuracy']):.2f} points"
 
 
-def show(rows: list[dict]) -> None:
-    """Print a table."""
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(v if isinstance(v, str) else f"{v:.5g}" for v in row.values()) + " |")
-    print(flush=True)
-
-
 def define_flags() -> None:
     """The flags of this command; not where it is imported for its functions."""
     flags.DEFINE_string("workdir", None, "Folder for the studies.", required=True)
@@ -140,14 +132,14 @@ def define_flags() -> None:
     flags.DEFINE_bool("changes", True, "Change topologies too.")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     workdir, n_devices = pathlib.Path(flags.FLAGS.workdir), flags.FLAGS.devices
     arguments = [f"--config={flags.FLAGS.config}", *argv[1:]]
     rows = [
         study(workdir / f"processes_{n}", n, n_devices, arguments) for n in map(int, flags.FLAGS.processes)
     ]
     add_differences(rows, rows[0])
-    show(rows)
+    print(markdown.table(rows, digits=5) + "\n", flush=True)
     if not flags.FLAGS.changes:
         return
     first = workdir / f"processes_{flags.FLAGS.processes[0]}"
@@ -156,7 +148,7 @@ def main(argv):
         changed(workdir / f"change_{i}", first, change, n_devices, often) for i, change in enumerate(CHANGES)
     ]
     add_differences(changes, rows[0])
-    show(changes)
+    print(markdown.table(changes, digits=5))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from jsae import classifier
 from jsae import sae as saes
 from jsae.ablation import closed_form
-from jsae.classifier import convnext
-from launch import benchmark, benchmark_atlas
+from launch.benchmark import all_features, turns
 
 
 def test_rates_of_a_small_atlas():
-    row = benchmark_atlas.rates(benchmark.alternate, 1, n_images=8, n_features=40, n_channels=16, n_classes=3)
+    row = all_features.rates(turns.alternate, 1, n_images=8, n_features=40, n_channels=16, n_classes=3)
     assert row["n_pairs"] == 320 and 0 <= row["n_guarded"] < 320
     assert row["ablations_per_s"] > 0 and row["three_targets_ablations_per_s"] > 0
 
@@ -28,7 +28,7 @@ class Store:
         self._acts = rng.normal(size=(20, 2, 2, 8)).astype(np.float32)
         self._acts[:2] = 30 * np.asarray(sae.w_dec)[:2, None, None, :] + 0.1 * self._acts[:2]
         self.labels = rng.integers(0, 3, 20).astype(np.int32)
-        logits = jax.jit(lambda acts: convnext.apply(params, acts, start="stage4")[0])(self._acts)
+        logits = jax.jit(lambda acts: classifier.apply(params, acts, start="stage4")[0])(self._acts)
         self.predictions = np.asarray(logits).argmax(-1).astype(np.int32)
 
     def read(self, start, stop):
@@ -41,8 +41,8 @@ class Store:
 
 @pytest.fixture(scope="module")
 def study():
-    arch = convnext.make_arch("toy", 3, stem_stride=1, depths=(0, 0, 0, 0), dims=(2, 2, 2, 8))
-    params = jax.jit(lambda key: convnext.init(key, arch, kernels="fan_in"))(jax.random.key(0))
+    arch = classifier.make_model("toy", 3, stem_stride=1, depths=(0, 0, 0, 0), dims=(2, 2, 2, 8))
+    params = jax.jit(lambda key: classifier.init(key, arch, kernels="fan_in"))(jax.random.key(0))
     kinds = {"variant": "topk", "k": 5, "mean": np.zeros(8, np.float32), "scale": 1.0}
     sae = saes.init(jax.random.key(1), n_channels=8, n_features=24, **kinds)
     return types.SimpleNamespace(params=params, sae=sae, store=Store(sae, params))
@@ -50,7 +50,7 @@ def study():
 
 def compare(study, **settings):
     tops = np.arange(24) % 3 - (np.arange(24) == 5)
-    return benchmark_atlas.against_forward_pass(study.params, study.sae, study.store, tops, **settings)
+    return all_features.against_forward_pass(study.params, study.sae, study.store, tops, **settings)
 
 
 def test_the_closed_form_is_the_forward_pass(study):
@@ -63,11 +63,11 @@ def test_the_closed_form_is_the_forward_pass(study):
 
 
 def test_an_error_is_seen(study, monkeypatch):
-    right = benchmark_atlas.atlas.effects
+    right = all_features.atlas.effects
 
     def wrong(head, w_dec, *rest):
         return right(head, 1.001 * w_dec, *rest)
 
-    monkeypatch.setattr(benchmark_atlas.atlas, "effects", wrong)
+    monkeypatch.setattr(all_features.atlas, "effects", wrong)
     row = compare(study, n_pairs=150, n_strongest=20)
     assert row["largest_difference_logit"] > 1e-5 * row["largest_logit"]

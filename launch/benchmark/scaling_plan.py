@@ -1,20 +1,20 @@
 """Per-device memory and traffic of an SAE's training step on every topology of a number of devices.
 
-    python -m launch.scaling_plan                       # F = 2^20, C = 1536, N = 16384, k = 64 on 64 devices
-    python -m launch.scaling_plan --features=131072 --devices=8 --memory_gib=80
+    python -m launch.benchmark.scaling_plan    # F = 2^20, C = 1536, N = 16384, k = 64 on 64 devices
+    python -m launch.benchmark.scaling_plan --features=131072 --devices=8 --memory_gib=80
 
-Arithmetic only (jsae/sae/plan.py); tests/sae/test_sae_plan.py holds it against a compiled 2 x 2 step.
+Arithmetic only (jsae/sae/plan.py); tests/sae/test_plan.py holds it against a compiled 2 x 2 step.
 """
 
 from absl import app, flags
 
 from jsae.sae import plan
-from launch import usage
+from launch import markdown, usage
 
 _FEATURES = flags.DEFINE_integer("features", 2**20, "F.")
 _CHANNELS = flags.DEFINE_integer("channels", 1536, "C.")
 _BATCH = flags.DEFINE_integer("batch", 16384, "N, vectors of a step.")
-_K = flags.DEFINE_integer("k", 64, "Active features of a vector; 0 for a variant without.")
+_K = flags.DEFINE_integer("k", 64, "Active features per vector; 0 for a variant without.")
 _DEVICES = flags.DEFINE_integer("devices", 64, "Devices.")
 _MEMORY = flags.DEFINE_float("memory_gib", 80.0, "Memory of a device.")
 _TERAFLOPS = flags.DEFINE_float("teraflops", 400.0, "Operations a device does in a second, in 1e12.")
@@ -25,7 +25,7 @@ GIB = 2**30
 
 
 def rows() -> list[dict]:
-    """The table's rows, one a topology."""
+    """The table's rows, one per topology."""
     plans = plan.topologies(
         _DEVICES.value,
         n_channels=_CHANNELS.value,
@@ -50,15 +50,10 @@ def rows() -> list[dict]:
     ]
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    table = rows()
-    print("| " + " | ".join(table[0]) + " |")
-    print("|" + "---|" * len(table[0]))
-    for row in table:
-        cells = [value if isinstance(value, str) else f"{value:.3g}" for value in row.values()]
-        print("| " + " | ".join(cells) + " |")
+    print(markdown.table(rows(), digits=3))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ import threading
 import time
 
 from jsae.runtime import failpoints
-from launch import topologies
+from launch.faults import topologies
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 MODULE = "launch.pipeline"
 ALL_S = 900.0  # a run that takes longer hangs
 
@@ -201,7 +201,7 @@ def _server(number: int):
     """A fork server, started once, and a folder for its pipes; both go when this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="jsae-faults-")
     server = subprocess.Popen(
-        [sys.executable, "-m", "launch.fault_server"],
+        [sys.executable, "-m", "launch.faults.server"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

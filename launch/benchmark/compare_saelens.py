@@ -1,4 +1,4 @@
-"""Compare exported SAEs with sae-lens itself: `python -m launch.compare_saelens FOLDER...`.
+"""Compare exported SAEs with sae-lens itself: `python -m launch.benchmark.compare_saelens FOLDER...`.
 
 Needs `pip install sae-lens` (its torch on CPU), which jsae does not; without a folder one random SAE of each
 variant is exported, with a mean and a scale far from 0 and 1. Prints the largest difference of features and

@@ -1,4 +1,4 @@
-"""The section `sae` of `launch.benchmark`: training steps of sparse autoencoders.
+"""The section `sae` of the benchmark: training steps of sparse autoencoders.
 
 vectors/s of whole steps (gradients, projection, Adam, AuxK where a variant has it) at 768 channels, 6,144
 features, k = 32 and 4,096 vectors, beside the encoder's product alone and other people's code in the same
@@ -100,7 +100,7 @@ def rates(
 ) -> dict:
     """Vectors/s of a training step by variant, of the encoder's product alone, and of peers.
 
-    `alternate` is that of `launch.benchmark`; `peer_rows` () -> rows of peers, called once a round.
+    `alternate` is that of benchmark/turns.py; `peer_rows` () -> rows of peers, called once a round.
     """
     row, running = {}, {"encoder_product": encoder_product(n_channels, n_features, n)}
     for name in TERMS:
