@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jsae import study as studies
 from jsae.activations import ActivationStore
+from jsae.analysis.cells import FOREGROUND
 from jsae.data import cache
 from jsae.report.formatting import is_known
 from jsae.report.summary import complete_manifests
 from jsae.report.survey import Survey
 from jsae.runtime import logs, stages
+from jsae.study import TABLES, Study
 from jsae.tables import documentation
 
-FOREGROUND = "foreground"  # a part of localisation.parquet that is the whole object
 _MORE = {  # table of the analysis -> the name of a column of `Results.features`, its name there
     "localisation": {
         "part": "part",
@@ -134,7 +134,7 @@ class Results:
         return found
 
 
-def read(study: "studies.Study", summary: dict, *, n_pages: int, facts: dict) -> Results:
+def read(study: Study, summary: dict, *, n_pages: int, facts: dict) -> Results:
     """The results of all stages that are complete.
 
     Args:
@@ -143,12 +143,7 @@ def read(study: "studies.Study", summary: dict, *, n_pages: int, facts: dict) ->
       n_pages: how many features get a page; the ablated ones come first.
       facts: what is known of data and site, see `Results` and `facts_of`.
     """
-    tables = {}
-    for name in studies.TABLES:
-        try:
-            tables[name] = study.table(name)
-        except stages.StageMissing:
-            continue
+    tables = {name: study.table(name) for name in TABLES if study.has_table(name)}
     columns, docs = _columns(tables) if "features" in tables else ({}, {})
     found = Results(
         facts=facts,

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from jsae import tables
-from jsae.report import card, results, twins
+from jsae.analysis import cells
+from jsae.report import card, twins
 from jsae.report.figures import classifier as classifier_figures
 from jsae.report.formatting import number
 from jsae.report.pages import features, sections
@@ -237,12 +238,12 @@ def test_a_feature_gets_the_part_that_it_finds_best_on_train(report):
     data = read_data(report)
     rows = fake_tables.localisation_table().to_pylist()
     for i, feature in enumerate(data["feature"]):
-        mine = [r for r in rows if r["feature"] == feature and r["part"] != results.FOREGROUND]
+        mine = [r for r in rows if r["feature"] == feature and r["part"] != cells.FOREGROUND]
         best = max(mine, key=lambda r: r["auroc_train"])
         assert data["part"][i] == best["part"]
         assert number(best["auroc"]) in [column["text"][i] for column in data["columns"]]
     page = (report / "features" / "feature-1.html").read_text()
-    best = max((r for r in rows[3:6] if r["part"] != results.FOREGROUND), key=lambda r: r["auroc_train"])
+    best = max((r for r in rows[3:6] if r["part"] != cells.FOREGROUND), key=lambda r: r["auroc_train"])
     assert f">{best['part']}<" in page and f">train {number(best['auroc_train'])}<" in page
     assert "erf share" in page and f">{number(0.15)}<" in page
     overview = (report / "index.html").read_text()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jinja2
 
 from jsae import metrics
-from jsae.ablation import input_space
+from jsae.ablation.input_space import controls
 from jsae.analysis import features
 from jsae.report import formatting
 
@@ -35,7 +35,7 @@ def _environment() -> jinja2.Environment:
         "max_q": features.MAX_Q,
         "min_auroc": features.MIN_AUROC,
         "n_purity": metrics.N_PURITY,
-        "energy_tolerance": input_space.ENERGY_TOLERANCE,
+        "energy_tolerance": controls.ENERGY_TOLERANCE,
     }
     return environment
 

@@ -4,8 +4,8 @@ A section is (page data, figures by name); parts whose table does not exist are 
 """
 
 import pyarrow as pa
-import scipy.stats
 
+from jsae import metrics
 from jsae.report.figures import classifier as classifier_figures
 from jsae.report.figures import histograms, pareto
 from jsae.report.figures.lines import Series, learning_curves, line_panel
@@ -55,10 +55,8 @@ _PARTS = (
 
 def with_wilson(row: dict, n: int | None) -> dict:
     """The row with the 95% Wilson interval of its accuracy, a share of `n` images; None where unknown."""
-    ends = (None, None)
-    if is_known(row["accuracy"]) and n:
-        ends = scipy.stats.binomtest(round(row["accuracy"] * n), n).proportion_ci(method="wilson")
-    return row | interval("accuracy", row["accuracy"], *ends)
+    low, high = metrics.wilson(row["accuracy"], n) or (None, None)
+    return row | interval("accuracy", row["accuracy"], low, high)
 
 
 def classifier_section(results: Results) -> tuple[dict, dict]:
