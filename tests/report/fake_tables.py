@@ -15,7 +15,11 @@ TARGETS = ("label", "prediction", "top_class")
 MEASURES = ("logit", "margin", "confidence", "log_confidence")
 
 
-LAYOUTS = {name: importlib.import_module(listed.module).TABLE for name, listed in study.TABLES.items()}
+LAYOUTS = {  # the classifier's tables are made by its own function of logits
+    name: importlib.import_module(listed.module).TABLE
+    for name, listed in study.TABLES.items()
+    if listed.stage != "classifier"
+}
 
 
 def fill(name: str, rows: Iterable[dict]) -> pa.Table:
@@ -23,7 +27,7 @@ def fill(name: str, rows: Iterable[dict]) -> pa.Table:
 
     A row may say None for all columns but those that it names: {..., "unknown": True}.
     """
-    schema = LAYOUTS[name].schema
+    schema = getattr(LAYOUTS[name], "schema", LAYOUTS[name])
     rng = np.random.default_rng(list(name.encode()))
     drawn = []
     for row in rows:
