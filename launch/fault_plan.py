@@ -1,6 +1,6 @@
 """Which faults befall a run, where, and what must come of each.
 
-A calm run says every failpoint it visits (JSAE_FAIL=trace@*); a plan draws from these, so that a fault is
+A calm run says every failpoint it visits (fail="trace@*"); a plan draws from these, so that a fault is
 never aimed at a place that does not exist. In one workdir the faults follow each other in the order of their
 places: each is visited by the run that goes on after the fault before.
 """
@@ -29,7 +29,7 @@ class Fault:
       kind: kill, term, int, full: befalls the run at `point`. truncate, flip, tear: the run is killed at
         `point`, then the newest file that `target` names is damaged.
       stage: the stage in which the point lies.
-      point: POINT#N of a JSAE_FAIL.
+      point: POINT#N of launch.fault_points.
       process: the process of several that it befalls.
       target: a shell pattern of files in the workdir.
       heard: words that one line of the next run must hold; none for damage that is mended in silence.

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMMANDS = sorted(
     path.stem
     for path in (ROOT / "launch").glob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text() and path.stem != "fault_server"
+    if 'if __name__ == "__main__"' in path.read_text() and path.stem not in ("fault_server", "fault_points")
 )
 DEMO = "--config=configs/demo.py:small"
 FORKS = """
