@@ -43,7 +43,7 @@ _UNFINISHED = ".unfinished-"  # artifacts.UNFINISHED; that module imports jax, a
 class Failpoint:
     """Does its action at a point, once (a trace at each). Raises ValueError that shows the form of FAIL."""
 
-    def __init__(self, fail: str):
+    def __init__(self, fail: str) -> None:
         self._action, at, place = fail.partition("@")
         self._pattern, _, count = place.partition("#")
         if not at or not self._pattern or self._action not in ACTIONS or not (count or "1").isdigit():

@@ -82,7 +82,7 @@ def run(work: Callable[[Any, str, RunContext], None]) -> None:
         app.run(lambda argv: _main(argv, work), flags_parser=_parse)
 
 
-def _parse(argv):
+def _parse(argv: list[str]) -> list[str]:
     """Parse the command line; a mistake ends the run with one line that says what is valid."""
     if usage.wants_help(argv):
         usage.show_help(
@@ -102,7 +102,7 @@ def _parse(argv):
     return rest
 
 
-def _keys(config, path: str = "config") -> list[str]:
+def _keys(config: Any, path: str = "config") -> list[str]:
     """A line for each key of a config with its value, as Python writes it."""
     lines = []
     for key, value in config.items():
@@ -111,13 +111,13 @@ def _keys(config, path: str = "config") -> list[str]:
     return lines
 
 
-def _last_line(error) -> str:
+def _last_line(error: Exception) -> str:
     """The message without the traceback that config_flags puts into it."""
     text = str(error.args[0]) if error.args else str(error)
     return text.strip().splitlines()[-1].strip() if "Traceback" in text else text
 
 
-def _main(argv, work) -> None:
+def _main(argv: list[str], work: Callable[[Any, str, RunContext], None]) -> None:
     if len(argv) > 1:
         sys.exit(
             f"error: unexpected argument {argv[1]!r}; flags are --config, --config.KEY=VALUE, "
@@ -176,7 +176,7 @@ def _main(argv, work) -> None:
         sys.exit(1)
 
 
-def _explained(error: Exception, workdir) -> str:
+def _explained(error: Exception, workdir: str) -> str:
     """The message, and what to do about a full disk, a damaged file or a process that is gone."""
     lost = SIGNALS.peers and SIGNALS.peers.explain(error)
     if lost:

@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from jsae.runtime import digests, paths, preemption
+from jsae.runtime.paths import PathLike
 
 MANIFEST_KEY = b"jsae.manifest"
 CHECKSUMS = "checksums.json"
 UNFINISHED = ".unfinished-"  # what the temporary files' names begin with
-Path = str | os.PathLike
 
 
-def write_bytes(path: Path, data: bytes, *, checked: bool = False, by_any: bool = False) -> None:
+def write_bytes(path: PathLike, data: bytes, *, checked: bool = False, by_any: bool = False) -> None:
     """Write `data` to `path` atomically, in the writer process only.
 
     Args:
@@ -70,14 +70,14 @@ def _replace(path: epath.Path, data: bytes, sync: bool) -> None:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
 
 
-def remove(path: Path) -> None:
+def remove(path: PathLike) -> None:
     """Remove a file that may not be there, in the writer process; one that cannot be removed stays."""
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
             epath.Path(path).unlink(missing_ok=True)
 
 
-def drop_unfinished(folder: Path) -> None:
+def drop_unfinished(folder: PathLike) -> None:
     """Remove the temporary files that a killed run left in a local folder and the folders in it."""
     if jax.process_index() == 0 and not paths.is_remote(folder):
         for pattern in (f"{UNFINISHED}*", f"*/{UNFINISHED}*"):
@@ -93,13 +93,13 @@ def _checksums(folder: epath.Path) -> dict[str, list[str]]:
         raise digests.Damaged(path, f"{path}, the folder's checksums, is damaged ({error})") from error
 
 
-def recorded(path: Path) -> list[str] | None:
+def recorded(path: PathLike) -> list[str] | None:
     """The checksums that a file may have, the newest first; None if none was recorded."""
     path = epath.Path(path)
     return _checksums(path.parent).get(path.name)
 
 
-def check(path: Path) -> None:
+def check(path: PathLike) -> None:
     """Raise `digests.Damaged` if the file is not what was written; files without a checksum pass."""
     valid = recorded(path)
     try:
@@ -109,7 +109,7 @@ def check(path: Path) -> None:
         raise digests.Damaged(path, f"{path} is gone, although it was written") from error
 
 
-def is_known(path: Path, valid: Sequence[str]) -> bool:
+def is_known(path: PathLike, valid: Sequence[str]) -> bool:
     """Whether the file has one of the checksums; a local one that has not changed since is not read again."""
     try:
         _check_file(path, valid)
@@ -118,7 +118,7 @@ def is_known(path: Path, valid: Sequence[str]) -> bool:
     return True
 
 
-def _check_file(path: Path, valid: Sequence[str]) -> None:
+def _check_file(path: PathLike, valid: Sequence[str]) -> None:
     if paths.is_remote(path):
         _check_content(epath.Path(path), tuple(valid), None)
     else:
@@ -136,13 +136,13 @@ def _check_content(path: epath.Path, valid: tuple[str, ...], stamp: tuple[int, i
 _check_once = functools.lru_cache(maxsize=1 << 14)(_check_content)  # what raises is not kept
 
 
-def _raise_damaged(path: Path, found: str, valid: Sequence[str]) -> NoReturn:
+def _raise_damaged(path: PathLike, found: str, valid: Sequence[str]) -> NoReturn:
     raise digests.Damaged(
         path, f"{path} is damaged: its checksum is {found}, what was written had {valid[0]}"
     )
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: PathLike) -> bytes:
     """The bytes of a file. Raises `digests.Damaged` if they are not what was written."""
     path = epath.Path(path)
     if not paths.is_remote(path):
@@ -156,7 +156,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: PathLike) -> Iterator[None]:
     """Errors of a read say of which file; the system itself names only what it cannot open."""
     try:
         yield
@@ -166,7 +166,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"cannot read {path}: {error.strerror or error}") from error
 
 
-def write_json(path: Path, obj: Any, *, checked: bool = False, by_any: bool = False) -> None:
+def write_json(path: PathLike, obj: Any, *, checked: bool = False, by_any: bool = False) -> None:
     """Write `obj` as JSON. Raises ValueError on NaN or infinity: an unknown number is None."""
     text = json.dumps(obj, indent=2, allow_nan=False, default=_jsonable) + "\n"
     write_bytes(path, text.encode(), checked=checked, by_any=by_any)
@@ -182,7 +182,7 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: PathLike) -> Any:
     """Read a JSON file. Raises ValueError that names the file if it is damaged."""
     path = epath.Path(path)
     try:
@@ -191,14 +191,14 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or was cut short") from error
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
+def write_array(path: PathLike, array: np.ndarray) -> None:
     """Write one .npy file (no pickled objects)."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_bytes(path, buffer.getvalue(), checked=True)
 
 
-def read_array(path: Path, *, mmap: bool = False) -> np.ndarray:
+def read_array(path: PathLike, *, mmap: bool = False) -> np.ndarray:
     """Read one .npy file, checked as a whole; mmap=True maps it where the path is local."""
     if mmap and not paths.is_remote(path):
         check(path)
@@ -206,7 +206,7 @@ def read_array(path: Path, *, mmap: bool = False) -> np.ndarray:
     return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
 
 
-def write_table(path: Path, table: pa.Table, manifest: Mapping[str, Any]) -> None:
+def write_table(path: PathLike, table: pa.Table, manifest: Mapping[str, Any]) -> None:
     """Write a Parquet table with its manifest as schema metadata."""
     metadata = dict(table.schema.metadata or {}) | {
         MANIFEST_KEY: json.dumps(manifest, default=_jsonable).encode()
@@ -221,7 +221,7 @@ def manifest_of(table: pa.Table) -> dict[str, Any]:
     return json.loads((table.schema.metadata or {}).get(MANIFEST_KEY, b"{}"))
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: PathLike) -> pa.Table:
     """Read a Parquet table. Raises FileNotFoundError that names the stage's file if it is missing."""
     path = epath.Path(path)
     if not path.exists():

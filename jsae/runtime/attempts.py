@@ -9,13 +9,13 @@ The book-keeping never fails a run: what cannot be written is left out. It ends 
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 
 from etils import epath
 
 from jsae.runtime import artifacts
+from jsae.runtime.paths import PathLike
 
 FILE = "attempts.json"
 _WRITE_EVERY_S = 2.0
@@ -24,7 +24,7 @@ _WRITE_EVERY_S = 2.0
 class Attempts:
     """The attempts at one stage, of which the last one is running."""
 
-    def __init__(self, folder: str | os.PathLike, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, folder: PathLike, clock: Callable[[], float] = time.monotonic) -> None:
         self.path, self._clock = epath.Path(folder) / FILE, clock
         self._began_s = self._written_s = clock()
         self.entries = []

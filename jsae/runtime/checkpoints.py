@@ -14,7 +14,6 @@ be read nothing is touched. A disk that refuses to be read (jsae.runtime.disks) 
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,9 +23,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jsae.runtime import artifacts, context, digests, disks, logs, mesh, paths, preemption
+from jsae.runtime.paths import PathLike
 from jsae.runtime.stages import Stage
 
-_DIGESTS = "digests"  # the name under which they are saved, beside the state's own
+_DIGESTS = "digests"  # the name under which they are saved, beside the state's
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -47,13 +47,13 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: PathLike,
         *,
         stage: Stage | None = None,
         keep: int = 2,
         best: str | None = None,
         read_only: bool = False,
-    ):
+    ) -> None:
         manager = ocp.checkpoint_managers
         policies = [manager.LatestN(keep)]
         if best is not None:
@@ -126,7 +126,7 @@ class Checkpoints:
             state = None
             try:
                 state = self._restore(abstract_state, newest)
-            except Exception as error:  # what tensorstore raises has no type of its own
+            except Exception as error:  # tensorstore raises no type that says more
                 _raise_if_refused(self._folder / str(newest), error)
                 broken[newest] = error
             if not mesh.all_agree(state is not None):  # all go on from the same step
@@ -184,7 +184,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Save in the background; a step that is saved already is given its metrics, if it has none.
 
-        What is written is a copy: the next step may be given the state's own memory meanwhile.
+        What is written is a copy: the next step may be given the state's memory meanwhile.
         """
         if step in self._manager.all_steps():
             self.wait()  # it may be on its way
@@ -201,7 +201,7 @@ class Checkpoints:
             self._stage.context.failpoint(f"save/{step}")
 
     def _add_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Give a saved step its metrics, where orbax looks for them; at no moment is the step away."""
+        """Give a saved step its metrics, where orbax reads them; at no moment is the step away."""
         artifacts.write_json(self._folder / str(step) / "metrics" / "metrics", metrics)
         mesh.wait_for_all(f"metrics of step {step}")
         self._manager.reload()

@@ -21,14 +21,14 @@ _EVENTS = (
 class Seconds:
     """Seconds that this process has spent on tracing, lowering and compiling since `start`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.total_s = 0.0
 
     def start(self) -> None:
         """Let jax report here, to the end of the process."""
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_) -> None:
+    def _add(self, event: str, seconds: float, **_: object) -> None:
         if event in _EVENTS:
             self.total_s += seconds
 

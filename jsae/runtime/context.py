@@ -12,7 +12,6 @@ the process has installed handlers.
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jsae.runtime import compilation, logs, preemption, profiling
+from jsae.runtime.paths import PathLike
 from jsae.runtime.profiling import Profiler
 
 
@@ -65,7 +65,7 @@ class RunContext:
         """A counter over `total` units, of which `start` are already done; to be used in a `with`."""
         return logs.Progress(total, start, label, unit, lambda: self._step(f"progress/{label}"))
 
-    def metrics_log(self, path: str | os.PathLike) -> logs.MetricsLog:
+    def metrics_log(self, path: PathLike) -> logs.MetricsLog:
         """The metrics.jsonl at `path`, and TensorBoard's events beside it where the run has them."""
         return logs.MetricsLog(path, self.tensorboard)
 

@@ -24,7 +24,7 @@ _JAX = {
 class _Surviving(io.FileIO):
     """A stream's file that outlives its terminal or pipe: what can no longer be written goes nowhere."""
 
-    def write(self, data) -> int:
+    def write(self, data: bytes) -> int:
         try:
             return super().write(data)
         except OSError:

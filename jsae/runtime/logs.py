@@ -39,7 +39,7 @@ def note(text: str) -> None:
 class Notes(logging.Filter):
     """As a filter of the logger: collects the notes of a run in `texts`, and lets each pass once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.texts: list[str] = []
 
@@ -66,7 +66,7 @@ def to_terminal() -> None:
     logger.propagate = False
 
 
-def to_file(workdir: str | os.PathLike) -> None:
+def to_file(workdir: paths.PathLike) -> None:
     """Append the log to workdir/log.txt (local workdirs, writer process)."""
     if paths.is_remote(workdir) or jax.process_index() != 0:
         return
@@ -89,7 +89,7 @@ def tensorboard_writer() -> type:
 class _File(logging.FileHandler):
     """On a full disk a line is lost: the terminal has it, and logging's own traceback would bury it."""
 
-    def handleError(self, record):
+    def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
@@ -97,7 +97,7 @@ class _File(logging.FileHandler):
 class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it; nowhere, where stderr is closed or gone."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
             with contextlib.suppress(OSError, ValueError):
                 tqdm.tqdm.write(self.format(record), file=sys.stderr)
@@ -119,7 +119,7 @@ class MetricsLog:
         file as well.
     """
 
-    def __init__(self, path: str | os.PathLike, tensorboard: type | None = None):
+    def __init__(self, path: paths.PathLike, tensorboard: type | None = None) -> None:
         from jsae.runtime import context  # until every room passes it
 
         self._path, self._tensorboard = epath.Path(path), tensorboard or context.current().tensorboard
@@ -168,14 +168,14 @@ class MetricsLog:
                 self._board.add_scalar(name, float(value), step)
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(path: paths.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl."""
     return [json.loads(line) for line in epath.Path(path).read_text().splitlines()]
 
@@ -191,7 +191,7 @@ class Progress:
 
     def __init__(
         self, total: int, start: int, label: str, unit: str, on_update: Callable[[], None] = lambda: None
-    ):
+    ) -> None:
         self._total, self._start, self._label, self._unit = total, start, label, unit
         self._on_update = on_update
         self._done, self._began_s, self._said_s = start, time.monotonic(), time.monotonic()

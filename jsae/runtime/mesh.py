@@ -143,7 +143,7 @@ def all_agree(answer: bool) -> bool:
 def of_writer(make: Callable[[], Any]) -> Any:
     """What `make()` returns in the writer process, a value that JSON can hold, on every process.
 
-    The others do not call it. For what decides how often a collective follows: two processes that look at a
+    The others do not call it. For what decides how often a collective follows: two processes that read a
     disk, or compute the same, may come to different answers.
     """
     if jax.process_count() == 1:

@@ -28,7 +28,7 @@ from jsae.runtime import artifacts, context, logs, mesh, stages
 class Passes:
     """The kept results of a stage; `kinds` are the classes they may consist of."""
 
-    def __init__(self, stage: stages.Stage, kinds: Sequence[type] = ()):
+    def __init__(self, stage: stages.Stage, kinds: Sequence[type] = ()) -> None:
         if not isinstance(stage, stages.Stage):  # until every room passes its stage
             stage = context.current().stage or stages.Stage("", epath.Path(stage), {}, False)
         self._stage, self._folder = stage, stage.folder / stages.PASSES

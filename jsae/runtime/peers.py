@@ -35,7 +35,7 @@ class Peers:
       index, count: which of how many processes this is.
     """
 
-    def __init__(self, client: Any, index: int, count: int):
+    def __init__(self, client: Any, index: int, count: int) -> None:
         self._client, self._index, self._count = client, index, count
         self._news: set[tuple[int, str]] = set()
         self._exit_code = 0
@@ -44,7 +44,7 @@ class Peers:
     def start(self, hear: Callable[[int, str, str], None]) -> None:
         """From now on `hear(index, what, text)` is called, in a thread, once for each word of the others."""
 
-        def listening():
+        def listening() -> None:
             while not self._over.wait(_EVERY_S):
                 with contextlib.suppress(Exception):  # process 0 is gone: jax's own thread ends this process
                     self.read(hear)
@@ -66,7 +66,7 @@ class Peers:
         if what == "left":
             self._exit_code = int(text.split()[0])
 
-        def write():
+        def write() -> None:
             with contextlib.suppress(Exception):  # written before, or process 0 is gone
                 self._client.key_value_set(f"jsae/{self._index}/{what}", text)
 

@@ -52,7 +52,7 @@ _ON_NOTICE = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 class Preempted(SystemExit):
     """The run was asked to stop and has saved its state; as a SystemExit it carries exit code 75."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(EXIT_CODE)
 
 
@@ -69,7 +69,7 @@ class Deadline:
         grace_s: float = GRACE_S,
         save_s: float = SAVE_S,
         clock: Callable[[], float] = time.monotonic,
-    ):
+    ) -> None:
         self.grace_s, self.save_s, self._clock = grace_s, save_s, clock
         self.code, self.why = EXIT_CODE, ""
         self._phase, self._limit_s = "", 0.0  # "", asked, answered, ending
@@ -107,7 +107,7 @@ class Deadline:
         self._phase = phase
 
     def overdue(self, is_saving: bool) -> bool:
-        """Whether the process must end now. A save that has begun holds the time up, within its own."""
+        """Whether the process must end now. A save that has begun holds the time up, while it may take."""
         now = self._clock()
         if is_saving and self._may_save and self._phase != "answered" and now - self._asked_s < self.save_s:
             self._since_s = now
@@ -127,7 +127,7 @@ class Signals:
       peers: the other processes of the run, None without others.
     """
 
-    def __init__(self, deadline: Deadline):
+    def __init__(self, deadline: Deadline) -> None:
         self.deadline = deadline
         self.peers: Peers | None = None
         self._number: int | None = None  # of the first signal

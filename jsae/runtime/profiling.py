@@ -7,13 +7,13 @@ Perfetto. Only the writer process records. A loop that runs several steps in one
 steps, up to and with step LAST, counted from 1.
 """
 
-import os
 import re
 
 import jax
 from etils import epath
 
 from jsae.runtime import logs
+from jsae.runtime.paths import PathLike
 
 
 class Profiler:
@@ -22,7 +22,7 @@ class Profiler:
     Raises ValueError unless FIRST and LAST are rising whole numbers.
     """
 
-    def __init__(self, steps: str, workdir: str | os.PathLike):
+    def __init__(self, steps: str, workdir: PathLike) -> None:
         match = re.fullmatch(r"(\d+)\.\.(\d+)", steps)
         if not match or int(match[1]) >= int(match[2]):
             raise ValueError(

@@ -29,6 +29,7 @@ from jsae.runtime import artifacts, circumstances, disks, logs, memory, mesh, pa
 from jsae.runtime.attempts import FILE as ATTEMPTS_FILE
 from jsae.runtime.attempts import Attempts
 from jsae.runtime.context import RunContext, current
+from jsae.runtime.paths import PathLike
 from jsae.runtime.stage_config import ConfigMismatch, differing, digest_of, plain, section
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
@@ -123,7 +124,7 @@ class Stage:
         self.context.log.info("%s: done in %.1f s", self.name, self.manifest["seconds"])
 
 
-def folder(config: Any, workdir: str | os.PathLike, name: str) -> epath.Path:
+def folder(config: Any, workdir: PathLike, name: str) -> epath.Path:
     """Where a stage's artifacts lie; the classifier's may belong to another workdir."""
     check_name(name)
     if name == "classifier":
@@ -155,17 +156,17 @@ def check_name(name: str) -> None:
         raise ValueError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
 
 
-def is_external(config: Any, workdir: str | os.PathLike, name: str) -> bool:
+def is_external(config: Any, workdir: PathLike, name: str) -> bool:
     """True for a classifier stage that is taken from another workdir and therefore not run here."""
     return not paths.same(folder(config, workdir, name), paths.resolve(workdir) / name)
 
 
-def read_manifest(config: Any, workdir: str | os.PathLike, name: str) -> dict[str, Any] | None:
+def read_manifest(config: Any, workdir: PathLike, name: str) -> dict[str, Any] | None:
     """The stage's manifest, or None if the stage was never started."""
     return manifest_in(folder(config, workdir, name))
 
 
-def manifest_in(where: str | os.PathLike) -> dict[str, Any] | None:
+def manifest_in(where: PathLike) -> dict[str, Any] | None:
     """The manifest in a folder, or None without one. Raises OtherFormat if its format is not `FORMAT`."""
     path = epath.Path(where) / "manifest.json"
     if not path.exists():
@@ -183,13 +184,13 @@ def manifest_in(where: str | os.PathLike) -> dict[str, Any] | None:
     return manifest
 
 
-def check_format(workdir: str | os.PathLike) -> None:
+def check_format(workdir: PathLike) -> None:
     """Raise OtherFormat if a stage in the workdir is of another format; nothing is touched."""
     for name in STAGES:
         manifest_in(paths.resolve(workdir) / name)
 
 
-def is_ahead(config: Any, workdir: str | os.PathLike, name: str) -> bool:
+def is_ahead(config: Any, workdir: PathLike, name: str) -> bool:
     """Whether the stage is still to be run: it is the study's, and not finished (the report never is).
 
     A finished stage may have been made on other devices than there are now; `check` compares its settings.
@@ -199,12 +200,12 @@ def is_ahead(config: Any, workdir: str | os.PathLike, name: str) -> bool:
     return (read_manifest(config, workdir, name) or {}).get("status") != "complete"
 
 
-def results(config: Any, workdir: str | os.PathLike, name: str) -> dict[str, Any]:
+def results(config: Any, workdir: PathLike, name: str) -> dict[str, Any]:
     """What the finished stage passed to `finish`. Raises StageMissing if it is not complete."""
     return require(config, workdir, name)["results"]
 
 
-def require(config: Any, workdir: str | os.PathLike, name: str) -> dict[str, Any]:
+def require(config: Any, workdir: PathLike, name: str) -> dict[str, Any]:
     """The manifest of a complete stage. Raises StageMissing, saying which command makes it, if one does."""
     if name in skipped(config):
         raise StageMissing(f"this study has no stage {name!r}: {WHY_SKIPPED}")
@@ -220,12 +221,12 @@ def require(config: Any, workdir: str | os.PathLike, name: str) -> dict[str, Any
 
 def begin(
     config: Any,
-    workdir: str | os.PathLike,
+    workdir: PathLike,
     name: str,
     context: RunContext | None = None,
     *,
     always: bool = False,
-    where: str | os.PathLike | None = None,
+    where: PathLike | None = None,
 ) -> Stage:
     """Open a stage: up to date, to be resumed, or to be started.
 
@@ -235,7 +236,7 @@ def begin(
       name: one of `STAGES`.
       context: of the run; a new `RunContext` without one.
       always: make the stage again whatever lies there (the report).
-      where: another folder than the stage's own, for one of several of its kind (a sweep).
+      where: another folder than the stage's, for one of several of its kind (a sweep).
 
     Raises:
       StageMissing: the stage above is not complete, or the study has no such stage.
@@ -302,7 +303,7 @@ def _opened(name: str, where: epath.Path, manifest: dict[str, Any], context: Run
     return stage
 
 
-def reopen(workdir: str | os.PathLike, path: str | os.PathLike) -> str | None:
+def reopen(workdir: PathLike, path: PathLike) -> str | None:
     """Mark the stage to which a damaged file or checkpoint belongs unfinished, and move the file aside.
 
     Started again, the stage makes what is missing, or trains on from the checkpoint before. Any process may
@@ -321,7 +322,7 @@ def reopen(workdir: str | os.PathLike, path: str | os.PathLike) -> str | None:
     return inside[0]
 
 
-def check(config: Any, workdir: str | os.PathLike) -> None:
+def check(config: Any, workdir: PathLike) -> None:
     """Raise ConfigMismatch if a stage in the workdir was made with another config than this one."""
     for name in STAGES:
         if name in skipped(config) or is_external(config, workdir, name) or name == "report":
@@ -357,7 +358,7 @@ def _compare(
         )
 
 
-def restart(config: Any, workdir: str | os.PathLike, name: str) -> None:
+def restart(config: Any, workdir: PathLike, name: str) -> None:
     """Drop a stage and all stages below it from the workdir."""
     check_name(name)
     for stage in STAGES[STAGES.index(name) :]:

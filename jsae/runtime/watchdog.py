@@ -20,6 +20,7 @@ import jax
 from etils import epath
 
 from jsae.runtime import logs
+from jsae.runtime.paths import PathLike
 
 FOLDER = "ranks"
 
@@ -36,12 +37,12 @@ class Watchdog:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: PathLike,
         index: int,
         count: int,
         stuck_after_s: float,
         clock: Callable[[], float] = time.monotonic,
-    ):
+    ) -> None:
         self._folder, self._index, self._count = epath.Path(folder), index, count
         self._stuck_after_s, self._clock = stuck_after_s, clock
         self._n_steps, self._since_s = -1, clock()
@@ -79,7 +80,7 @@ class Watchdog:
         return f"all {self._count} processes are at the same step ({places})"
 
 
-def start(workdir: str | os.PathLike, stuck_after_s: float, n_steps: Callable[[], int]) -> None:
+def start(workdir: PathLike, stuck_after_s: float, n_steps: Callable[[], int]) -> None:
     """Watch this process from a thread to its end; 0 seconds: do not. `n_steps` counts its steps."""
     if stuck_after_s <= 0:
         return
@@ -87,7 +88,7 @@ def start(workdir: str | os.PathLike, stuck_after_s: float, n_steps: Callable[[]
     dog = Watchdog(folder, jax.process_index(), jax.process_count(), stuck_after_s)
     main = threading.main_thread().ident
 
-    def watch():
+    def watch() -> None:
         while True:
             time.sleep(min(30.0, stuck_after_s / 4))
             try:
