@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 
-from jsae.runtime import failpoints
 from launch.faults import topologies
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -101,7 +100,7 @@ def run(
     Args:
       workdir: the study's folder.
       settings: flags of the pipeline.
-      fail: a JSAE_FAIL.
+      fail: an ACTION@POINT#N of launch.faults.points.
       strike: (text, seconds, signal): so long after the first line with this text (after the start, for "") a
         signal is sent to the run.
       whole: start Python again instead of a fork of one that has imported the libraries.
@@ -110,12 +109,13 @@ def run(
       server: the fork server to use; each has one run at a time.
     """
     environment = dict(os.environ if environment is None else environment)
-    environment.pop(failpoints.VARIABLE, None)
-    environment |= {failpoints.VARIABLE: fail} if fail else {}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(":")
     start = _start_whole if whole else functools.partial(_start_forked, server)
     began_s = time.monotonic()
-    pid, stderr, wait = start(module, [f"--workdir={workdir}", *settings], environment)
+    argv = [f"--workdir={workdir}", *settings]
+    if fail:
+        module, argv = "launch.faults.points", [fail, module, *argv]
+    pid, stderr, wait = start(module, argv, environment)
     said: queue.Queue = queue.Queue()
     threading.Thread(target=_read, args=(stderr, said), daemon=True).start()
     text, delay_s, number = strike or (None, 0.0, 0)

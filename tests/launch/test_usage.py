@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = {  # command -> its file
     ".".join(path.relative_to(ROOT / "launch").with_suffix("").parts).removesuffix(".__main__"): path
     for path in sorted((ROOT / "launch").rglob("*.py"))
-    if 'if __name__ == "__main__"' in path.read_text() and path.stem != "server"
+    if 'if __name__ == "__main__"' in path.read_text() and path.stem not in ("server", "points")
 }
 COMMANDS = list(SOURCES)
 DEMO = "--config=configs/demo.py:small"
