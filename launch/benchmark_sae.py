@@ -27,7 +27,7 @@ from jsae.activations import store
 from jsae.runtime import allocator, artifacts, mesh
 from jsae.sae import blocks, model, resident, streamed, train, variants
 
-TERMS = {"relu_l1": {"l1": 1e-3}, "topk": {"aux_alpha": 1 / 32}, "batch_topk": {"aux_alpha": 1 / 32}}
+SETTINGS = {"relu_l1": {"l1": 1e-3}, "topk": {}, "batch_topk": {}}
 FEATURES = tuple(2**i for i in range(11, 16))
 ACTIVE = (8, 16, 32, 64, 128)
 
@@ -42,7 +42,7 @@ def make_stepper(name: str, n_channels: int, n_features: int, k: int, n: int, n_
         "x": jax.random.normal(jax.random.key(0), (blocks.N_BLOCKS, n // blocks.N_BLOCKS, n_channels)),
         "mask": jnp.ones((blocks.N_BLOCKS, n // blocks.N_BLOCKS)),
     }
-    recipe = recipe_of(name)
+    recipe = make_recipe()
     state = jax.jit(lambda: fresh(name, n_channels, n_features, k, recipe, n_dead))()
     step = jax.jit(train.make_step(device_mesh, state.sae, recipe), donate_argnums=0)
     start = time.perf_counter()
@@ -60,19 +60,19 @@ def make_stepper(name: str, n_channels: int, n_features: int, k: int, n: int, n_
     return run, row
 
 
-def recipe_of(name: str) -> train.Recipe:
+def make_recipe() -> train.Recipe:
     """A recipe whose steps cost what those of a long run do: features die only after a hundred steps."""
-    return train.Recipe(n_steps=1000, learning_rate=1e-4, dead_after_steps=100, **TERMS[name])
+    return train.Recipe(n_steps=1000, learning_rate=1e-4, dead_after_steps=100)
 
 
 def fresh(name: str, n_channels: int, n_features: int, k: int, recipe, n_dead: int = 0) -> train.TrainState:
     """A new state of a variant, whose first n_dead features never fire."""
+    active = {"k": k} if "k" in variants.settings_of(name) else {}
     made = model.init(
         jax.random.key(2),
         n_channels=n_channels,
         n_features=n_features,
-        variant=name,
-        k=k if variants.VARIANTS[name].has_k else None,
+        variant=variants.make(name, **SETTINGS[name], **active),
         mean=jnp.zeros(n_channels),
         scale=1.0,
     )
@@ -103,9 +103,9 @@ def rates(
     `alternate` is that of `launch.benchmark`; `peer_rows` () -> rows of peers, called once a round.
     """
     row, running = {}, {"encoder_product": encoder_product(n_channels, n_features, n)}
-    for name in TERMS:
+    for name in SETTINGS:
         running[name], row[name] = make_stepper(name, n_channels, n_features, k, n)
-        if variants.VARIANTS[name].has_auxk:
+        if "aux_alpha" in variants.settings_of(name):
             running[f"{name} at work"], _ = make_stepper(name, n_channels, n_features, k, n, n_features // 20)
     found, theirs = [], []
     for _ in range(rounds):
@@ -113,7 +113,7 @@ def rates(
         theirs += peer_rows()
     product_rate = statistics.median(rates["encoder_product"] for rates in found)
     row["encoder_product_vectors_per_s"] = product_rate
-    for name in TERMS:
+    for name in SETTINGS:
         row[name]["vectors_per_s"] = rate = statistics.median(rates[name] for rates in found)
         row[name]["step_over_encoder_product"] = product_rate / rate
         if f"{name} at work" in running:
@@ -207,7 +207,7 @@ def _make_store(folder, n_images: int, grid, n_channels: int):
 @functools.cache
 def _programs(device_mesh, shape: blocks.Shape, n_features: int, k: int, per_dispatch: int):
     """(state factory, dispatch) of TopK training, compiled once for all rounds."""
-    recipe = recipe_of("topk")
+    recipe = make_recipe()
     make = jax.jit(lambda: fresh("topk", shape.n_channels, n_features, k, recipe))
     abstract = jax.eval_shape(make)
     return make, train.make_dispatch(device_mesh, abstract.sae, recipe, shape, per_dispatch)

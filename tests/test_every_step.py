@@ -87,7 +87,6 @@ def sae(one_device):
         learning_rate=1e-2,
         lr_warmup_steps=10,
         lr_decay_share=0.5,
-        aux_alpha=1 / 32,
         dead_after_steps=3,
         ema_decay=0.9,
     )

@@ -3,7 +3,7 @@
 The activations lie on the devices or are streamed to them (`jsae.sae.sources`), `jsae.sae.fit` is the loop
 over them. In the stage's folder:
 
-    model.json        variant, n_channels, n_features, k, has_ema
+    model.json        variant, its settings, n_channels, n_features, has_ema
     source.json       whether the vectors are resident or streamed, which a resumed run keeps
     checkpoints/      the train state: parameters, constants, Adam's moments, counters, mean weights if kept
     metrics.jsonl     rows train/* every log_every_steps, eval/* (on val) every eval_every_steps
@@ -13,6 +13,7 @@ over them. In the stage's folder:
 
 import contextlib
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,16 +26,8 @@ from jsae.runtime.context import RunContext
 from jsae.sae import blocks, evaluate, export, fit, mixing, model, resident, restore, sources, train, variants
 
 METRICS_FILE = "metrics.jsonl"
-RANGES = {
+RANGES = {  # of the settings that all variants share
     "n_features": settings.COUNT,
-    "k": settings.NOT_NEGATIVE,
-    "l1": settings.NOT_NEGATIVE,
-    "l1_warmup_steps": settings.NONE_OR_MORE,
-    "l0": settings.NOT_NEGATIVE,
-    "l0_warmup_steps": settings.NONE_OR_MORE,
-    "bandwidth": settings.NOT_NEGATIVE,
-    "prefix_shares": settings.PART,
-    "threshold_decay": settings.BELOW_ONE,
     "learning_rate": settings.POSITIVE,
     "lr_warmup_steps": settings.NONE_OR_MORE,
     "lr_decay_share": settings.SHARE,
@@ -42,7 +35,6 @@ RANGES = {
     "n_epochs": settings.POSITIVE,
     "batch_size": settings.COUNT,
     "buffer_mib": settings.POSITIVE,
-    "aux_alpha": settings.NOT_NEGATIVE,
     "dead_after_epochs": settings.POSITIVE,
     "steps_per_dispatch": settings.COUNT,
     "save_every_steps": settings.EVERY_STEPS,
@@ -73,7 +65,7 @@ def run(config, workdir, context: RunContext | None = None, where=None) -> None:
     train_store = stores["train"]
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
-    variants.check_name(c.variant)
+    variant = variants.of_section(c)
     is_streamed, shape = sources.choose(
         mesh, train_store, c, stage.folder, config.seed, deterministic=config.runtime.deterministic
     )
@@ -89,8 +81,7 @@ def run(config, workdir, context: RunContext | None = None, where=None) -> None:
             jax.random.key(config.seed),
             n_channels=train_store.n_channels,
             n_features=c.n_features,
-            variant=c.variant,
-            k=c.k if variants.VARIANTS[c.variant].has_k else None,
+            variant=variant,
             mean=mean,
             scale=scale,
         )
@@ -138,7 +129,7 @@ def run(config, workdir, context: RunContext | None = None, where=None) -> None:
     export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": train_store.site})
     stage.finish(
         {
-            "variant": state.sae.variant,
+            "variant": variant.name,
             "n_channels": state.sae.n_channels,
             "n_features": state.sae.n_features,
             "k": state.sae.k,
@@ -157,13 +148,12 @@ def check_config(config) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c = config.sae
     settings.check("config", config, {"seed": settings.SEED})
-    variants.check_name(c.variant)
+    variant = variants.of_section(c)
     resident.shape_of(1, 1, c.batch_size)
-    k = c.k if variants.VARIANTS[c.variant].has_k else None
-    variants.check(c.variant, n_channels=1, n_features=c.n_features, k=k)
     settings.check("config.sae", c, RANGES)
+    variant.check(c.n_features)
     settings.check_choice("config.sae.store", c.store, sources.STORES)
-    variants.check_terms(c.variant, recipe_of(c, n_steps=_LONG, dead_after_steps=1), c.n_features)
+    recipe_of(c, n_steps=_LONG, dead_after_steps=1)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     model.check_features(mesh, c.n_features)
@@ -179,38 +169,22 @@ def _warmup_steps(wanted: int, n_steps: int) -> int:
     return n_steps // 10
 
 
-def recipe_of(c, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None) -> train.Recipe:
-    """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out.
+def recipe_of(
+    c: Any, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None
+) -> train.Recipe:
+    """The recipe of `config.sae` for a run of this length.
 
     deterministic: config.runtime.deterministic; None: top_k as if it were, and the step that pays.
     """
-    kind, matryoshka = variants.VARIANTS[c.variant], c.variant == "matryoshka"
+    shared = ("learning_rate", "lr_decay_share", "ema_decay", "frozen", "precision")
     return train.Recipe(
         n_steps=n_steps,
-        learning_rate=c.learning_rate,
         lr_warmup_steps=_warmup_steps(c.lr_warmup_steps, n_steps),
-        lr_decay_share=c.lr_decay_share,
-        l1=c.l1 if kind.coefficient == "l1" else 0.0,
-        l1_warmup_steps=c.l1_warmup_steps,
-        l0=c.l0 if kind.coefficient == "l0" else 0.0,
-        l0_warmup_steps=c.l0_warmup_steps,
-        bandwidth=c.bandwidth,
-        aux_alpha=c.aux_alpha if kind.has_auxk else 0.0,
-        prefixes=prefixes_of(c.prefix_shares, c.n_features) if matryoshka else (),
-        decoder_norm=c.decoder_norm,
-        threshold_decay=c.threshold_decay,
         dead_after_steps=dead_after_steps,
-        ema_decay=c.ema_decay,
-        frozen=c.frozen,
-        precision=c.precision,
         stable_top_k=deterministic is None or deterministic,
         deterministic=bool(deterministic),
+        **{name: c[name] for name in shared},
     )
-
-
-def prefixes_of(shares, n_features: int) -> tuple[int, ...]:
-    """Sizes of the nested dictionaries whose shares of F are given, for example (1/16, 1/4, 1.0)."""
-    return tuple(round(share * n_features) for share in shares)
 
 
 def final_numbers(over, sae: model.SAE, stores: dict) -> dict:

@@ -1,17 +1,23 @@
 """Where a run's vectors come from: all of them on the devices if they fit, else streamed through a buffer."""
 
 import functools
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
 
 from jsae.runtime import artifacts, logs, preemption
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, memory, paths, resident, streamed
+from jsae.sae import blocks, memory, paths, resident, streamed, variants
 
 FILE = "source.json"
 STORES = ("auto", "resident", "streamed")
 _CHUNK_BYTES = 1 << 25
 
 
-def choose(mesh, store, c, folder, seed: int, deterministic: bool = False) -> tuple[bool, blocks.Shape]:
+def choose(
+    mesh: Mesh, store: Any, c: Any, folder: epath.Path, seed: int, deterministic: bool = False
+) -> tuple[bool, blocks.Shape]:
     """(whether the vectors are streamed, the blocks' sizes) for `config.sae`.
 
     "auto" streams only what does not fit beside the SAE. The order of the vectors depends on the choice, so a
@@ -31,7 +37,7 @@ def choose(mesh, store, c, folder, seed: int, deterministic: bool = False) -> tu
         batch_size=c.batch_size,
         data=mesh.shape["data"],
         model=mesh.shape["model"],
-        sparse=paths.is_sparse(mesh, c.variant, c.n_features, c.k, deterministic),
+        sparse=paths.is_sparse(mesh, variants.of_section(c), c.n_features, deterministic),
         has_ema=c.ema_decay > 0,
     )
     available = memory.of_device(mesh)

@@ -28,6 +28,7 @@ def compiled():
                 n_features=F,
                 variant="topk",
                 k=K,
+                aux_alpha=0.0,
                 mean=jnp.zeros(C),
                 scale=1.0,
             ),

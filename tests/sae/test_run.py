@@ -181,7 +181,8 @@ def test_evaluation_touches_neither_the_order_nor_the_state(finished, study):
 @pytest.mark.parametrize("variant", ["batch_topk", "gated"])
 def test_a_run_with_averaged_weights_is_evaluated_loaded_and_exported_with_them(variant, study, examples):
     config, workdir = study
-    config.sae.update(variant=variant, l1=0.05, l0=0.01, ema_decay=0.9, n_epochs=2.0, aux_alpha=1 / 32)
+    config.sae.update(variant=variant, ema_decay=0.9, n_epochs=2.0)
+    config.sae.gated.l1 = 0.05
     run(config, workdir)
     results = stages.results(config, workdir, "sae")
     model, store = sae.load(workdir / "sae"), examples.open_store(config, workdir, "test")
@@ -198,12 +199,17 @@ def test_a_run_with_averaged_weights_is_evaluated_loaded_and_exported_with_them(
     "changes, message",
     [
         ({"variant": "tokp"}, "relu_l1, topk, batch_topk, jumprelu, matryoshka, gated"),
-        ({"decoder_norm": "free"}, "for variant 'relu_l1'"),
-        ({"variant": "jumprelu", "bandwidth": 0.0}, "bandwidth above 0"),
-        ({"variant": "matryoshka", "prefix_shares": (0.5, 0.9)}, "n_features=64"),
+        (
+            {"k": 4},
+            r"sae\.k is a setting of single variants: config\.sae\.topk\.k, config\.sae\.batch_topk\.k",
+        ),
+        ({"topk": {"kk": 4}}, "variant 'topk' has no kk; its settings are k, aux_alpha"),
+        ({"variant": "relu_l1", "relu_l1": {"decoder_norm": "none"}}, "valid are 'unit', 'free'"),
+        ({"variant": "jumprelu", "jumprelu": {"bandwidth": 0.0}}, "bandwidth=0.0 must be above 0"),
+        ({"variant": "matryoshka", "matryoshka": {"prefix_shares": (0.5, 0.9)}}, "n_features=64"),
         ({"frozen": "both"}, "'decoder' and 'encoder'"),
         ({"ema_decay": 1.0}, "ema_decay"),
-        ({"k": 65}, r"1\.\.n_features=64"),
+        ({"topk": {"k": 65}}, r"1\.\.n_features=64"),
         ({"batch_size": 100}, "multiple of 64"),
         ({"store": "disk"}, "auto, resident, streamed"),
         ({"store": "streamed", "buffer_mib": 0.001}, "buffer_mib"),

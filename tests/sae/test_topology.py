@@ -12,9 +12,7 @@ from jsae.sae import blocks, resident, train
 
 C, F, K, N = 16, 64, 4, 128
 SHAPE = resident.shape_of(700, C, N)  # 6 steps an epoch
-RECIPE = train.Recipe(
-    n_steps=60, learning_rate=3e-3, dead_after_steps=2, aux_alpha=1 / 32, precision="float32"
-)
+RECIPE = train.Recipe(n_steps=60, learning_rate=3e-3, dead_after_steps=2)
 STEPS = 8
 # Sums of a few hundred float32 terms in another order: the project's bound for a change of topology
 RELATIVE = 1e-5
