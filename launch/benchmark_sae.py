@@ -25,7 +25,8 @@ import numpy as np
 
 from jsae.activations import store
 from jsae.runtime import allocator, artifacts, mesh
-from jsae.sae import blocks, model, resident, streamed, train, variants
+from jsae.sae import model, train, variants
+from jsae.sae.batches import blocks, resident, streamed
 
 SETTINGS = {"relu_l1": {"l1": 1e-3}, "topk": {}, "batch_topk": {}}
 FEATURES = tuple(2**i for i in range(11, 16))
@@ -214,22 +215,22 @@ def _programs(device_mesh, shape: blocks.Shape, n_features: int, k: int, per_dis
 
 
 def _epoch(device_mesh, source, n_features: int, k: int, train_too: bool):
-    """(seconds, largest memory seen) of an epoch behind a first step, in a loop like fit's."""
+    """(seconds, largest memory seen) of an epoch behind a first step, in a loop like that of the stage."""
     shape, per_dispatch = source.shape, min(4, source.most_steps)
     if train_too:
         make, dispatch = _programs(device_mesh, shape, n_features, k, per_dispatch)
-        piece = source.at(0)
-        state, values = dispatch(make(), piece.x, piece.mask, piece.order, 0, 1)
+        window = source.at(0)
+        state, values = dispatch(make(), window.x, window.mask, window.order, 0, 1)
         jax.block_until_ready(values)
     start, peak, step, pending = time.perf_counter(), _anonymous_mib(), int(train_too), None
     last = step + shape.steps_per_epoch
     while step < last:
-        piece = source.at(step)
-        n = min(per_dispatch, piece.stop - step, last - step)
+        window = source.at(step)
+        n = min(per_dispatch, window.stop - step, last - step)
         if train_too:
-            state, values = dispatch(state, piece.x, piece.mask, piece.order, piece.first, n)
+            state, values = dispatch(state, window.x, window.mask, window.order, window.first, n)
         else:
-            values = jax.block_until_ready(piece.x)[0, 0]
+            values = jax.block_until_ready(window.x)[0, 0]
         jax.block_until_ready(pending)
         source.done(step)
         pending, step, peak = values, step + n, max(peak, _anonymous_mib())

@@ -16,8 +16,9 @@ from jsae.classifier import convnext
 from jsae.classifier import train as classifier_train
 from jsae.data import cache, pipeline
 from jsae.runtime import checkpoints, mesh
-from jsae.sae import model, resident
+from jsae.sae import model
 from jsae.sae import train as sae_train
+from jsae.sae.batches import resident
 
 N_STEPS = 200
 SAVE_EVERY = 25
@@ -106,10 +107,10 @@ def sae(one_device):
         place = [k]
 
         def step(state):
-            piece = source.at(place[0])
+            window = source.at(place[0])
             place[0] += 1
             copy = jax.tree.map(jax.numpy.copy, state)  # the dispatch takes its argument's memory
-            return dispatch(copy, piece.x, piece.mask, piece.order, piece.first, 1)[0]
+            return dispatch(copy, window.x, window.mask, window.order, window.first, 1)[0]
 
         return step
 

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jsae import metrics
-from jsae.sae import blocks, model, train, variants
+from jsae.sae import model, train, variants
+from jsae.sae.batches import blocks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ With M = model axis, D = data axis, N vectors a step, per device and in bytes:
     gradients    the same matrices once more, and the new values: 2 * 2 * F/M * C * 4
     activations  dense: pre, features and their gradients:        4 * N/D * F/M * 4
                  sparse: pre-activations and their sorting:       2 * N/D * F/M * 4
-    vectors      resident: all of them / D; streamed: two pieces / D, as stored
+    vectors      resident: all of them / D; streamed: two windows / D, as stored
 """
 
 import dataclasses

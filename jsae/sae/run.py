@@ -1,7 +1,7 @@
 """Stage `sae`: train an SAE on the activations of the train split, evaluate it on test, export it.
 
-The activations lie on the devices or are streamed to them (`jsae.sae.sources`), `jsae.sae.fit` is the loop
-over them. In the stage's folder:
+The activations lie on the devices or are streamed to them (`jsae.sae.batches`), `jsae.sae.loop` runs over
+them. In the stage's folder:
 
     model.json        variant, its settings, n_channels, n_features, has_ema
     source.json       whether the vectors are resident or streamed, which a resumed run keeps
@@ -13,17 +13,20 @@ over them. In the stage's folder:
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from jsae import metrics
 from jsae.activations import ActivationStore
-from jsae.runtime import checkpoints, logs, preemption, settings, stages
+from jsae.runtime import checkpoints, logs, settings, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
-from jsae.sae import blocks, evaluate, export, fit, mixing, model, resident, restore, sources, train, variants
+from jsae.sae import evaluate, export, loop, model, restore, train, variants
+from jsae.sae.batches import blocks, mixing, resident, sources
 
 METRICS_FILE = "metrics.jsonl"
 RANGES = {  # of the settings that all variants share
@@ -46,105 +49,112 @@ RANGES = {  # of the settings that all variants share
 _LONG = 1 << 40  # steps; how long the run is depends on the activations
 
 
-def run(config, workdir, context: RunContext | None = None, where=None) -> None:
-    """Train `config.sae`, or go on with it, in `where` or the stage's own folder.
+def run(
+    config: Any,
+    workdir: epath.PathLike,
+    context: RunContext | None = None,
+    where: epath.PathLike | None = None,
+) -> None:
+    """Train `config.sae`, or go on with it, in `where` or the stage's folder.
 
     Raises:
       ValueError: a setting that makes no SAE, batch or mesh; the message lists the valid values.
       FloatingPointError: max_bad_steps steps in a row had a loss or gradient that is not finite.
       stages.StageMissing: no finished activations.
     """
+    context = context or RunContext()
     stage = stages.begin(config, workdir, "sae", where=where)
     if stage.up_to_date:
         return
-    c = config.sae
-    stores = {
-        name: ActivationStore.open(stages.folder(config, workdir, "activations") / name)
-        for name in ("train", "val", "test")
-    }
-    train_store = stores["train"]
+    c, deterministic = config.sae, config.runtime.deterministic
+    activations = stages.folder(config, workdir, "activations")
+    stores = {name: ActivationStore.open(activations / name) for name in ("train", "val", "test")}
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     variant = variants.of_section(c)
     is_streamed, shape = sources.choose(
-        mesh, train_store, c, stage.folder, config.seed, deterministic=config.runtime.deterministic
+        mesh, stores["train"], c, variant, stage.folder, config.seed, deterministic
     )
     recipe = recipe_of(
         c,
         n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
-        deterministic=config.runtime.deterministic,
+        deterministic=deterministic,
     )
-
-    def fresh(mean, scale):
-        sae = model.init(
-            jax.random.key(config.seed),
-            n_channels=train_store.n_channels,
-            n_features=c.n_features,
-            variant=variant,
-            mean=mean,
-            scale=scale,
-        )
-        return train.init_state(sae, recipe)
-
-    constants = {"mean": train_store.mean, "scale": np.float32(train_store.scale)}
-    abstract = jax.eval_shape(fresh, **constants)
+    note_warmup(c, recipe, context)
+    fresh = functools.partial(_fresh, config.seed, stores["train"], c.n_features, variant, recipe)
+    abstract = jax.eval_shape(fresh)
     shardings = train.shardings(mesh, abstract)
     sources.remember(stage.folder, is_streamed)
     restore.describe(stage.folder, abstract.sae, has_ema=recipe.ema_decay > 0)
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints)
-    found = saved.restore(checkpoints.abstract(abstract, shardings))
-    if found is None:
-        step, state = 0, jax.jit(fresh, out_shardings=shardings)(**constants)
+    step, state = saved.restore(checkpoints.abstract(abstract, shardings)) or (0, None)
+    if state is None:
+        state = jax.jit(fresh, out_shardings=shardings)()
     else:
-        step, state = found
-        logs.get_logger().info("sae: going on from step %d of %d", step, recipe.n_steps)
+        context.log.info("sae: going on from step %d of %d", step, recipe.n_steps)
     log = logs.MetricsLog(stage.folder / METRICS_FILE)
     log.rewind(step)
-
-    source = sources.open_source(
-        mesh, train_store, c, shape, is_streamed=is_streamed, seed=config.seed, last_step=recipe.n_steps
-    )
     sums = evaluate.make_sums(mesh)
     over = functools.partial(evaluate.over_store, sums, mesh=mesh, n_vectors=c.batch_size)
-    dispatch = train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch)
+    order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
+    source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
+    cells = stores["train"].n_vectors // stores["train"].n_images
     with contextlib.closing(source):
-        state, rate = fit.fit(
-            *(state, step, source, dispatch),
-            recipe=recipe,
-            every={name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")},
-            steps_per_dispatch=c.steps_per_dispatch,
-            max_bad_steps=c.max_bad_steps,
+        state, rate = loop.run_steps(
+            state,
+            step,
+            source,
+            train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch),
+            pace=_pace(c, recipe.n_steps),
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
-            validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
+            validate=lambda sae: over(sae, stores["val"], stop=context.requested),
             saved=saved,
             log=log,
-            last_eval=meshes.of_writer(lambda: fit.last_eval(stage.folder / METRICS_FILE)),
+            last_eval=meshes.of_writer(lambda: loop.last_eval(stage.folder / METRICS_FILE)),
+            context=context,
         )
-        cells = train_store.n_vectors // train_store.n_images
-        mixed = mixing.shares(source, train_store.labels, cells, seed=config.seed)
+        mixed = mixing.shares(source, stores["train"].labels, cells, seed=config.seed)
     saved.close()
     sae = jax.jit(train.trained_sae, out_shardings=shardings.sae)(state)
-    results = final_numbers(over, sae, stores)
-    export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": train_store.site})
-    stage.finish(
-        {
-            "variant": variant.name,
-            "n_channels": state.sae.n_channels,
-            "n_features": state.sae.n_features,
-            "k": state.sae.k,
-            **results,
-            "gamma": stages.results(config, workdir, "activations").get("gamma"),
-            "steps": recipe.n_steps,
-            "refused_steps": int(state.bad_total),
-            "vectors_per_s": rate,
-            "store": "streamed" if is_streamed else "resident",
-            "mixing": mixed,
-        }
+    results = final_numbers(over, sae, stores, context) | _described(sae)
+    export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": stores["train"].site})
+    results |= {
+        "gamma": stages.results(config, workdir, "activations").get("gamma"),
+        "steps": recipe.n_steps,
+        "refused_steps": int(state.bad_total),
+        "vectors_per_s": rate,
+        "store": "streamed" if is_streamed else "resident",
+        "mixing": mixed,
+    }
+    stage.finish(results)
+
+
+def _fresh(seed: int, store: ActivationStore, n_features: int, variant, recipe) -> train.TrainState:
+    """The state before the first step."""
+    sae = model.init(
+        jax.random.key(seed),
+        n_channels=store.n_channels,
+        n_features=n_features,
+        variant=variant,
+        mean=store.mean,
+        scale=np.float32(store.scale),
     )
+    return train.init_state(sae, recipe)
 
 
-def check_config(config) -> None:
+def _pace(c: Any, n_steps: int) -> loop.Pace:
+    every = {name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")}
+    at_most = {name: c[name] for name in ("steps_per_dispatch", "max_bad_steps")}
+    return loop.Pace(n_steps=n_steps, **every, **at_most)
+
+
+def _described(sae: model.SAE) -> dict:
+    sizes = {"n_channels": sae.n_channels, "n_features": sae.n_features}
+    return {"variant": sae.variant.name, "k": sae.k} | sizes
+
+
+def check_config(config: Any) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c = config.sae
     settings.check("config", config, {"seed": settings.SEED})
@@ -159,14 +169,13 @@ def check_config(config) -> None:
     model.check_features(mesh, c.n_features)
 
 
-def _warmup_steps(wanted: int, n_steps: int) -> int:
-    """The steps of warm-up; a tenth of a run that is shorter than them, as a set of few photos makes it."""
-    if wanted < n_steps:
-        return wanted
-    logs.note(
-        f"config.sae.lr_warmup_steps={wanted}, and the run has {n_steps} steps: {n_steps // 10} are taken"
-    )
-    return n_steps // 10
+def note_warmup(c: Any, recipe: train.Recipe, context: RunContext) -> None:
+    """Say where the warm-up of the learning rate is shorter than `config.sae` wants it."""
+    if recipe.lr_warmup_steps < c.lr_warmup_steps:
+        context.note(
+            f"config.sae.lr_warmup_steps={c.lr_warmup_steps}, and the run has {recipe.n_steps} steps: "
+            f"{recipe.lr_warmup_steps} are taken"
+        )
 
 
 def recipe_of(
@@ -174,12 +183,14 @@ def recipe_of(
 ) -> train.Recipe:
     """The recipe of `config.sae` for a run of this length.
 
+    A warm-up that is not shorter than the run, as a set of few photos makes it, becomes a tenth of it.
+
     deterministic: config.runtime.deterministic; None: top_k as if it were, and the step that pays.
     """
     shared = ("learning_rate", "lr_decay_share", "ema_decay", "frozen", "precision")
     return train.Recipe(
         n_steps=n_steps,
-        lr_warmup_steps=_warmup_steps(c.lr_warmup_steps, n_steps),
+        lr_warmup_steps=c.lr_warmup_steps if c.lr_warmup_steps < n_steps else n_steps // 10,
         dead_after_steps=dead_after_steps,
         stable_top_k=deterministic is None or deterministic,
         deterministic=bool(deterministic),
@@ -187,7 +198,7 @@ def recipe_of(
     )
 
 
-def final_numbers(over, sae: model.SAE, stores: dict) -> dict:
+def final_numbers(over: Callable, sae: model.SAE, stores: dict, context: RunContext) -> dict:
     """l0, fvu and mean density on test, pca_fvu with round(l0) components, dead_fraction over train.
 
     `over` is (sae, store, stop=...) -> (SaeSums, Moments); a signal ends the stage here, with the last
@@ -195,9 +206,9 @@ def final_numbers(over, sae: model.SAE, stores: dict) -> dict:
     """
     found = {}
     for name in ("train", "test"):
-        found[name] = over(sae, stores[name], stop=preemption.requested)
+        found[name] = over(sae, stores[name], stop=context.requested)
         if found[name] is None:
-            preemption.check()
+            context.check()
     (train_sums, train_moments), (test_sums, test_moments) = found["train"], found["test"]
     on_train = metrics.sae_metrics(train_sums)
     results = {
@@ -214,8 +225,10 @@ def final_numbers(over, sae: model.SAE, stores: dict) -> dict:
         "density_mean": float(on_test["density"].mean()),
         "n_vectors_test": on_test["n_vectors"],
         "pca_fvu": metrics.pca_fvu(
-            *(train_moments.mean, metrics.covariance(train_moments)),
-            *(test_moments.mean, metrics.covariance(test_moments)),
+            train_moments.mean,
+            metrics.covariance(train_moments),
+            test_moments.mean,
+            metrics.covariance(test_moments),
             k=round(on_test["l0"]),
         ),
     }

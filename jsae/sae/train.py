@@ -8,8 +8,8 @@
 A step is refused if its loss, a gradient, or anything it would write is not finite: parameters, thresholds,
 Adam's moments and counters, the mean of the weights and the counters of silence stay as they were, bit for
 bit, and the refusal is counted. The data's order is a function of (seed, step) and comes from
-`jsae.sae.blocks`; the state carries no random key. `make_dispatch` runs a number of steps that is known
-only at run time inside one compiled program, so that results do not depend on how the steps are grouped.
+`jsae.sae.batches.blocks`; the state carries no random key. `make_dispatch` runs a number of steps that is
+known only at run time inside one compiled program: results do not depend on how the steps are grouped.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jsae.sae import blocks, losses, model, paths, variants
+from jsae.sae import losses, model, paths, variants
+from jsae.sae.batches import blocks
 from jsae.sae.recipe import Recipe, learning_rate, optimizer
 
 METRICS = ("loss", "mse", "l1", "aux", "l0", "fvu", "dead_fraction", "learning_rate", "sparsity", "refused")
@@ -209,8 +210,8 @@ def make_dispatch(mesh, sae: model.SAE, recipe: Recipe, shape: blocks.Shape, max
       shape: of the blocks.
       max_steps: size of the metrics' buffers.
 
-    The state is donated. `x` [64, L, C], `mask` [64, L], `order` [64, L] and `first` are those of the piece
-    that holds the steps (`jsae.sae.blocks`), which must not run over its end; n_steps <= max_steps is traced.
+    The state is donated. `x` [64, L, C], `mask` [64, L], `order` [64, L] and `first` are those of the window
+    that holds the steps (`batches.blocks`), which must not run over its end; n_steps <= max_steps is traced.
     Metrics are arrays [max_steps] of which the first n_steps are filled.
     """
     step = make_step(mesh, sae, recipe, sparse)

@@ -54,7 +54,7 @@ def test_a_deterministic_run_takes_no_scatters_on_a_gpu(monkeypatch, determinist
     store = types.SimpleNamespace(n_vectors=640, n_channels=8, vector_dtype=np.dtype("float32"))
     folder = epath.Path("nowhere")
     mesh = meshes.make_mesh(1, devices=jax.devices()[:1])
-    run.sources.choose(mesh, store, config.sae, folder, 0, deterministic=deterministic)
+    run.sources.choose(mesh, store, config.sae, variants.TopK(), folder, 0, deterministic=deterministic)
     assert asks == [(deterministic,), (deterministic,)]
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from jsae import sae
 from jsae.runtime import mesh as meshes
-from jsae.sae import evaluate, resident, train
+from jsae.sae import evaluate, train
+from jsae.sae.batches import resident
 
 C, F, K, N = 16, 1024, 4, 128
 COMMON = {"n_steps": 60, "learning_rate": 3e-3, "dead_after_steps": 3}

@@ -10,7 +10,8 @@ import pytest
 
 from jsae import sae
 from jsae.runtime import mesh as meshes
-from jsae.sae import resident, train
+from jsae.sae import train
+from jsae.sae.batches import resident
 
 C, F, K, N = 16, 64, 4, 128
 RECIPE = train.Recipe(n_steps=60, learning_rate=3e-3, lr_warmup_steps=5, dead_after_steps=6)
@@ -69,9 +70,9 @@ def train_for(variant, n_steps, *, group=16, n_devices=1, model=1, state=None):
     step, rows = int(state.step), []
     end = step + n_steps
     while step < end:
-        piece = source.at(step)
-        n = min(group, end - step, piece.stop - step)
-        state, values = dispatch(state, piece.x, piece.mask, piece.order, piece.first, n)
+        window = source.at(step)
+        n = min(group, end - step, window.stop - step)
+        state, values = dispatch(state, window.x, window.mask, window.order, window.first, n)
         rows += [{name: float(value[i]) for name, value in values.items()} for i in range(n)]
         step += n
     return state, rows

@@ -90,7 +90,7 @@ def of_section(c: Mapping | Any) -> Variant:
     Raises ValueError for an unknown variant or setting, and for a variant's setting outside its section.
     """
     check_name(c.variant)
-    for name in c:
+    for name in sorted(set(c) - set(VARIANTS)):
         having = [f"config.sae.{variant}.{name}" for variant in VARIANTS if name in settings_of(variant)]
         if having:
             raise ValueError(f"config.sae.{name} is a setting of single variants: {', '.join(having)}")
