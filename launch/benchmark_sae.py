@@ -18,6 +18,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,9 @@ FEATURES = tuple(2**i for i in range(11, 16))
 ACTIVE = (8, 16, 32, 64, 128)
 
 
-def make_stepper(name: str, n_channels: int, n_features: int, k: int, n: int, n_dead: int = 0):
+def make_stepper(
+    name: str, n_channels: int, n_features: int, k: int, n: int, n_dead: int = 0
+) -> tuple[Callable, dict]:
     """(function that takes one more training step each time it is called, {"compile_s", "peak_mib"}).
 
     With n_dead, as many features are dead and stay so.
@@ -66,7 +69,9 @@ def make_recipe() -> train.Recipe:
     return train.Recipe(n_steps=1000, learning_rate=1e-4, dead_after_steps=100)
 
 
-def fresh(name: str, n_channels: int, n_features: int, k: int, recipe, n_dead: int = 0) -> train.TrainState:
+def fresh(
+    name: str, n_channels: int, n_features: int, k: int, recipe: train.Recipe, n_dead: int = 0
+) -> train.TrainState:
     """A new state of a variant, whose first n_dead features never fire."""
     active = {"k": k} if "k" in variants.settings_of(name) else {}
     made = model.init(
@@ -82,7 +87,7 @@ def fresh(name: str, n_channels: int, n_features: int, k: int, recipe, n_dead: i
     return dataclasses.replace(state, sae=made, silent_steps=jnp.where(dead, recipe.dead_after_steps, 0))
 
 
-def encoder_product(n_channels: int, n_features: int, n: int):
+def encoder_product(n_channels: int, n_features: int, n: int) -> Callable:
     """A function that multiplies n vectors with the encoder, as every step must."""
     x = jax.random.normal(jax.random.key(0), (n, n_channels))
     weights = jax.random.normal(jax.random.key(1), (n_features, n_channels)) / n_channels**0.5
@@ -91,9 +96,9 @@ def encoder_product(n_channels: int, n_features: int, n: int):
 
 
 def rates(
-    alternate,
+    alternate: Callable,
     rounds: int,
-    peer_rows,
+    peer_rows: Callable,
     n_channels: int = 768,
     n_features: int = 6144,
     k: int = 32,
@@ -101,7 +106,7 @@ def rates(
 ) -> dict:
     """Vectors/s of a training step by variant, of the encoder's product alone, and of peers.
 
-    `alternate` is that of `launch.benchmark`; `peer_rows` () -> rows of peers, called once a round.
+    `alternate` is that of `launch.benchmark`; `peer_rows` () -> rows of peers, called once per round.
     """
     row, running = {}, {"encoder_product": encoder_product(n_channels, n_features, n)}
     for name in SETTINGS:
@@ -128,7 +133,7 @@ def rates(
     return row
 
 
-def growth(alternate, rounds: int, n_channels: int = 768, n: int = 4096) -> dict:
+def growth(alternate: Callable, rounds: int, n_channels: int = 768, n: int = 4096) -> dict:
     """Vectors/s, times of the encoder's product and peak memory by F at k = 32 and by k at F = 6144."""
     points = [(f"F={f}", f, 32) for f in FEATURES] + [(f"K={k}", 6144, k) for k in ACTIVE]
     rows = {}

@@ -1,7 +1,7 @@
 """Which way a step takes: dense or on rows of active features, and how a device multiplies and sorts.
 
 The dense step costs five products of N * C * F; the sparse one of "topk" and "batch_topk" only the encoder's,
-and reads and adds k rows a vector. Which is faster depends on F / k and on how a platform gathers and
+and reads and adds k rows per vector. Which is faster depends on F / k and on how a platform gathers and
 scatters; this is the one place that says so.
 """
 

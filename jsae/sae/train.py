@@ -14,12 +14,13 @@ known only at run time inside one compiled program: results do not depend on how
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jsae.sae import losses, model, paths, variants
 from jsae.sae.batches import blocks
@@ -76,7 +77,7 @@ def trained_sae(state: TrainState) -> model.SAE:
 
 
 def with_mean_weights(sae: model.SAE, ema: dict) -> model.SAE:
-    """The SAE with the running mean of its parameters; of its own ones only w_dec matters.
+    """The SAE with the running mean of its parameters `ema`; of the last ones only w_dec is read.
 
     The mean of unit rows is shorter than 1; rows are scaled back to the norm of the last step's.
     """
@@ -84,7 +85,7 @@ def with_mean_weights(sae: model.SAE, ema: dict) -> model.SAE:
     return sae.with_params(ema | {"w_dec": model.unit_rows(ema["w_dec"]) * norms})
 
 
-def shardings(mesh, state):
+def shardings(mesh: Mesh, state: TrainState) -> TrainState:
     """The shardings of a state: whatever has F rows is dealt over `model`, all else is replicated."""
     model.check_features(mesh, state.silent_steps.shape[0])
 
@@ -97,7 +98,7 @@ def shardings(mesh, state):
     return jax.tree_util.tree_map_with_path(rule, state)
 
 
-def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
+def sums_over_mesh(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None) -> Callable:
     """(params, x [64, n, C], mask [64, n], dead [F], sparsity) -> (sums, gradients, batch_stats) of a batch.
 
     sums and gradients are added up over the shards; see `losses.sums_and_grads`. Each device works on its
@@ -129,7 +130,7 @@ def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = N
     return of_batch
 
 
-def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
+def make_step(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None) -> Callable:
     """The pure step (state, batch) -> (state, metrics).
 
     Args:
@@ -202,7 +203,14 @@ def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
     return step
 
 
-def make_dispatch(mesh, sae: model.SAE, recipe: Recipe, shape: blocks.Shape, max_steps: int, sparse=None):
+def make_dispatch(
+    mesh: Mesh,
+    sae: model.SAE,
+    recipe: Recipe,
+    shape: blocks.Shape,
+    max_steps: int,
+    sparse: bool | None = None,
+) -> Callable:
     """A jitted (state, x, mask, order, first, n_steps) -> (state, metrics) of many steps.
 
     Args:

@@ -214,7 +214,7 @@ def test_a_run_with_averaged_weights_is_evaluated_loaded_and_exported_with_them(
         ({"batch_size": 100}, "multiple of 64"),
         ({"store": "disk"}, "auto, resident, streamed"),
         ({"store": "streamed", "buffer_mib": 0.001}, "buffer_mib"),
-        ({"n_features": 2**40}, r"needs about .* GiB a device .*: lower sae\.n_features or raise runtime"),
+        ({"n_features": 2**40}, r"needs about .* GiB per device .*: lower sae\.n_features or raise runtime"),
     ],
 )
 def test_bad_settings_are_named_before_anything_is_trained(study, changes, message):

@@ -9,7 +9,7 @@ size.
 
 The order is a function of (seed, step) and of the window's size, which follows from the settings alone: it
 does not depend on devices or processes, each vector comes once per epoch, and a run can go on from any step.
-A process reads only the runs of its own blocks.
+A process reads only the runs of the blocks it holds.
 """
 
 import concurrent.futures

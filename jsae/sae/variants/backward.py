@@ -44,7 +44,9 @@ def dense(
     return value, parts, grads
 
 
-def of_objective(params: dict, batch: base.Batch, centred, pre, objective: Callable) -> tuple:
+def of_objective(
+    params: dict, batch: base.Batch, centred: jax.Array, pre: jax.Array, objective: Callable
+) -> tuple[dict, dict, jax.Array, dict]:
     """(sums, gradients, x_n - x_hat_n [N, C], batch_stats) of a variant's objective, densely."""
     value, parts, grads = dense(params, centred, pre, objective, batch.shard)
     # By feature first: each further sum over [N, F] would be one more pass over it

@@ -1,4 +1,4 @@
-"""JumpReLU (arXiv 2407.14435): f_n = pre where pre is above the feature's own threshold, 0 elsewhere.
+"""JumpReLU (arXiv 2407.14435): f_n = pre where pre is above the threshold of the feature, 0 elsewhere.
 
     loss = mean ||x_hat_n - x_n||^2 / C  +  l0 * mean ||f_n||_0 / C
 

@@ -58,7 +58,7 @@ class Shard:
         return lax.pmax(value, self.model) if self.model else value
 
     def candidates(self, values: jax.Array) -> jax.Array:
-        """All devices' few candidates of a row, [N, m] each, side by side [N, n_model * m]."""
+        """The few candidates of each row of all devices, [N, m] each, side by side [N, n_model * m]."""
         return lax.all_gather(values, self.model, axis=1, tiled=True) if self.model else values
 
     def index(self) -> jax.Array | int:
