@@ -36,7 +36,7 @@ from jsae.runtime.profiling import Profiler
 from launch import mistyped, usage
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.k=16."
+    "config", None, "Experiment, e.g. configs/demo.py; override keys with --config.sae.topk.k=16."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study (local, gs:// or another etils path).")
 _RESTART = flags.DEFINE_string(
@@ -94,6 +94,9 @@ def _parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         said = usage.explain(error) if isinstance(error, flags.UnrecognizedFlagError) else _last_line(error)
         sys.exit(f"error: {mistyped.explain(argv) or said}")
+    said = mistyped.unused(argv, _CONFIG.value)
+    if said:
+        sys.exit(f"error: {said}")
     if _SHOW_CONFIG.value:
         print("\n".join(_keys(_CONFIG.value)))
         sys.exit(0)

@@ -53,6 +53,8 @@ def section(config: Any, name: str) -> dict[str, Any]:
         if isinstance(value, dict):
             value = {k: v for k, v in value.items() if k not in NO_RESULT}
             value |= {k: contents.of(k, value[k]) for k in _BY_CONTENT if k in value}
+            if "variant" in value:  # of the sections of variants only that of the chosen one
+                value = {k: v for k, v in value.items() if not isinstance(v, dict) or k == value["variant"]}
         picked[key] = value
     return json.loads(json.dumps(picked))  # tuples become lists, as they are when read back
 

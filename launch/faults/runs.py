@@ -31,7 +31,7 @@ TINY = (  # every stage in a second or two, with several shards, checkpoints and
     *(f"--config.classifier.{key}" for key in ("dims=(8,8,16,32)", "n_epochs=4", "batch_size=32")),
     *(f"--config.classifier.{key}_every_steps={n}" for key, n in (("log", 1), ("eval", 10), ("save", 4))),
     *(f"--config.activations.{key}=32" for key in ("images_per_shard", "batch_size")),
-    *(f"--config.sae.{key}" for key in ("n_features=64", "k=4", "n_epochs=8", "batch_size=64")),
+    *(f"--config.sae.{key}" for key in ("n_features=64", "topk.k=4", "n_epochs=8", "batch_size=64")),
     *(f"--config.sae.{key}" for key in ("steps_per_dispatch=4", "save_every_steps=16")),
     *(f"--config.sae.{key}" for key in ("log_every_steps=4", "eval_every_steps=20")),
     *(f"--config.analysis.{key}" for key in ("batch_size=32", "n_permutations=4")),
