@@ -12,7 +12,7 @@ import pytest
 
 from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints
-from launch import fault_process
+from launch.faults import runs
 
 SETTINGS = [
     "--config=configs/demo.py:small",
@@ -51,7 +51,7 @@ def start(clean_environment):
     def start(workdir, stage, *settings, fail=""):
         settings = [*SETTINGS, *settings]
         module = SCRIPTS[stage]
-        return fault_process.run(workdir, settings, environment=clean_environment, module=module, fail=fail)
+        return runs.run(workdir, settings, environment=clean_environment, module=module, fail=fail)
 
     return start
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from launch import fault_process
+from launch.faults import runs
 
 START = """
 import os, pathlib, signal, sys, time
@@ -92,7 +92,7 @@ def run(program, folder, which, environment):
         subprocess.Popen(
             [sys.executable, "-c", START + program + END, str(folder), str(which)],
             env=environment | {"JSAE_PROCESS_ID": str(i)},
-            cwd=fault_process.ROOT,
+            cwd=runs.ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

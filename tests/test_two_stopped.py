@@ -11,12 +11,12 @@ import sys
 import pytest
 
 from jsae.runtime import checkpoints, failpoints
-from launch import compare_runs, fault_process
+from launch.faults import compare_runs, runs
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("JSAE_SLOW_TESTS"), reason="eight whole processes; JSAE_SLOW_TESTS=1 runs it"
 )
-SETTINGS = [flag for flag in fault_process.TINY if ".dims=" not in flag]  # given twice, tuples are joined
+SETTINGS = [flag for flag in runs.TINY if ".dims=" not in flag]  # given twice, tuples are joined
 SETTINGS += ["--config.classifier.depths=(0,0,0,1)", "--config.classifier.dims=(4,4,4,8)"]
 PROGRAM = "from launch import start; start.run_stages(['classifier', 'activations', 'sae'])"
 
@@ -42,7 +42,7 @@ def run(workdir, environment, fail="", of=1):
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, f"--workdir={workdir}", *SETTINGS],
                 env=environment | joined,
-                cwd=fault_process.ROOT,
+                cwd=runs.ROOT,
                 stderr=subprocess.PIPE,
                 text=True,
             )

@@ -11,15 +11,15 @@ import dataclasses
 import jax
 import numpy as np
 
-from jsae import classifier
+from jsae import classifier, metrics
 from jsae.activations import imported, store
 from jsae.classifier import pretrained
 from jsae.data import augment, identity, pipeline
 from jsae.data import settings as data_settings
+from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, attempts, logs, mesh, preemption, settings, stages
 from jsae.runtime.context import RunContext
 
-SPLITS = ("train", "val", "test")
 RANGES = {"batch_size": settings.COUNT, "images_per_shard": settings.COUNT}
 
 
@@ -180,7 +180,7 @@ def _extract(forward, params, split, folder, c, device_mesh):
 
 
 def measure(folder, sizes, dtype: str) -> dict:
-    """Mean [C], scale and gamma = ||mean|| / ||std|| (arXiv 2605.31518) of the stored vectors.
+    """Mean [C], scale and `metrics.gamma` of the stored vectors.
 
     Raises ValueError if an activation is not finite.
     """
@@ -209,5 +209,5 @@ def measure(folder, sizes, dtype: str) -> dict:
     return {
         "mean": [float(m) for m in mean.astype(np.float32)],
         "scale": float(np.float32(scale)),
-        "gamma": float(np.linalg.norm(mean) / np.linalg.norm(std)),
+        "gamma": metrics.gamma(mean, std),
     }

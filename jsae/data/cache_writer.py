@@ -2,7 +2,7 @@
 
     images.npy     uint8   [N,S,S,3], splits in the order train, val, test
     labels.npy     int32   [N, levels]
-    masks.npy      uint16  [N,S,S], bit p = part p, bit 15 = aircraft (drawn sets)
+    masks.npy      uint16  [N,S,S], bit p = part p, bit 15 = foreground (where masks exist)
     boxes.npy      float32 [N,4], px of the cached image (where boxes exist)
     manifest.json  key, ids and checksums, row range of each split, class and part names, skipped images
 
@@ -16,19 +16,21 @@ import io
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain.python as grain
 import numpy as np
 
 from jsae.data import decode
-from jsae.data.kinds import Kind, Record
+from jsae.data.source import Record, Source
 from jsae.runtime import digests, disks, logs, preemption
 
 FORMAT = 3  # raise it when the decoded pixels or the layout change
 
 
-def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_image: str) -> None:
-    """Fill `folder` with arrays and, last, the manifest; arrays get one row a usable image.
+def write(folder: pathlib.Path, data: Source, key: dict, image_size: int, on_bad_image: str) -> None:
+    """Fill `folder` with arrays and, last, the manifest; arrays get one row per usable image.
 
     Raises ValueError for a damaged image with on_bad_image="error", or a split without usable images, and
     disks.NoRoom, before anything is decoded where the disk can tell, if it has no room for the arrays.
@@ -41,7 +43,15 @@ def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_i
         _write(folder, data, key, image_size, on_bad_image, sources, total)
 
 
-def _write(folder, data: Kind, key: dict, image_size: int, on_bad_image: str, sources, total: int) -> None:
+def _write(
+    folder: pathlib.Path,
+    data: Source,
+    key: dict,
+    image_size: int,
+    on_bad_image: str,
+    sources: dict[str, Sequence],
+    total: int,
+) -> None:
     skipped, rows, ids, contents = {}, {}, [], {}
     kinds = {"levels": len(data.class_names), "masks": bool(data.part_names), "boxes": data.has_boxes}
     with (
@@ -102,10 +112,10 @@ class _Bad:
     reason: str
 
 
-def _decoded(source, data: Kind, image_size: int):
+def _decoded(source: Sequence, data: Source, image_size: int) -> Iterator["_Decoded | _Bad"]:
     """Iterate over a source in order, decoded by threads (OpenCV and Pillow release the interpreter)."""
 
-    def decode_item(item):
+    def decode_item(item: Any) -> "_Decoded | _Bad":
         return _decode(data.parse(item), data, image_size)
 
     threads = min(os.cpu_count() or 1, 32)
@@ -117,7 +127,7 @@ def _decoded(source, data: Kind, image_size: int):
         iterator.close()
 
 
-def _decode(record: Record, data: Kind, image_size: int) -> _Decoded | _Bad:
+def _decode(record: Record, data: Source, image_size: int) -> _Decoded | _Bad:
     try:
         if isinstance(record.image, bytes):
             content = record.image
@@ -146,7 +156,7 @@ class _Rows:
     They are written, not mapped: where a mapped page finds no room on the disk, the process is killed.
     """
 
-    def __init__(self, folder, total: int, size: int, *, levels: int, masks: bool, boxes: bool):
+    def __init__(self, folder: pathlib.Path, total: int, size: int, *, levels: int, masks: bool, boxes: bool):
         self.count = 0
         shapes = {"images": (np.uint8, (size, size, 3)), "labels": (np.int32, (levels,))}
         if masks:

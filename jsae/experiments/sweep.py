@@ -15,38 +15,41 @@ import copy
 import itertools
 import json
 
-import jax
 import pyarrow as pa
 from etils import epath
 
 from jsae import classifier, sae
-from jsae.ablation import splice, stage_tables, tables
-from jsae.activations import ActivationStore
+from jsae.ablation.splice import MeasureSplice
+from jsae.activations import ActivationStore, run_pass
 from jsae.classifier.forward import LogitsFromActs
 from jsae.runtime import artifacts, logs, mesh, preemption, stages
+from jsae.runtime.context import RunContext
 from jsae.sae import run as sae_run
 from jsae.sae import variants
+from jsae.tables import Column, Table
 
 FOLDER, FILE = "sweep", "table.parquet"
 SETTINGS = ("variant", "n_features", "k", "l1", "l0", "learning_rate", "seed")  # from the outer loop inwards
-_FLOAT = pa.float64()
-TABLE = tables.schema(
-    digest=(pa.string(), "name of the SAE's folder"),
-    variant=(pa.string(), "of jsae.sae.VARIANTS"),
-    n_features=(pa.int64(), "F"),
-    k=(pa.int64(), "null for variants without k"),
-    l1=(_FLOAT, "coefficient of the L1 term; null for variants without it"),
-    l0_coefficient=(_FLOAT, "coefficient of the L0 term; null for variants without it"),
-    learning_rate=(_FLOAT, "peak rate"),
-    seed=(pa.int64(), "of initialisation and order"),
-    others=(pa.string(), "the settings of config.sae that are no column, as JSON"),
-    l0=(_FLOAT, "mean number of features active on a test vector"),
-    fvu=(_FLOAT, "on test"),
-    pca_fvu=(_FLOAT, "on test, of PCA with round(l0) components"),
-    dead_fraction=(_FLOAT, "features that never fire in one pass over train"),
-    accuracy_recovered=(_FLOAT, "on test, the SAE spliced in; null without a classifier"),
-    ce_recovered=(_FLOAT, "on test, the SAE spliced in; null without a classifier"),
-    seconds=(_FLOAT, "of training, evaluating and exporting it"),
+TABLE = Table(
+    "table",
+    (
+        Column("digest", pa.string(), "name of the SAE's folder"),
+        Column("variant", pa.string(), "of jsae.sae.VARIANTS"),
+        Column("n_features", pa.int64(), "F"),
+        Column("k", pa.int64(), "null for variants without k"),
+        Column("l1", pa.float64(), "coefficient of the L1 term; null for variants without it"),
+        Column("l0_coefficient", pa.float64(), "coefficient of the L0 term; null for variants without it"),
+        Column("learning_rate", pa.float64(), "peak rate"),
+        Column("seed", pa.int64(), "of initialisation and order"),
+        Column("others", pa.string(), "the settings of config.sae that are no column, as JSON"),
+        Column("l0", pa.float64(), "mean number of features active on a test vector"),
+        Column("fvu", pa.float64(), "on test"),
+        Column("pca_fvu", pa.float64(), "on test, of PCA with round(l0) components"),
+        Column("dead_fraction", pa.float64(), "features that never fire in one pass over train"),
+        Column("accuracy_recovered", pa.float64(), "on test, the SAE spliced in; null without a classifier"),
+        Column("ce_recovered", pa.float64(), "on test, the SAE spliced in; null without a classifier"),
+        Column("seconds", pa.float64(), "of training, evaluating and exporting it"),
+    ),
 )
 
 
@@ -68,7 +71,7 @@ def run(config, workdir) -> None:
         sae_run.run(point, workdir, where=folder / digest)
         spliced = _spliced(point, workdir, folder / digest)
         rows[digest] = _row(point, digest, stages.manifest_in(folder / digest), spliced)
-        table = tables.table(list(rows.values()), TABLE)
+        table = TABLE.of_rows(rows.values())
         artifacts.write_table(folder / FILE, table, {"upstream": upstream})
 
 
@@ -181,18 +184,15 @@ def _spliced(config, workdir, folder) -> dict:
     if found is None:
         store = ActivationStore.open(stages.folder(config, workdir, "activations") / "test")
         params = classifier.load(stages.folder(config, workdir, "classifier"))
-        with (
-            jax.default_matmul_precision("float32"),
-            logs.progress(store.n_images, label="sweep: splice", unit="image") as bar,
-        ):
-            found = splice.measure(
-                LogitsFromActs(params, store.site),
-                sae.load(folder),
-                store.batches(config.ablation.batch_size),
-                labels=store.labels,
-                mean=store.mean,
-                on_batch=lambda n: stage_tables.step(bar, n),
-            )
+        reducers = {"splice": MeasureSplice(LogitsFromActs(params, store.site), store.mean)}
+        found = run_pass(
+            store,
+            sae.load(folder),
+            reducers,
+            batch_size=config.ablation.batch_size,
+            context=RunContext(),
+            label="sweep: splice",
+        )["splice"]
         artifacts.write_json(path, found)
     return found
 

@@ -54,12 +54,21 @@ from jsae.metrics.reconstruction import (
     sae_metrics,
     sae_sums,
 )
-from jsae.metrics.statistics import benjamini_hochberg, join_moments, spearman, standard_error, t_interval
+from jsae.metrics.statistics import (
+    Z95,
+    benjamini_hochberg,
+    join_moments,
+    spearman,
+    standard_error,
+    t_interval,
+    wilson,
+)
 from jsae.metrics.sums import add_sums
 
 __all__ = [
     "N_MATCHED",
     "N_PURITY",
+    "Z95",
     "ClassifierSums",
     "Moments",
     "SaeSums",
@@ -99,6 +108,7 @@ __all__ = [
     "stability",
     "standard_error",
     "t_interval",
+    "wilson",
 ]
 
 __getattr__, __dir__ = lazy_modules(__name__, __path__)

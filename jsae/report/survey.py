@@ -11,13 +11,14 @@ A batch of images is in memory at a time; what is kept are small integers.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jsae import edits, metrics
-from jsae.runtime import logs, preemption
+from jsae.runtime.context import RunContext
 
 BINS = 24
 N_STRONGEST = 6
@@ -39,15 +40,6 @@ class Survey:
     images: dict[int, dict] = dataclasses.field(default_factory=dict)
 
 
-def wanted_maps(patches: dict[int, list[dict]]) -> dict[int, list[int]]:
-    """image -> the features whose map over it is shown, from feature -> top patches; both sorted."""
-    wanted: dict[int, set[int]] = {}
-    for feature, rows in patches.items():
-        for row in rows:
-            wanted.setdefault(row["image"], set()).add(feature)
-    return {image: sorted(wanted[image]) for image in sorted(wanted)}
-
-
 def spread(n_images: int, n_wanted: int) -> list[int]:
     """At most `n_wanted` images at equal distances in 0..n_images-1."""
     n = min(n_images, n_wanted)
@@ -55,26 +47,28 @@ def spread(n_images: int, n_wanted: int) -> list[int]:
 
 
 def take(
-    read: Callable,
-    sae,
-    largest,
+    read: Callable[[int, int], np.ndarray],
+    sae: Any,
+    largest: np.ndarray,
     *,
     n_images: int,
-    maps: dict[int, list[int]],
+    maps: set[tuple[int, int]],
     images: list[int],
     logits_from: Callable | None = None,
-    labels=None,
+    labels: np.ndarray | None = None,
+    context: RunContext | None = None,
 ) -> Survey:
-    """Look at all `n_images` once.
+    """One pass over all `n_images`.
 
     Args:
       read: (start, stop) -> raw activations float32 [stop - start, H, W, C] of the test split.
       sae: encodes [B, H, W, C] to features [B, H, W, F] in raw units; has w_dec [F, C].
       largest: [F] largest value of each feature on test, raw units; what the maps are relative to.
-      maps: image -> features, from `wanted_maps`.
+      maps: the pairs (image, feature) whose map is shown.
       images: those whose strongest features are described.
       logits_from: a pytree, acts [B, H, W, C] -> logits [B, L]; None: nothing is removed.
       labels: int [n_images], -1 for unknown; needed with `logits_from`.
+      context: of the run.
 
     Returns:
       A Survey. `images[i]` has label, prediction (None where unknown), confidence (softmax of the
@@ -83,57 +77,66 @@ def take(
       feature removed at every position, delta_margin (of the label, None if unknown), delta_confidence (of
       the clean prediction) and prediction.
     """
+    context = context or RunContext()
     largest = np.where(np.isfinite(np.asarray(largest, float)), np.asarray(largest, float), 0.0)
-    listed, counts, of_pooled, found, described = set(images), 0, (0, 0.0, 0.0), {}, {}
+    labels = np.full(n_images, -1) if labels is None else np.asarray(labels)
     norms = jnp.linalg.norm(sae.w_dec, axis=1)
+    features_of, listed = _by_image(maps), set(images)
+    counts, pooled_moments, found, described = 0, (0, 0.0, 0.0), {}, {}
     with (
         jax.default_matmul_precision("float32"),
-        logs.progress(n_images, label="report: activations", unit="image") as bar,
+        context.progress(n_images, label="report: activations", unit="image") as bar,
     ):
         for start in range(0, n_images, _BATCH):
-            preemption.check_here()
+            context.check_here()
             acts = read(start, min(start + _BATCH, n_images))
             n = len(acts)
             padded = np.zeros((_BATCH, *acts.shape[1:]), np.float32)  # one shape, one compilation
             padded[:n] = acts
-            feats, tops, above, pooled = _look(sae, padded, norms, largest.astype(np.float32), n)
+            feats, tops, above, pooled = _encode(sae, padded, norms, largest.astype(np.float32), n)
             counts = counts + np.asarray(above, np.int64)
             pooled = np.asarray(pooled[:n], np.float64)
-            here_of = (n, pooled.mean(0), ((pooled - pooled.mean(0)) ** 2).sum(0))
-            of_pooled = metrics.join_moments(of_pooled, here_of)
-            here = range(start, start + n)
-            values, shown = None, [i for i in here if i in listed]
-            if shown or any(i in maps for i in here):
-                values = np.asarray(feats)
-            for image in here:
-                for feature in maps.get(image, ()):
+            moments = (n, pooled.mean(0), ((pooled - pooled.mean(0)) ** 2).sum(0))
+            pooled_moments = metrics.join_moments(pooled_moments, moments)
+            shown = [image for image in range(start, start + n) if image in listed]
+            mapped = [image for image in range(start, start + n) if image in features_of]
+            values = np.asarray(feats) if shown or mapped else None
+            for image in mapped:
+                for feature in features_of[image]:
                     found[image, feature] = to_bytes(values[image - start, :, :, feature], largest[feature])
             if shown:
-                removed = None if logits_from is None else _removed(sae, logits_from, padded, feats, tops)
-                known = np.full(_BATCH, -1)
-                known[:n] = -1 if labels is None else labels[start : start + n]
-                effects = None if removed is None else jax.tree.map(np.asarray, _effects(*removed, known))
+                known = np.concatenate([labels[start : start + n], np.full(_BATCH - n, -1)])
+                effects = None
+                if logits_from is not None:
+                    effects = jax.device_get(_effects(sae, logits_from, padded, feats, tops, known))
                 tops = np.asarray(tops)
                 for image in shown:
                     i = image - start
                     described[image] = _describe(values[i], tops[i], largest, effects, i, known[i])
             bar.update(n)
-    sd = None
-    if n_images:
-        sd = np.sqrt(of_pooled[2] / n_images)
-        # Counts above each edge become counts within each bin.
-        counts = np.diff(-np.concatenate([counts, np.zeros((1, counts.shape[1]), np.int64)]), axis=0).T
-    return Survey(found, counts if n_images else None, sd, described)
+    if not n_images:
+        return Survey()
+    # Counts above each edge become counts within each bin.
+    counts = np.diff(-np.concatenate([counts, np.zeros((1, counts.shape[1]), np.int64)]), axis=0).T
+    return Survey(found, counts, np.sqrt(pooled_moments[2] / n_images), described)
 
 
-def to_bytes(values, largest: float) -> bytes:
+def _by_image(maps: set[tuple[int, int]]) -> dict[int, list[int]]:
+    """image -> the features whose map over it is shown."""
+    features_of: dict[int, list[int]] = {}
+    for image, feature in sorted(maps):
+        features_of.setdefault(image, []).append(feature)
+    return features_of
+
+
+def to_bytes(values: np.ndarray, largest: float) -> bytes:
     """A map [H, W] in raw units as uint8 [H * W], see the module."""
     share = np.asarray(values, float) / largest if largest > 0 else np.zeros(np.shape(values))
     return np.ceil(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8).tobytes()
 
 
 @jax.jit
-def _look(sae, acts, norms, largest, n):
+def _encode(sae, acts, norms, largest, n):
     """Features [B, H, W, F], strongest [B, K], counts above bins' lower edges [BINS, F], pooled [B, F]."""
     feats = sae.encode(acts)
     real = (jnp.arange(acts.shape[0]) < n)[:, None, None, None]
@@ -146,32 +149,26 @@ def _look(sae, acts, norms, largest, n):
 
 
 @jax.jit
-def _removed(sae, logits_from, acts, feats, tops):
-    """Clean logits [B, L] and those without each of the strongest features [K, B, L]."""
+def _effects(sae, logits_from, acts, feats, tops, labels):
+    """Clean prediction and confidence [B]; the effects of removing each of the strongest features [K, B]."""
     chosen = jnp.take_along_axis(feats, tops[:, None, None, :], axis=-1)  # [B, H, W, K]
+    clean = logits_from(acts)
+    predicted, target = clean.argmax(-1), jnp.maximum(labels, 0)
+    margin, confidence = (
+        metrics.measures(clean, of)[name] for of, name in ((target, "margin"), (predicted, "confidence"))
+    )
 
     def without(k):
         rows = sae.w_dec[tops[:, k]]  # [B, C]
-        return logits_from(edits.subtract(acts, chosen[..., k, None] * rows[:, None, None, :]))
-
-    return logits_from(acts), jax.lax.map(without, jnp.arange(tops.shape[1]))
-
-
-@jax.jit
-def _effects(clean, without, labels):
-    """The clean prediction and confidence [B], and the measures of `take` for each removal [K, B]."""
-    predicted = clean.argmax(-1)
-    target = jnp.maximum(labels, 0)
-    before, sure = metrics.measures(clean, target), metrics.measures(clean, predicted)
-
-    def one(logits):
+        logits = logits_from(edits.subtract(acts, chosen[..., k, None] * rows[:, None, None, :]))
         return {
-            "delta_margin": metrics.measures(logits, target)["margin"] - before["margin"],
-            "delta_confidence": metrics.measures(logits, predicted)["confidence"] - sure["confidence"],
+            "delta_margin": metrics.measures(logits, target)["margin"] - margin,
+            "delta_confidence": metrics.measures(logits, predicted)["confidence"] - confidence,
             "prediction": logits.argmax(-1),
         }
 
-    return {"prediction": predicted, "confidence": sure["confidence"]}, jax.vmap(one)(without)
+    removed = jax.lax.map(without, jnp.arange(tops.shape[1]))
+    return {"prediction": predicted, "confidence": confidence}, removed
 
 
 def _describe(values, tops, largest, effects, i: int, label: int) -> dict:
@@ -189,7 +186,7 @@ def _describe(values, tops, largest, effects, i: int, label: int) -> dict:
             if label < 0 or not np.isfinite(row["delta_margin"]):  # no label, or one class only
                 row["delta_margin"] = None
         rows.append(row)
-    first = {"label": int(label) if label >= 0 else None, "prediction": None, "confidence": None}
+    clean = {"prediction": None, "confidence": None}
     if effects is not None:
-        first |= {name: by[i].item() for name, by in effects[0].items()}
-    return first | {"features": rows}
+        clean = {name: by[i].item() for name, by in effects[0].items()}
+    return {"label": int(label) if label >= 0 else None, **clean, "features": rows}

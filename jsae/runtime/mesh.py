@@ -127,6 +127,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(mesh: Mesh, tree):
+    """The tree with every array whole on every device; arrays that lie on this mesh already stay as they
+    are."""
+
+    def place(leaf):
+        if isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh:
+            return leaf
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return jax.make_array_from_callback(np.shape(leaf), replicated(mesh), np.asarray(leaf).__getitem__)
+
+    return jax.tree.map(place, tree)
+
+
 def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Array axis `axis` is dealt over the mesh's `data` axis, the others are whole."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))

@@ -5,34 +5,26 @@ each batch over the mesh's `data` axis and the features over `model`. No number 
 the device count.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from jsae import metrics
 from jsae.runtime import mesh as meshes
-from jsae.sae import model, paths, train
+from jsae.sae import model
 
 
 def make_sums(mesh):
     """A jitted (sae, x [N, C] raw, mask [N]) -> (`metrics.SaeSums`, `metrics.Moments`), replicated."""
 
-    shard = paths.shard_of(mesh)
-    rows, features = PartitionSpec("data"), PartitionSpec("data", "model")
-
-    def of_shard(sae: model.SAE, x):
-        feats = model.encode(sae, x, shard)
-        return feats, model.decode(sae, feats, shard)
-
     def sums(sae: model.SAE, x, mask):
+        sae = dataclasses.replace(sae, mesh=mesh)
         with jax.default_matmul_precision("float32"):
             x = x.astype(jnp.float32)
-            in_specs, out_specs = (train.specs(sae), rows), (features, rows)
-            feats, x_hat = jax.shard_map(
-                of_shard, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-            )(sae, x)
+            feats = sae.encode(x)
             return (
-                metrics.sae_sums(x, x_hat, feats, mask, sae.mean),
+                metrics.sae_sums(x, sae.decode(feats), feats, mask, sae.mean),
                 metrics.moments(x, mask, sae.mean),
             )
 

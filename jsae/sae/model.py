@@ -12,16 +12,22 @@ x_hat = f @ w_dec + s * b_dec + mu, and a feature's contribution to x is its val
 Decoder rows have unit norm (but for relu_l1 trained with decoder_norm "free"). `w_enc` is kept as [F, C],
 so that a sparse gradient writes whole rows. `act` belongs to the variant (see `jsae.sae.variants`), and so
 do the arrays in `own`, all in scaled units. Arithmetic is float32 with float32 products.
+
+With a `mesh` the F rows of the dictionary are dealt over its `model` axis, and `encode` and `decode` run on
+every device for the features it holds: no device ever holds the whole dictionary or all features of a vector.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jsae.sae import variants
 
 TRAINABLE = ("w_enc", "b_enc", "w_dec", "b_dec")
+BY_FEATURE = ("w_enc", "b_enc", "w_dec")  # arrays with F rows, beside those of the variant
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +46,8 @@ class SAE:
       k: features that may be active per vector (on average, where a batch shares them), None where the
         variant has no k; static.
       own: the variant's own arrays by name, for example {"threshold": [F]}; see its file.
+      mesh: the mesh with axes "data" and "model" that the arrays are dealt over (`over_mesh`), None for one
+        device; static.
     """
 
     w_enc: jax.Array
@@ -51,6 +59,7 @@ class SAE:
     variant: str = dataclasses.field(metadata={"static": True})
     k: int | None = dataclasses.field(metadata={"static": True})
     own: dict = dataclasses.field(default_factory=dict)
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def n_features(self) -> int:
@@ -127,33 +136,107 @@ def normalise(sae: SAE, x: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) - sae.mean[None, :]) / sae.scale
 
 
-def encode(sae: SAE, x: jax.Array, shard: variants.Shard = variants.WHOLE) -> jax.Array:
+def encode(sae: SAE, x: jax.Array) -> jax.Array:
     """Features of raw activations.
 
     Args:
       sae: the SAE.
-      shard: inside a shard_map over the features, which of them are on this device; F is then theirs.
       x: raw activations [..., C]; every vector along the last axis is encoded by itself, whatever the
         leading axes are: k counts the active features of one vector, and variants whose k belongs to a
         batch use their learned threshold.
 
     Returns:
-      Features [..., F] in raw units, float32, >= 0.
+      Features [..., F] in raw units, float32, >= 0. With a mesh, dealt over it: F over `model`, the first
+      axis over `data` where that divides it.
     """
     _check_last_axis(x, sae.n_channels, "activations", "C")
+    return _encode(sae, x, variants.WHOLE) if _on_one_device(sae) else _encode_over_mesh(sae, x)
+
+
+def decode(sae: SAE, feats: jax.Array) -> jax.Array:
+    """Raw activations [..., C] from features [..., F] in raw units; with a mesh, dealt over `data`."""
+    _check_last_axis(feats, sae.n_features, "features", "F")
+    return _decode(sae, feats) if _on_one_device(sae) else _decode_over_mesh(sae, feats)
+
+
+def _on_one_device(sae: SAE) -> bool:
+    return sae.mesh is None or sae.mesh.size == 1
+
+
+def _encode(sae: SAE, x, shard: variants.Shard):
     x_n = normalise(sae, x.reshape(-1, sae.n_channels))  # [N, C]
     pre = variants.preactivations(sae.params, x_n, precision="float32")  # [N, F]
     feats = sae.scale * variants.VARIANTS[sae.variant].activate(pre, sae.params | sae.own, sae.k, shard)
     return feats.reshape(*x.shape[:-1], sae.n_features)
 
 
-def decode(sae: SAE, feats: jax.Array, shard: variants.Shard = variants.WHOLE) -> jax.Array:
-    """Raw activations [..., C] from features [..., F] in raw units; `shard` as in `encode`."""
-    _check_last_axis(feats, sae.n_features, "features", "F")
+def _decode(sae: SAE, feats, add_up=lambda x_hat: x_hat):
     flat = feats.reshape(-1, sae.n_features).astype(jnp.float32)  # [N, F]
     bias = sae.scale * sae.b_dec + sae.mean  # [C]
-    x_hat = shard.over_features(jnp.matmul(flat, sae.w_dec, precision="float32")) + bias[None, :]
+    x_hat = add_up(jnp.matmul(flat, sae.w_dec, precision="float32")) + bias[None, :]
     return x_hat.reshape(*feats.shape[:-1], sae.n_channels)
+
+
+@jax.jit
+def _encode_over_mesh(sae: SAE, x):
+    shard = variants.shard.of_mesh(sae.mesh)
+    return _over_mesh(sae, lambda sae, x: _encode(sae, x, shard), x, None, "model")
+
+
+@jax.jit
+def _decode_over_mesh(sae: SAE, feats):
+    # A plain psum: its transpose inside shard_map is right for a value that leaves it replicated
+    return _over_mesh(
+        sae,
+        lambda sae, feats: _decode(sae, feats, lambda x_hat: lax.psum(x_hat, "model")),
+        feats,
+        "model",
+        None,
+    )
+
+
+def _over_mesh(sae: SAE, function, array, last_in, last_out):
+    """function(sae, array) on each device's share; the last axis is dealt as named on the way in and out."""
+    divides = array.ndim > 1 and array.shape[0] % sae.mesh.shape["data"] == 0
+    leading = ["data" if divides else None, *[None] * (array.ndim - 2)] if array.ndim > 1 else []
+    spec_in, spec_out = (PartitionSpec(*leading, last) for last in (last_in, last_out))
+    dealt = jax.shard_map(
+        function, mesh=sae.mesh, in_specs=(specs(sae), spec_in), out_specs=spec_out, check_vma=False
+    )
+    return dealt(sae, array)
+
+
+def spec_of(name: str, leaf, own: dict) -> PartitionSpec:
+    """How an array of this name is dealt: F rows over `model`; all else is replicated."""
+    return PartitionSpec("model") if name in (*BY_FEATURE, *own) and leaf.ndim else PartitionSpec()
+
+
+def specs(sae: SAE) -> SAE:
+    """The partition spec of every array of an SAE, as an SAE."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: spec_of(jax.tree_util.keystr(path[-1:], simple=True), leaf, sae.own), sae
+    )
+
+
+def shardings(sae: SAE, mesh: Mesh) -> SAE:
+    """The sharding of every array over a mesh, as an SAE. Raises ValueError if F cannot be dealt evenly."""
+    check_features(mesh, sae.n_features)
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs(sae), is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+
+
+def over_mesh(sae: SAE, mesh: Mesh) -> SAE:
+    """The SAE dealt over a mesh. Raises ValueError if F cannot be dealt evenly over its model axis."""
+    return dataclasses.replace(jax.device_put(sae, shardings(sae, mesh)), mesh=mesh)
+
+
+def check_features(mesh: Mesh, n_features: int) -> None:
+    """Raise ValueError unless F can be dealt evenly over the mesh's model axis."""
+    if n_features % mesh.shape["model"]:
+        raise ValueError(
+            f"n_features={n_features} must be a multiple of the mesh's model axis, {mesh.shape['model']}"
+        )
 
 
 def _check_last_axis(array, size: int, what: str, letter: str) -> None:

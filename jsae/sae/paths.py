@@ -33,15 +33,7 @@ def is_sparse(mesh, variant: str, n_features: int, k: int | None, deterministic:
     return n_features >= SPARSE_FROM[platform] * k
 
 
-def shard_of(mesh, recipe=None) -> variants.Shard:
-    """How each device of the mesh computes a step of this recipe (`jsae.sae.recipe.Recipe`).
-
-    Without a recipe: in float32 and with ties by index, as evaluation does.
-    """
-    return variants.Shard(
-        data="data" if mesh.shape["data"] > 1 else None,
-        model="model" if mesh.shape["model"] > 1 else None,
-        n_model=mesh.shape["model"],
-        dtype="bfloat16" if recipe and recipe.precision == "bfloat16" else "float32",
-        stable=recipe is None or recipe.stable_top_k,
-    )
+def shard_of(mesh, recipe) -> variants.Shard:
+    """How each device of the mesh computes a step of this recipe (`jsae.sae.recipe.Recipe`)."""
+    dtype = "bfloat16" if recipe.precision == "bfloat16" else "float32"
+    return variants.shard.of_mesh(mesh, dtype=dtype, stable=recipe.stable_top_k)

@@ -1,8 +1,11 @@
 """A trained SAE from its stage's folder: model.json says what it is, the last checkpoint holds it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 
 from jsae.runtime import artifacts, checkpoints, paths, stages
 from jsae.sae import model, train
@@ -14,14 +17,19 @@ def describe(folder, sae: model.SAE, has_ema: bool) -> None:
     artifacts.write_json(epath.Path(folder) / "model.json", static | {"has_ema": has_ema}, checked=True)
 
 
-def load(folder) -> model.SAE:
-    """The SAE of the last checkpoint, on the default local device; of the mean weights where they are kept.
+def load(folder, mesh: Mesh | None = None) -> model.SAE:
+    """The SAE of the last checkpoint; of the mean weights where they are kept.
+
+    Only parameters and constants are read, each device's part by itself; Adam's moments and counters stay on
+    disk.
 
     Args:
       folder: the stage's folder, `<workdir>/sae` or `<workdir>/sweep/<digest>`.
+      mesh: deal the SAE over it, F over `model`; None: it lies on the default local device.
 
     Raises:
       FileNotFoundError: no SAE was trained there.
+      ValueError: F cannot be dealt evenly over the mesh's model axis.
       digests.Damaged: the last checkpoint of a finished stage cannot be read; an older one is not taken.
     """
     folder = paths.resolve(folder)
@@ -30,18 +38,33 @@ def load(folder) -> model.SAE:
     static = artifacts.read_json(folder / "model.json")
     has_ema = static.pop("has_ema", False)
     zeros = jnp.zeros(static["n_channels"])
-
-    def fresh():
-        sae = model.init(jax.random.key(0), **static, mean=zeros, scale=1.0)
-        return train.empty_state(sae, has_ema=has_ema)
-
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    made = jax.eval_shape(lambda: model.init(jax.random.key(0), **static, mean=zeros, scale=1.0))
+    if mesh is None:
+        where = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), made)
+    else:
+        where = model.shardings(made, mesh)
+    made = checkpoints.abstract(made, where)
+    learned = set(made.params) - {"w_dec"} if has_ema else set()  # of these only the mean is needed
+    wanted = {
+        "sae": {
+            name: getattr(made, name) for name in (*model.TRAINABLE, "mean", "scale") if name not in learned
+        }
+        | {"own": {name: value for name, value in made.own.items() if name not in learned}},
+        "ema": made.params if has_ema else {},
+    }
     saved = checkpoints.Checkpoints(folder / "checkpoints", read_only=True)
     try:
         done = (stages.manifest_in(folder) or {}).get("results", {})
-        found = saved.restore(checkpoints.abstract(jax.eval_shape(fresh), here), step=done.get("steps"))
+        found = saved.restore(wanted, step=done.get("steps"))
     finally:
         saved.close()
     if found is None:
         raise FileNotFoundError(f"{folder / 'checkpoints'} holds no finished checkpoint")
-    return train.trained_sae(found[1])
+    arrays, ema = found[1]["sae"], found[1]["ema"]
+    if not has_ema:
+        return dataclasses.replace(made, **arrays, mesh=mesh)
+    own = {name: ema[name] if name in learned else arrays["own"][name] for name in made.own}
+    of_last_step = {name: ema[name] for name in learned & set(model.TRAINABLE)} | arrays | {"own": own}
+    sae = dataclasses.replace(made, **of_last_step)
+    sae = jax.jit(train.with_mean_weights, out_shardings=where)(sae, ema)
+    return dataclasses.replace(sae, mesh=mesh)

@@ -166,7 +166,7 @@ def check_config(config) -> None:
     variants.check_terms(c.variant, recipe_of(c, n_steps=_LONG, dead_after_steps=1), c.n_features)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
-    train.check_features(mesh, c.n_features)
+    model.check_features(mesh, c.n_features)
 
 
 def _warmup_steps(wanted: int, n_steps: int) -> int:

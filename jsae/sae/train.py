@@ -72,46 +72,31 @@ def empty_state(sae: model.SAE, *, has_ema: bool) -> TrainState:
 
 
 def trained_sae(state: TrainState) -> model.SAE:
-    """The SAE of a state that evaluation, export and load use: of the mean weights, where they are kept.
+    """The SAE of a state that evaluation, export and load use: of the mean weights, where they are kept."""
+    return with_mean_weights(state.sae, state.ema) if state.ema else state.sae
+
+
+def with_mean_weights(sae: model.SAE, ema: dict) -> model.SAE:
+    """The SAE with the running mean of its parameters; of its own ones only w_dec matters.
 
     The mean of unit rows is shorter than 1; rows are scaled back to the norm of the last step's.
     """
-    if not state.ema:
-        return state.sae
-    rows = model.unit_rows(state.ema["w_dec"])
-    norms = jnp.linalg.norm(state.sae.w_dec, axis=-1, keepdims=True)  # [F, 1]
-    return state.sae.with_params(state.ema | {"w_dec": rows * norms})
-
-
-def check_features(mesh, n_features: int) -> None:
-    """Raise ValueError unless F can be dealt evenly over the mesh's model axis."""
-    if n_features % mesh.shape["model"]:
-        raise ValueError(
-            f"n_features={n_features} must be a multiple of the mesh's model axis, {mesh.shape['model']}"
-        )
+    norms = jnp.linalg.norm(sae.w_dec, axis=-1, keepdims=True)  # [F, 1]
+    return sae.with_params(ema | {"w_dec": model.unit_rows(ema["w_dec"]) * norms})
 
 
 def shardings(mesh, state):
     """The shardings of a state: whatever has F rows is dealt over `model`, all else is replicated."""
-    check_features(mesh, state.silent_steps.shape[0])
+    model.check_features(mesh, state.silent_steps.shape[0])
 
     def rule(path, leaf):
         name = jax.tree_util.keystr(path[-1:], simple=True)
-        return NamedSharding(mesh, _spec(name, leaf, state.sae.own))
+        by_feature = name == "silent_steps"
+        return NamedSharding(
+            mesh, PartitionSpec("model") if by_feature else model.spec_of(name, leaf, state.sae.own)
+        )
 
     return jax.tree_util.tree_map_with_path(rule, state)
-
-
-def specs(sae: model.SAE) -> model.SAE:
-    """The partition specs of an SAE, as `shardings` has them."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _spec(jax.tree_util.keystr(path[-1:], simple=True), leaf, sae.own), sae
-    )
-
-
-def _spec(name: str, leaf, own) -> PartitionSpec:
-    by_feature = ("w_enc", "b_enc", "w_dec", "silent_steps", "fired", *own)
-    return PartitionSpec("model") if name in by_feature and leaf.ndim else PartitionSpec()
 
 
 def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
@@ -134,7 +119,7 @@ def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = N
 
     def of_batch(params, x, mask, dead, sparsity):
         learned = variants.VARIANTS[sae.variant].learned
-        by_param = {name: _spec(name, value, learned) for name, value in params.items()}
+        by_param = {name: model.spec_of(name, value, learned) for name, value in params.items()}
         whole, rows, features = PartitionSpec(), PartitionSpec("data"), PartitionSpec("model")
         return jax.shard_map(
             of_shard,

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from jsae import classifier, metrics
 from jsae.analysis import images, monosemanticity
-from jsae.analysis.tables import documentation
 from jsae.data import augment
 from jsae.runtime import stages
+from jsae.tables import documentation
 from tests.analysis import toy
 
 
@@ -35,26 +35,22 @@ def setting(tmp_path, monkeypatch):
     return config, tmp_path / "own", store, types.SimpleNamespace(images=pixels), params
 
 
-def test_the_stage_has_a_row_a_feature_from_the_other_studys_embeddings(setting, monkeypatch):
-    config, workdir, store, split, params = setting
-    monkeypatch.setattr("jsae.data.identity.splits_of", lambda *_: {"test": split})
-    monkeypatch.setattr("jsae.analysis.cells.of_stores", lambda *_: None)
-    monkeypatch.setattr(images, "_receptive", lambda *_: None)
-    config.data = {}
-    arguments = (config, workdir, {"test": store}, toy.sae(), None, None)
-    _, written = images.every_table(*arguments)
-    table = written[monosemanticity.FILE]
+def test_the_table_has_a_row_per_feature_from_the_other_studys_embeddings(setting):
+    config, _, store, split, params = setting
+    study = types.SimpleNamespace(mesh=None, data={"test": split})
+    pooled = np.asarray(toy.sae().encode(store.acts)).mean((1, 2))
+    embeddings = images._embeddings(study, images.embedding_folder(config), {"batch_size": 8})
     acts = jax.jit(lambda x: classifier.apply(params, augment.normalise(x))[1]["stage4"])(split.images)
-    expected, random = metrics.monosemanticity(toy.sae().encode(store.acts).mean((1, 2)), acts.mean((1, 2)))
-    assert table["feature"].to_pylist() == list(range(8)) and table["monosemanticity"][0].as_py() is None
     # float32 at batches of 8, the last one padded, against all 20 at once
+    np.testing.assert_allclose(embeddings, acts.mean((1, 2)), atol=1e-5)
+    table = monosemanticity.table(pooled, embeddings)
+    expected, random = metrics.monosemanticity(pooled, acts.mean((1, 2)))
+    assert table["feature"].to_pylist() == list(range(8)) and table["monosemanticity"][0].as_py() is None
     found = np.array(table["monosemanticity"].to_pylist(), np.float64)  # NaN for null
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.isfinite(found).sum() >= 4
     np.testing.assert_allclose(table["monosemanticity_random"].to_pylist(), [random] * 8, atol=1e-5)
     assert all(documentation(table).values())
-    config.analysis.embedding_workdir = ""
-    assert monosemanticity.FILE not in images.every_table(*arguments)[1]
 
 
 def test_the_studys_own_classifier_is_refused(setting):

@@ -12,7 +12,8 @@ import sys
 import numpy as np
 import pytest
 
-from jsae.data import cache, cache_writer, decode, kinds
+from jsae.data import cache, cache_writer, decode
+from jsae.data.fgvc_aircraft import source
 from jsae.data.synthetic_aircraft import drawing
 from jsae.runtime import disks
 from tests.data.fgvc_folder import CLASSES, jpeg
@@ -180,9 +181,9 @@ def test_of_two_runs_one_waits(load, make_fgvc, tmp_path):
 def test_the_order_of_the_records_does_not_matter(load, make_fgvc, tmp_path, monkeypatch):
     folder = make_fgvc()
     expected = load(folder)["val"]
-    prepare = kinds._prepare
+    prepare = source.prepare
     monkeypatch.setattr(
-        kinds, "_prepare", lambda *args: {k: list(v)[::-1] for k, v in prepare(*args).items()}
+        source, "prepare", lambda *args: {k: list(v)[::-1] for k, v in prepare(*args).items()}
     )
     found = load(folder, cache_dir=str(tmp_path / "other"))["val"]
     assert found.ids == expected.ids

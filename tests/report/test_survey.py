@@ -9,7 +9,7 @@ from jsae.report import survey
 from tests.report import fake_world
 
 N = 20  # a whole batch and a part of one
-MAPS = {image: [image % 5, 7] for image in range(0, N, 2)}
+MAPS = {(image, feature) for image in range(0, N, 2) for feature in (image % 5, 7)}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def found(largest):
 
 
 def test_maps_are_the_features_as_bytes_of_their_largest_value(found, feats, largest):
-    assert set(found.maps) == {(image, f) for image, features in MAPS.items() for f in features}
+    assert set(found.maps) == MAPS
     for (image, feature), text in found.maps.items():
         values = np.frombuffer(text, np.uint8).reshape(fake_world.GRID)
         expected = feats[image, :, :, feature] / largest[feature]
         np.testing.assert_array_equal(values > 0, expected > 0)  # whatever is active can be seen
         np.testing.assert_allclose(values / 255, expected, atol=1 / 255)  # one step of a byte
     top = np.unravel_index(feats[..., 7].argmax(), feats[..., 7].shape)
-    if top[0] in MAPS:
+    if (top[0], 7) in MAPS:
         assert max(found.maps[int(top[0]), 7]) == 255
 
 
@@ -96,7 +96,7 @@ def test_an_image_has_its_strongest_features_and_what_it_loses_without_each(foun
 
 def test_without_a_classifier_nothing_is_removed(largest):
     found = survey.take(
-        fake_world.read_acts, fake_world.SAE, largest, n_images=3, maps={}, images=[1]
+        fake_world.read_acts, fake_world.SAE, largest, n_images=3, maps=set(), images=[1]
     ).images[1]
     assert found["prediction"] is None and "delta_margin" not in found["features"][0]
 

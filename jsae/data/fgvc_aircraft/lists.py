@@ -18,10 +18,10 @@ import difflib
 import pathlib
 
 from jsae.data import copies
+from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import logs
 
 LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
-SPLITS = ("train", "val", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")  # what may follow the id of an image file, any case
 _SHOWN = 10
 

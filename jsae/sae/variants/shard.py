@@ -13,6 +13,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 # jax 0.11 and newer let ties fall as they like, which is much faster on a GPU
 HAS_UNSTABLE_TOP_K = "is_stable" in inspect.signature(lax.top_k).parameters
@@ -83,6 +84,17 @@ class Shard:
 
 
 WHOLE = Shard()  # all rows, all features, float32
+
+
+def of_mesh(mesh: Mesh, *, dtype: str = "float32", stable: bool = True) -> Shard:
+    """The shard of each device of a mesh."""
+    return Shard(
+        data="data" if mesh.shape["data"] > 1 else None,
+        model="model" if mesh.shape["model"] > 1 else None,
+        n_model=mesh.shape["model"],
+        dtype=dtype,
+        stable=stable,
+    )
 
 
 def _dot(a, b, a_axis: int, b_axis: int, dtype: str):
