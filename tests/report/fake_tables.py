@@ -27,7 +27,7 @@ def fill(name: str, rows: Iterable[dict]) -> pa.Table:
 
     A row may say None for all columns but those that it names: {..., "unknown": True}.
     """
-    schema = getattr(LAYOUTS[name], "schema", LAYOUTS[name])
+    schema = LAYOUTS[name].schema
     rng = np.random.default_rng(list(name.encode()))
     drawn = []
     for row in rows:
