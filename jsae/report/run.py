@@ -28,7 +28,7 @@ def run(config: Any, workdir: str | epath.Path, context: RunContext | None = Non
     are left out, and the page says so.
     """
     context = context or RunContext()
-    stage = stages.begin(config, workdir, "report", always=True)
+    stage = stages.begin(config, workdir, "report", context, always=True)
     devices = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     study = Study(paths.resolve(workdir), stages.plain(config), devices)
     split, store = _test_images(study), _test_activations(study)
