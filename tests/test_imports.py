@@ -111,6 +111,8 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout():
 
 
 def test_a_module_that_is_none_is_told_which_there_are():
-    with pytest.raises(AttributeError, match=r"no attribute 'exprot'; its modules are auxk,.* export, fit"):
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'exprot'; its modules are auxk, batches, .* export, loop"
+    ):
         jsae.sae.exprot  # noqa: B018
     assert "evaluate" in dir(jsae.sae) and "__version__" in dir(jsae)

@@ -17,6 +17,7 @@ import numpy as np
 from jsae.data import arrays, cache
 from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, digests, stages
+from jsae.runtime.context import RunContext
 
 _SHOWN = 5
 
@@ -26,17 +27,22 @@ class DataChanged(ValueError):
 
 
 def splits_of(
-    config: Any, workdir: str | os.PathLike, stage: stages.Stage | None = None
+    config: Any,
+    workdir: str | os.PathLike,
+    stage: stages.Stage | None = None,
+    context: RunContext | None = None,
 ) -> dict[str, cache.Split]:
     """The splits of a study of images, found to be those that it was made on.
 
     Args:
       config, workdir: the study's.
       stage: its first stage while that runs, in whose folder the data are described if they are not yet.
+      context: of the run, that of `stage` without one.
 
     Raises DataChanged, and what `cache.load_splits` raises.
     """
-    found = cache.load_splits(**stages.plain(config)["data"])
+    context = context or (stage and stage.context)
+    found = cache.load_splits(**stages.plain(config)["data"], context=context)
     described = {name: (split.ids, split.labels.tolist(), split.contents) for name, split in found.items()}
     _check(config, workdir, found["test"].class_names, described, stage)
     return found

@@ -50,8 +50,9 @@ def standard_error(n: ArrayLike, m2: ArrayLike) -> np.ndarray:
 
 def t_interval(n: ArrayLike, mean: ArrayLike, m2: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """95% interval of a mean: mean -+ t_(n-1) times the standard error; NaN below 2 values."""
-    freedom = np.maximum(np.asarray(n) - 1, 1)
-    return scipy.stats.t.interval(0.95, freedom, loc=mean, scale=standard_error(n, m2))
+    low, high = scipy.stats.t.interval(0.95, np.maximum(np.asarray(n) - 1, 1))
+    error = standard_error(n, m2)  # scipy takes no scale of 0, where the interval is the mean alone
+    return mean + low * error, mean + high * error
 
 
 def wilson(share: float | None, n: int | None) -> tuple[float, float] | None:

@@ -6,6 +6,7 @@ pass from the stored activations, the feature edited out; then it times the stag
 """
 
 import statistics
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ import numpy as np
 
 import jsae
 from jsae import classifier, edits
-from jsae.ablation import atlas, atlas_survey
-from jsae.ablation.feature_space import MEASURES, TARGETS, measures
+from jsae.ablation.all_features import closed_form
+from jsae.ablation.all_features.reducer import MeasureAllFeatures
+from jsae.ablation.effects import MEASURES, TARGETS, measures_of
+from jsae.activations import run_pass
 
 N_PAIRS, N_STRONGEST = 1000, 100
 _BATCH = 128  # images
@@ -28,7 +31,7 @@ def rates(
     n_channels: int = 768,
     n_classes: int = 100,
 ) -> dict:
-    """Ablations/s of the atlas on random numbers, every pair active, moments over the images included."""
+    """Ablations/s of the closed form on random numbers, all pairs active, moments over images included."""
     keys = jax.random.split(jax.random.key(0), 6)
     rows = jax.random.normal(keys[0], (n_features, n_channels))
     pooled = jax.random.normal(keys[1], (n_images, n_channels))
@@ -48,8 +51,8 @@ def rates(
     )
     together = {"groups": jnp.zeros(n_images, jnp.int32), "n_groups": 1}
     variants = {
-        "label": lambda: atlas.moments(*arguments, **together, targets=("label",)),
-        "three_targets": lambda: atlas.moments(*arguments, **together, targets=TARGETS),
+        "label": lambda: closed_form.moments(*arguments, **together, targets=("label",)),
+        "three_targets": lambda: closed_form.moments(*arguments, **together, targets=TARGETS),
     }
     found = alternate(variants, n_images * n_features, rounds)
     return {
@@ -74,18 +77,14 @@ def study(workdir, rounds: int) -> dict:
     found = opened.table("features")["top_class"].to_pylist()
     tops = np.array([-1 if top is None else top for top in found], np.int32)
     row = against_forward_pass(params, sae, store, tops)
-    seconds = [
-        atlas_survey.measure(
-            params.model.linear_head(params.variables),
-            sae,
-            store.batches(_BATCH),
-            labels=store.labels,
-            top_classes=tops,
-            n_joint=32,
-            seed=0,
-        ).seconds
-        for _ in range(1 + rounds)
-    ]
+    head = params.model.linear_head(params.variables)
+    block = closed_form.block_features(_BATCH, len(head.offset), jax.local_devices()[0].platform)
+    reducer = MeasureAllFeatures(head, tops, jax.random.key(0), n_joint=32, block=block)
+    seconds = []
+    for _ in range(1 + rounds):
+        start = time.monotonic()
+        run_pass(store, sae, {"all_features": reducer}, batch_size=_BATCH)
+        seconds.append(time.monotonic() - start)
     return row | {"pass_seconds": statistics.median(seconds[1:])}
 
 
@@ -112,16 +111,16 @@ def against_forward_pass(
     encode = jax.jit(lambda sae, acts: sae.encode(acts).mean((1, 2)))
     with jax.default_matmul_precision("float32"):
         strength = np.concatenate(
-            [np.asarray(encode(sae, acts))[mask > 0] for _, acts, mask in store.batches(_BATCH)]
+            [np.asarray(encode(sae, batch.acts))[batch.mask > 0] for batch in store.batches(_BATCH)]
         )  # [n, F]
     pairs = _chosen(strength, np.linalg.norm(np.asarray(sae.w_dec), axis=-1), n_pairs, n_strongest)
     closed, flips = np.zeros((len(TARGETS), len(MEASURES), len(pairs))), np.zeros(len(pairs), bool)
     n_guarded = n_not_zero = 0
-    for start, acts, mask in store.batches(_BATCH):
-        at = slice(start, start + int(mask.sum()))
-        rows = np.minimum(np.arange(start, start + _BATCH), store.n_images - 1)
-        present = strength[rows] * mask[:, None]
-        effects = atlas.effects(
+    for batch in store.batches(_BATCH):
+        acts, rows, start = batch.acts, batch.images, int(batch.images[0])
+        at = slice(start, start + int(batch.mask.sum()))
+        present = strength[rows] * batch.mask[:, None]
+        effects = closed_form.effects(
             *(head, sae.w_dec, acts.mean((1, 2)), present, labels[rows], store.predictions[rows], tops)
         )
         deltas, n_guarded = np.asarray(effects.deltas), n_guarded + int(effects.n_guarded)
@@ -136,7 +135,7 @@ def against_forward_pass(
     with jax.default_matmul_precision("float32"):
         clean, without = _forward(params, sae, acts, pairs[:, 1].astype(np.int32))
     targets = (labels[pairs[:, 0]], store.predictions[pairs[:, 0]], tops[pairs[:, 1]])
-    expected = np.stack([measures(without, t) - measures(clean, t) for t in map(jnp.asarray, targets)])
+    expected = np.stack([measures_of(without, t) - measures_of(clean, t) for t in map(jnp.asarray, targets)])
     largest = np.abs(closed - expected).max((0, 2), initial=0)
     centred = acts.mean((1, 2)) - acts.mean((1, 2, 3))[:, None]
     taken = strength[tuple(pairs.T)][:, None] * np.asarray(sae.w_dec)[pairs[:, 1]]

@@ -1,6 +1,6 @@
 """Which faults hit a run, where, and what must come of each.
 
-A calm run says every failpoint it visits (JSAE_FAIL=trace@*); a plan draws from these, so that a fault is
+A calm run says every failpoint it visits (fail="trace@*"); a plan draws from these, so that a fault is
 never aimed at a place that does not exist. In one workdir the faults follow each other in the order of their
 places: each is visited by the run that goes on after the fault before.
 """
@@ -33,8 +33,8 @@ class Fault:
       kind: kill, term, int, full: hits the run at `point`. truncate, flip, tear: the run is killed at
         `point`, then the newest file that `target` names is damaged.
       stage: the stage in which the point lies.
-      point: POINT#N of a JSAE_FAIL.
-      process: which of several processes it hits.
+      point: POINT#N of launch.faults.points.
+      process: the process of several that it hits.
       target: a shell pattern of files in the workdir.
       heard: words that one line of the next run must hold; none for damage that is mended in silence.
     """

@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 
-from jsae.runtime import failpoints
 from launch.faults import topologies
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,7 +31,7 @@ TINY = (  # every stage in a second or two, with several shards, checkpoints and
     *(f"--config.classifier.{key}" for key in ("dims=(8,8,16,32)", "n_epochs=4", "batch_size=32")),
     *(f"--config.classifier.{key}_every_steps={n}" for key, n in (("log", 1), ("eval", 10), ("save", 4))),
     *(f"--config.activations.{key}=32" for key in ("images_per_shard", "batch_size")),
-    *(f"--config.sae.{key}" for key in ("n_features=64", "k=4", "n_epochs=8", "batch_size=64")),
+    *(f"--config.sae.{key}" for key in ("n_features=64", "topk.k=4", "n_epochs=8", "batch_size=64")),
     *(f"--config.sae.{key}" for key in ("steps_per_dispatch=4", "save_every_steps=16")),
     *(f"--config.sae.{key}" for key in ("log_every_steps=4", "eval_every_steps=20")),
     *(f"--config.analysis.{key}" for key in ("batch_size=32", "n_permutations=4")),
@@ -101,7 +100,7 @@ def run(
     Args:
       workdir: the study's folder.
       settings: flags of the pipeline.
-      fail: a JSAE_FAIL.
+      fail: an ACTION@POINT#N of launch.faults.points.
       strike: (text, seconds, signal): so long after the first line with this text (after the start, for "") a
         signal is sent to the run.
       whole: start Python again instead of a fork of one that has imported the libraries.
@@ -110,12 +109,13 @@ def run(
       server: the fork server to use; each has one run at a time.
     """
     environment = dict(os.environ if environment is None else environment)
-    environment.pop(failpoints.VARIABLE, None)
-    environment |= {failpoints.VARIABLE: fail} if fail else {}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(":")
     start = _start_whole if whole else functools.partial(_start_forked, server)
     began_s = time.monotonic()
-    pid, stderr, wait = start(module, [f"--workdir={workdir}", *settings], environment)
+    argv = [f"--workdir={workdir}", *settings]
+    if fail:
+        module, argv = "launch.faults.points", [fail, module, *argv]
+    pid, stderr, wait = start(module, argv, environment)
     said: queue.Queue = queue.Queue()
     threading.Thread(target=_read, args=(stderr, said), daemon=True).start()
     text, delay_s, number = strike or (None, 0.0, 0)

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from jsae.analysis.tables import documentation
 
 from jsae.ablation import tables
-from jsae.analysis.tables import documentation
 from jsae.experiments import baselines
 
 ROW = {
@@ -55,7 +55,7 @@ def test_rows_of_another_ablation_stage_are_not_kept(tmp_path):
 
 
 def test_fvu_and_l0_are_those_of_all_vectors():
-    from jsae.analysis import dictionaries
+    from jsae.experiments import dictionaries
 
     rng = np.random.default_rng(0)
     acts = rng.normal(size=(10, 2, 2, 3)).astype(np.float32)

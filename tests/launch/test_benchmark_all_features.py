@@ -1,4 +1,4 @@
-"""The benchmark's section on the atlas: it counts what it says, and sees an error of the closed form."""
+"""The benchmark's section on all features: it counts what it says, and sees an error of the closed form."""
 
 import types
 
@@ -8,11 +8,12 @@ import pytest
 
 from jsae import classifier
 from jsae import sae as saes
-from jsae.ablation import closed_form
+from jsae.ablation.all_features import formula
+from jsae.activations.store import make_batches
 from launch.benchmark import all_features, turns
 
 
-def test_rates_of_a_small_atlas():
+def test_rates_of_a_small_case():
     row = all_features.rates(turns.alternate, 1, n_images=8, n_features=40, n_channels=16, n_classes=3)
     assert row["n_pairs"] == 320 and 0 <= row["n_guarded"] < 320
     assert row["ablations_per_s"] > 0 and row["three_targets_ablations_per_s"] > 0
@@ -35,8 +36,7 @@ class Store:
         return self._acts[start:stop]
 
     def batches(self, batch_size):
-        acts = np.concatenate([self._acts, np.zeros((batch_size - 20, 2, 2, 8), np.float32)])
-        yield 0, acts, (np.arange(batch_size) < 20).astype(np.float32)
+        return make_batches(self, batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +57,17 @@ def test_the_closed_form_is_the_forward_pass(study):
     row = compare(study, n_pairs=150, n_strongest=20)
     assert row["n_pairs"] == 480 and 150 == row["n_compared"] < row["n_active_pairs"] < 480
     assert row["n_silent_not_zero"] == 0 and row["n_flips_differing"] == 0 and row["n_guarded"] >= 2
-    assert row["smallest_share_left"] < closed_form.GUARD  # so the guarded ones are compared
+    assert row["smallest_share_left"] < formula.GUARD  # so the guarded ones are compared
     for name in ("logit", "margin", "confidence", "log_confidence"):
         assert row[f"largest_difference_{name}"] < 1e-5 * row["largest_logit"]  # float32
 
 
 def test_an_error_is_seen(study, monkeypatch):
-    right = all_features.atlas.effects
+    right = all_features.closed_form.effects
 
     def wrong(head, w_dec, *rest):
         return right(head, 1.001 * w_dec, *rest)
 
-    monkeypatch.setattr(all_features.atlas, "effects", wrong)
+    monkeypatch.setattr(all_features.closed_form, "effects", wrong)
     row = compare(study, n_pairs=150, n_strongest=20)
     assert row["largest_difference_logit"] > 1e-5 * row["largest_logit"]

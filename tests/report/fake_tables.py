@@ -1,46 +1,24 @@
 """Random tables in the layouts that the rooms above declare: no other column can be made here."""
 
+import importlib
 import json
 from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 
-from jsae.ablation import atlas_tables, cumulative, tables
-from jsae.analysis import features, localisation, monosemanticity, nearest, parts, receptive, top_patches
+from jsae import study
 from jsae.classifier import evaluate
-from jsae.experiments import baselines, sweep
 from tests.report.fake_world import CLASSES, GRID, LABELS, N_FEATURES, N_IMAGES
 
 TARGETS = ("label", "prediction", "top_class")
 MEASURES = ("logit", "margin", "confidence", "log_confidence")
 
 
-def _renamed(schema: pa.Schema, drop=(), **names: str) -> pa.Schema:
-    """The layout with the names that its room is about to give it."""
-    fields = [field.with_name(names.get(field.name, field.name)) for field in schema]
-    return pa.schema([field for field in fields if field.name not in drop])
-
-
-_MEAN_DELTA = {"ci95_low": "mean_delta_low", "ci95_high": "mean_delta_high"}
-_JOINT = {f"margin_ci95_{end}": f"mean_margin_{end}" for end in ("low", "high")}
-_JOINT |= {f"accuracy_ci95_{end}": f"accuracy_{end}" for end in ("low", "high")}
-_ON = {"control_on_aircraft_share": "control_on_foreground_share"}
-LAYOUTS = {
-    "features": features.SCHEMA,
-    "top_patches": top_patches.SCHEMA,
-    "nearest": nearest.SCHEMA,
-    "localisation": localisation.SCHEMA,
-    "receptive": receptive.SCHEMA,
-    "monosemanticity": monosemanticity.SCHEMA,
-    "parts": _renamed(parts.SCHEMA, drop=("found",)),
-    "feature_space": _renamed(tables.FEATURE_SPACE, **_MEAN_DELTA),
-    "input_space": _renamed(tables.INPUT_SPACE, **_MEAN_DELTA, **_ON),
-    "all_features": atlas_tables.ATLAS,
-    "all_features_by_class": atlas_tables.ATLAS_CLASSES,
-    "cumulative": _renamed(cumulative.SCHEMA, **_JOINT),
-    "baselines": _renamed(baselines.SCHEMA, drop=("n_parts_found",)),
-    "sweep": sweep.TABLE,
+LAYOUTS = {  # the classifier's tables are made by its own function of logits
+    name: importlib.import_module(listed.module).TABLE
+    for name, listed in study.TABLES.items()
+    if listed.stage != "classifier"
 }
 
 
@@ -49,7 +27,7 @@ def fill(name: str, rows: Iterable[dict]) -> pa.Table:
 
     A row may say None for all columns but those that it names: {..., "unknown": True}.
     """
-    schema = getattr(LAYOUTS[name], "schema", LAYOUTS[name])
+    schema = LAYOUTS[name].schema
     rng = np.random.default_rng(list(name.encode()))
     drawn = []
     for row in rows:
@@ -154,7 +132,7 @@ def feature_space_table() -> pa.Table:
             for row in _effects(feature=feature, scope=scope):
                 effect = float(rng.normal(-0.8, 0.5))
                 known = {"n_active": 31, "mean_delta": effect, "effect_minus_direction": 0.9 * effect}
-                known |= {"p_direction": float(10 ** rng.uniform(-7, 0))}
+                known |= {f"{name}_direction": float(10 ** rng.uniform(-4, 0)) for name in "pq"}
                 rows.append(row | ({"n_active": 7, "unknown": True} if feature == 3 else known))
     return fill("feature_space", rows)
 

@@ -1,6 +1,7 @@
 """The network families, one folder each, and the dictionary that names them.
 
     convnext   ConvNeXt (arXiv 2201.03545): atto to large
+    resnet     ResNet (arXiv 1512.03385): resnet18, resnet34, resnet50
 
 A new family is one folder with a `family.Family` and one entry here; nothing outside this folder knows one.
 """
@@ -8,12 +9,13 @@ A new family is one folder with a `family.Family` and one entry here; nothing ou
 import dataclasses
 from collections.abc import Sequence
 
-from jsae.classifier.families import convnext
+from jsae.classifier.families import convnext, resnet
 from jsae.classifier.families.family import Family
 from jsae.classifier.model import Trainable
 
 FAMILIES: dict[str, Family] = {
     "convnext": convnext.FAMILY,
+    "resnet": resnet.FAMILY,
 }
 _DEFAULT = "convnext"  # of names that say no family, and of manifests that were written before there were two
 

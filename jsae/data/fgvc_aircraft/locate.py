@@ -103,7 +103,7 @@ def download(folder: pathlib.Path, alone: bool = False) -> pathlib.Path:
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     with urllib.request.urlopen(URL, timeout=60) as response, open(part, "wb") as file:
         mib = int(response.headers.get("Content-Length") or 0) >> 20
-        with logs.progress(mib, label="download", unit="MiB") as progress:
+        with logs.Progress(mib, 0, "download", "MiB") as progress:
             while block := response.read(1 << 20):
                 file.write(block)
                 progress.update(1)
