@@ -81,6 +81,7 @@ def test_test_sh_lints_then_tests(repo):
     assert ran == [
         "<-m><ruff><check><.>",
         "<-m><ruff><format><--check><.>",
+        "<-m><mypy>",
         "<-m><pytest><--numprocesses=auto><--maxprocesses=8><--dist=loadfile><--no-loadscope-reorder>"
         "<tests/sae><-k><top k>",
     ]
