@@ -87,7 +87,7 @@ def end():
 
 def run(program, folder, which, environment):
     """[(exit code, stdout, stderr)] of both processes; `which` is the one that something befalls."""
-    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "10"}
+    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "3"}
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         environment["JSAE_COORDINATOR"] = f"127.0.0.1:{s.getsockname()[1]}"

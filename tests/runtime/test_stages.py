@@ -2,10 +2,7 @@
 
 import json
 import multiprocessing
-import os
-import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -252,22 +249,3 @@ def test_a_second_run_on_a_workdir_is_refused_by_name(tmp_path):
         leave.set()
         other.join(60)
     workdirs.lock(tmp_path).close()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_with_75_and_a_second_at_once(number):
-    program = (
-        "import os, signal\n"
-        "from jsae.runtime import preemption\n"
-        "preemption.install()\n"
-        "from jsae.runtime.context import RunContext\n"
-        f"os.kill(os.getpid(), {int(number)})\n"
-        "assert RunContext().requested_by_any()\n"
-        "{second}\n"
-        "RunContext().check()\n"
-    )
-    again = f"os.kill(os.getpid(), {int(number)})"
-    for second, code in (("", 75), (again, 128 + number)):
-        command = [sys.executable, "-c", program.replace("{second}", second)]
-        done = subprocess.run(command, env=os.environ, capture_output=True, timeout=60)
-        assert done.returncode == code, done.stderr
