@@ -11,6 +11,7 @@ from etils import epath
 # The keys of a config that are paths; "" is none.
 KEYS = (
     *("data.dir", "data.cache_dir", "classifier.workdir", "classifier.pretrained"),
+    "activations.head",
     *("analysis.embedding_workdir", "report.twin", "runtime.compile_cache"),
 )
 WORDS = {"data.dir": ("download",)}  # what is no path in them

@@ -12,7 +12,8 @@ and the digest above with the manifest that lies in the stage's folder:
     another                      -> ConfigMismatch, which names the keys that differ
 
 With config.activations.site = "arrays" the activations come from a file of the user's and there is no
-classifier: the stages that need one are skipped, and the stage above one of them counts as the one above.
+classifier: the stages that need one are skipped (the ablation runs if config.activations.head names a head),
+and the stage above one of them counts as the one above.
 
 `finish` writes the manifest anew with the stage's headline results, and what they cost: seconds over all
 attempts, compile seconds of the last one, lost work (jsae.runtime.attempts), memory.
@@ -44,7 +45,10 @@ from jsae.runtime import (
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
 
 IMPORTED = "arrays"  # the site of activations that no classifier of ours has made
-WHY_SKIPPED = f"there is no classifier: with activations.site={IMPORTED} the activations come from data.dir"
+WHY_SKIPPED = (
+    f"there is no classifier: with activations.site={IMPORTED} the activations come from data.dir, and "
+    "activations.head may name their head"
+)
 
 # What a stage's result depends on, besides the stage above it.
 _SECTIONS = {
@@ -66,7 +70,7 @@ _NO_RESULT = {
     "workdir",
     "cache_dir",
 }
-_BY_CONTENT = ("pretrained", "embedding_workdir")  # paths whose content a result depends on
+_BY_CONTENT = ("pretrained", "head", "embedding_workdir")  # paths whose content a result depends on
 DATA_FILE = "data.json"  # in the folder of a study's first stage: what it was made on (jsae.data.identity)
 
 _compile_seconds = 0.0
@@ -170,9 +174,14 @@ def folder(config, workdir, name: str) -> epath.Path:
 
 
 def skipped(config) -> tuple[str, ...]:
-    """The stages that a study of this config does not have: those that need a classifier, where none is."""
-    site = (plain(config).get("activations") or {}).get("site")
-    return ("classifier", "ablation") if site == IMPORTED else ()
+    """The stages that a study of this config does not have: those that need a classifier, where none is.
+
+    Bare activations with a head (config.activations.head) have an ablation stage.
+    """
+    activations = plain(config).get("activations") or {}
+    if activations.get("site") != IMPORTED:
+        return ()
+    return ("classifier",) if activations.get("head") else ("classifier", "ablation")
 
 
 def first(config) -> str:
