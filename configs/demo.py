@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 def get_config(form: str = "full") -> ConfigDict:
     """The config; `form` is "full" or "small"."""
+    from jsae.sae import variants
+
     if form not in ("full", "small"):
         raise ValueError(f"configs/demo.py:{form}: the forms are full and small")
     config = ConfigDict()
@@ -66,15 +68,6 @@ def get_config(form: str = "full") -> ConfigDict:
     config.sae = dict(
         variant="topk",
         n_features=512,
-        k=16,
-        l1=0.0,  # of relu_l1 and gated
-        l1_warmup_steps=0,
-        l0=0.0,  # of jumprelu
-        l0_warmup_steps=0,
-        bandwidth=0.1,  # of jumprelu's threshold, in scaled units
-        decoder_norm="unit",  # "free" weighs relu_l1's penalty by the rows' norms
-        prefix_shares=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),  # of matryoshka, shares of n_features
-        threshold_decay=0.99,  # of batch_topk and matryoshka
         learning_rate=1e-3,
         lr_warmup_steps=100,
         lr_decay_share=1.0,  # of the run, at its end
@@ -84,8 +77,7 @@ def get_config(form: str = "full") -> ConfigDict:
         batch_size=4096,
         precision="float32",  # of the products; or "bfloat16", or "default": TF32 on Hopper, bfloat16 on TPU
         store="auto",  # "resident" on the devices, "streamed" from disk; auto streams what does not fit
-        buffer_mib=1024.0,  # of one of the two pieces of a streamed store, over all devices
-        aux_alpha=1 / 32,
+        buffer_mib=1024.0,  # of one of the two windows of a streamed store, over all devices
         dead_after_epochs=1.0,
         steps_per_dispatch=10,
         save_every_steps=200,
@@ -93,7 +85,9 @@ def get_config(form: str = "full") -> ConfigDict:
         eval_every_steps=200,
         max_bad_steps=10,
         keep_checkpoints=2,
+        **variants.defaults(),  # config.sae.topk.k and so on: each variant's settings
     )
+    set_k(config, 16)
     config.sweep = dict(  # lists of values for launch.sweep; () is the value above
         variant=(),
         n_features=(),
@@ -141,3 +135,10 @@ def get_config(form: str = "full") -> ConfigDict:
         config.ablation.n_features, config.ablation.max_images = 8, 24
         config.report.n_features, config.report.n_images = 8, 64
     return config
+
+
+def set_k(config: ConfigDict, k: int) -> None:
+    """Set the active features per vector of every variant that has them as a setting."""
+    for section in config.sae.values():
+        if isinstance(section, ConfigDict) and "k" in section:
+            section.k = k

@@ -56,7 +56,8 @@ def get_config(pretrained: str = "") -> ConfigDict:
             augmentation=dict(min_scale=0.35, erase=0.0, mix="mixup", mix_alpha=0.2),
         )
     config.activations.update(dtype="bfloat16")
-    config.sae.update(variant="relu_l1", n_features=6144, k=0, l1=5e-3, l1_warmup_steps=1000, n_epochs=100.0)
+    config.sae.update(variant="relu_l1", n_features=6144, n_epochs=100.0)
+    config.sae.relu_l1.update(l1=5e-3, l1_warmup_steps=1000)
     config.ablation.update(n_features=128, max_images=128, sigma_px=12.0)
     config.report.update(n_features=1000)
     return config

@@ -30,22 +30,27 @@ def get_config(form: str = "full") -> ConfigDict:
         learning_rate=2e-3,
         lr_warmup_steps=100,
         lr_decay_share=0.3,
-        aux_alpha=1 / 8,
     )
+    active = dict(k=8, aux_alpha=1 / 8)
     config.rows = dict(
-        relu_l1=dict(variant="relu_l1", l1=3.0, l1_warmup_steps=400, learning_rate=1e-2),
-        topk=dict(variant="topk", k=8),
-        batch_topk=dict(variant="batch_topk", k=8),
-        matryoshka=dict(variant="matryoshka", k=8),
-        jumprelu=dict(variant="jumprelu", l0=2.0, l0_warmup_steps=800, bandwidth=0.5, learning_rate=1e-2),
-        gated=dict(variant="gated", l1=6.0, l1_warmup_steps=400, learning_rate=1e-2),
-        frozen_decoder=dict(variant="topk", k=8, frozen="decoder"),
-        frozen_encoder=dict(variant="topk", k=8, frozen="encoder"),
+        relu_l1=dict(variant="relu_l1", relu_l1=dict(l1=3.0, l1_warmup_steps=400), learning_rate=1e-2),
+        topk=dict(variant="topk", topk=active),
+        batch_topk=dict(variant="batch_topk", batch_topk=active),
+        matryoshka=dict(variant="matryoshka", matryoshka=active),
+        jumprelu=dict(
+            variant="jumprelu",
+            jumprelu=dict(l0=2.0, l0_warmup_steps=800, bandwidth=0.5),
+            learning_rate=1e-2,
+        ),
+        gated=dict(variant="gated", gated=dict(l1=6.0, l1_warmup_steps=400), learning_rate=1e-2),
+        frozen_decoder=dict(variant="topk", topk=active, frozen="decoder"),
+        frozen_encoder=dict(variant="topk", topk=active, frozen="encoder"),
     )
     if form == "small":
         config.truth.update(n_true=64, n_channels=32, rarest=1e-3, offset=3.0)
         config.n_test_vectors, config.n_steps, config.batch_size = 8192, 700, 512
         config.sae.update(n_features=128, learning_rate=5e-3)
         for row in config.rows.values():
-            row.update({"k": 2} if "k" in row else {})
+            if row.variant in ("topk", "batch_topk", "matryoshka"):
+                row[row.variant].k = 2
     return config

@@ -20,10 +20,12 @@ def get_config(pretrained: str = "") -> ConfigDict:
     """The demo's study with photos for data, another network, stronger augmentation and longer training."""
     config = demo.get_config()
     config.data.update(kind="fgvc_aircraft", n_train=0, n_val=0, n_test=0)
-    config.sae.update(n_features=1536, k=24, n_epochs=40.0, batch_size=1024, learning_rate=2e-3)
+    config.sae.update(n_features=1536, n_epochs=40.0, batch_size=1024, learning_rate=2e-3)
+    demo.set_k(config, 24)
     config.ablation.update(n_features=32, max_images=48)
     if pretrained:
-        config.sae.update(n_features=2560, k=32)  # 8 and a tenth of atto's 320 channels
+        config.sae.n_features = 2560  # 8 times atto's 320 channels
+        demo.set_k(config, 32)  # a tenth of them
         config.classifier.update(
             pretrained=pretrained,
             arch="",

@@ -20,7 +20,7 @@ ablations at once, sharing the network before the site.
 
 `at` restricts an edit to positions or images. Several edits of one SAE at one site are joined by `compose`:
 features are encoded once and mapped through all of them in order. Chaining the calls instead, b(a(x)),
-encodes anew what a has changed.
+encodes again what a has changed.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 MODES = ("delta", "replace")
 
@@ -123,7 +124,7 @@ class DirectionEdit:
     Attributes:
       sae: the SAE.
       feature: i, an integer scalar.
-      direction: u of unit norm, [C] or one an image [B, C].
+      direction: u of unit norm, [C] or one per image [B, C].
     """
 
     sae: Any
@@ -139,7 +140,7 @@ class DirectionEdit:
         return subtract(acts, size[..., None] * u)
 
 
-def check_features(sae, features) -> jax.Array:
+def check_features(sae: Any, features: ArrayLike) -> jax.Array:
     """The feature numbers as int32 [n]; a traced array passes unchecked.
 
     Raises:
@@ -194,17 +195,17 @@ def _ones(sae):
     return jnp.ones(sae.w_dec.shape[0], jnp.float32)
 
 
-def suppress(sae, features, keep=0.0, *, mode: str = "delta") -> FeatureEdit:
+def suppress(sae: Any, features: ArrayLike, keep: ArrayLike = 0.0, *, mode: str = "delta") -> FeatureEdit:
     """Scale the named features by `keep` (0 removes them; a number, or one for each named feature).
 
     Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
-    feature that the SAE does not have, values that are not one a feature, or an unknown mode.
+    feature that the SAE does not have, values that are not one per feature, or an unknown mode.
     """
     ones, numbers = _ones(sae), check_features(sae, features)
     return _make(sae, ones.at[numbers].set(_of_each(keep, numbers, "keep")), 0 * ones, mode)
 
 
-def keep(sae, keep, *, mode: str = "delta") -> FeatureEdit:
+def keep(sae: Any, keep: ArrayLike, *, mode: str = "delta") -> FeatureEdit:
     """Scale every feature by its entry of `keep`, [F] or broadcastable to [B, H, W, F].
 
     Raises ValueError if the last axis is not F, or for an unknown mode.
@@ -217,38 +218,38 @@ def keep(sae, keep, *, mode: str = "delta") -> FeatureEdit:
     return _make(sae, keep, 0 * _ones(sae), mode)
 
 
-def keep_only(sae, features, *, mode: str = "delta") -> FeatureEdit:
+def keep_only(sae: Any, features: ArrayLike, *, mode: str = "delta") -> FeatureEdit:
     """Remove every feature but the named ones.
 
     Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
-    feature that the SAE does not have, values that are not one a feature, or an unknown mode.
+    feature that the SAE does not have, values that are not one per feature, or an unknown mode.
     """
     ones = _ones(sae)
     return _make(sae, (0 * ones).at[check_features(sae, features)].set(1.0), 0 * ones, mode)
 
 
-def clamp(sae, features, value, *, mode: str = "delta") -> FeatureEdit:
-    """Set the named features to `value` at every position, in raw units (a number, or one a feature).
+def clamp(sae: Any, features: ArrayLike, value: ArrayLike, *, mode: str = "delta") -> FeatureEdit:
+    """Set the named features to `value` at every position, in raw units (a number, or one per feature).
 
     Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
-    feature that the SAE does not have, values that are not one a feature, or an unknown mode.
+    feature that the SAE does not have, values that are not one per feature, or an unknown mode.
     """
     ones, numbers = _ones(sae), check_features(sae, features)
     value = _of_each(value, numbers, "value")
     return _make(sae, ones.at[numbers].set(0.0), (0 * ones).at[numbers].set(value), mode)
 
 
-def steer(sae, features, amount, *, mode: str = "delta") -> FeatureEdit:
-    """Add `amount` to the named features at every position, in raw units (a number, or one a feature).
+def steer(sae: Any, features: ArrayLike, amount: ArrayLike, *, mode: str = "delta") -> FeatureEdit:
+    """Add `amount` to the named features at every position, in raw units (a number, or one per feature).
 
     Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
-    feature that the SAE does not have, values that are not one a feature, or an unknown mode.
+    feature that the SAE does not have, values that are not one per feature, or an unknown mode.
     """
     ones, numbers = _ones(sae), check_features(sae, features)
     return _make(sae, ones, (0 * ones).at[numbers].set(_of_each(amount, numbers, "amount")), mode)
 
 
-def at(edit: FeatureEdit, where) -> FeatureEdit:
+def at(edit: FeatureEdit, where: ArrayLike) -> FeatureEdit:
     """The edit at chosen positions or images only; elsewhere features stay as they are.
 
     Args:

@@ -6,7 +6,7 @@
 # the HTML report. A CPU is enough. Started again, it goes on where it stopped.
 #
 #   WORKDIR             where the study goes (default: runs/demo in the repository)
-#   pipeline arguments  as for launch.pipeline, e.g. --restart=sae or --config.sae.k=16
+#   pipeline arguments  as for launch.pipeline, e.g. --restart=sae or --config.sae.topk.k=16
 set -euo pipefail
 
 unset CDPATH

@@ -2,14 +2,16 @@
 
     python -m launch.known_dictionary [--rows=topk,gated] [--seeds=3] [--config=FILE]
 
-One row a variant or baseline: the mean over the seeds, and in brackets the smallest and largest.
+One row per variant or baseline: the mean over the seeds, and in brackets the smallest and largest.
 """
 
 import runpy
 import time
+from typing import Any
 
 import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh
 
 from jsae.runtime import allocator
 from jsae.runtime import mesh as meshes
@@ -18,7 +20,7 @@ from launch import usage
 COLUMNS = ("recovered_frequent", "recovered", "share_true", "fvu", "l0", "dead_fraction")
 
 
-def run_row(mesh, config, name: str, seed: int) -> dict:
+def run_row(mesh: Mesh, config: Any, name: str, seed: int) -> dict:
     """The numbers of one row of `config.rows` for one seed, and the seconds it took."""
     from jsae.experiments import known_dictionary
     from jsae.sae import variants
@@ -35,9 +37,8 @@ def run_row(mesh, config, name: str, seed: int) -> dict:
         truth,
         recipe_of(c, n_steps=config.n_steps, dead_after_steps=config.dead_after_steps),
         seed=seed,
-        variant=c.variant,
+        variant=variants.of_section(c),
         n_features=c.n_features,
-        k=c.k if variants.VARIANTS[c.variant].has_k else None,
         batch_size=config.batch_size,
     )
     found = known_dictionary.report(sae, truth, seed=seed, n_vectors=config.n_test_vectors)
@@ -51,7 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seeds", 1, "How many seeds, from config.seed on.", lower_bound=1)
 
 
-def main(argv) -> None:
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; the flags are --config, --rows and --seeds")
     path, *form = flags.FLAGS.config.split(":", 1)

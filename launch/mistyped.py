@@ -3,6 +3,10 @@
 import os
 import pathlib
 import runpy
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
 
 
 def _boolean(text: str) -> None:
@@ -14,8 +18,8 @@ def _boolean(text: str) -> None:
 _TYPES = {bool: ("true or false", _boolean), int: ("a whole number", int), float: ("a number", float)}
 
 
-def explain(argv) -> str | None:
-    """What is wrong with --config and its overrides; None where nothing is, as far as this looks."""
+def explain(argv: Sequence[str]) -> str | None:
+    """What is wrong with --config and its overrides; None where nothing is, as far as this can tell."""
     files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
     if not any(a.split("=")[0].lstrip("-") == "config" for a in argv):
         return "--config=FILE is missing, for example --config=configs/demo.py"
@@ -35,7 +39,7 @@ def explain(argv) -> str | None:
     return next(filter(None, (_wrong(argument, config) for argument in overrides)), None)
 
 
-def _wrong(argument: str, config) -> str | None:
+def _wrong(argument: str, config: Any) -> str | None:
     """What is wrong with --config.KEY or --config.KEY=VALUE."""
     name, has_value, value = argument.removeprefix("--config.").partition("=")
     node, path = config, "config"
@@ -43,7 +47,13 @@ def _wrong(argument: str, config) -> str | None:
         if not hasattr(node, "keys"):
             return f"{argument}: {path} has no {key!r}; it is a value"
         if key not in node:
-            return f"{argument}: {path} has no {key!r}; its keys are {', '.join(sorted(node.keys()))}"
+            inside = [
+                f"{path}.{name}.{key}"
+                for name in sorted(node)
+                if hasattr(node[name], "keys") and key in node[name]
+            ]
+            hint = f"; there is {', '.join(inside)}" if inside else ""
+            return f"{argument}: {path} has no {key!r}{hint}; its keys are {', '.join(sorted(node.keys()))}"
         node, path = node[key], f"{path}.{key}"
     if not has_value or type(node) not in _TYPES:
         return None
@@ -52,4 +62,21 @@ def _wrong(argument: str, config) -> str | None:
         read(value)
     except ValueError:
         return f"{argument}: {path} is {what} (in the file {node}), not {value!r}"
+    return None
+
+
+def unused(argv: list[str], config: ConfigDict) -> str | None:
+    """Which setting of an SAE variant is given that is not trained; None where there is none.
+
+    A sweep trains the variants of config.sweep.variant.
+    """
+    trained = {config.sae.variant, *config.sweep.variant}
+    for argument in argv:
+        section, _, name = argument.split("=")[0].removeprefix("--config.sae.").partition(".")
+        if argument.startswith("--config.sae.") and name and section not in trained:
+            chosen = config.sae.variant
+            valid = ", ".join(f"config.sae.{chosen}.{key}" for key in config.sae.get(chosen, {}))
+            return (
+                f"{argument}: it is of variant {section!r}, and config.sae.variant is {chosen!r} with {valid}"
+            )
     return None

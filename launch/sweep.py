@@ -14,7 +14,7 @@ from launch import start
 
 def _sweep(config, workdir, context):
     sweep = importlib.import_module("jsae.experiments.sweep")
-    sweep.run(config, workdir)
+    sweep.run(config, workdir, context)
     importlib.import_module("jsae.report.figures.pareto").run(workdir)
     if start.mesh.is_writer():
         print(sweep.markdown(sweep.load(workdir)))

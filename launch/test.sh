@@ -2,7 +2,7 @@
 # launch/test.sh [pytest arguments]
 #
 # Lint, format and all tests, in .venv with the pinned dependencies and the test extras; with arguments,
-# lint, format and those tests. One process a core, at most 8, each with whole files of tests. The exit code
+# lint, format and those tests. One process per core, at most 8, each with whole files of tests. The exit code
 # is that of the first check that fails.
 set -euo pipefail
 

@@ -24,7 +24,7 @@ def test_a_config_can_be_built(name):
         grid = config.data.image_size // arch.stride_px(config.activations.site)
         channels = arch.dims[3]
         assert grid >= 6 and channels >= 128
-        assert config.sae.n_features >= 4 * channels and config.sae.k <= channels / 8
+        assert config.sae.n_features >= 4 * channels and config.sae.topk.k <= channels / 8
     for stage in stages.STAGES:
         assert len(stages.digest_of(stages.section(config, stage), None)) == 16
     assert f"--config=configs/{name}.py" in module.__doc__ and "xpected" in module.__doc__

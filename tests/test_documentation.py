@@ -43,7 +43,7 @@ SMALL = {
     "data.image_size": 32, "data.n_train": 96, "data.n_val": 32, "data.n_test": 64,
     "classifier.n_epochs": 1.0, "classifier.warmup_epochs": 0.0, "classifier.batch_size": 8,
     "activations.batch_size": 16,
-    "sae.n_epochs": 1.0, "sae.batch_size": 64, "sae.lr_warmup_steps": 0, "sae.l1_warmup_steps": 0,
+    "sae.n_epochs": 1.0, "sae.batch_size": 64, "sae.lr_warmup_steps": 0, "sae.relu_l1.l1_warmup_steps": 0,
     "analysis.batch_size": 16, "analysis.n_permutations": 2, "analysis.n_receptive": 2,
     "ablation.batch_size": 16, "ablation.n_features": 2, "ablation.max_images": 4, "ablation.n_bootstrap": 10,
     "ablation.sweep_fills": "()", "report.n_features": 2, "report.n_images": 4,
@@ -51,7 +51,7 @@ SMALL = {
 # The paper's own network is too large for a test: its config takes the size of the weights.
 OF_CONFIG = {
     "fgvc_convnext_tiny": {"classifier.arch": "", "classifier.dtype": "float32"},
-    "photos": {"sae.n_features": 64, "sae.k": 4},
+    "photos": {"sae.n_features": 64, "sae.topk.k": 4},
 }
 
 

@@ -16,8 +16,9 @@ from jsae.classifier import make_model
 from jsae.classifier import train as classifier_train
 from jsae.data import cache, pipeline
 from jsae.runtime import checkpoints, mesh
-from jsae.sae import model, resident
+from jsae.sae import model
 from jsae.sae import train as sae_train
+from jsae.sae.batches import resident
 
 N_STEPS = 200
 SAVE_EVERY = 25
@@ -87,7 +88,6 @@ def sae(one_device):
         learning_rate=1e-2,
         lr_warmup_steps=10,
         lr_decay_share=0.5,
-        aux_alpha=1 / 32,
         dead_after_steps=3,
         ema_decay=0.9,
     )
@@ -107,10 +107,10 @@ def sae(one_device):
         place = [k]
 
         def step(state):
-            piece = source.at(place[0])
+            window = source.at(place[0])
             place[0] += 1
             copy = jax.tree.map(jax.numpy.copy, state)  # the dispatch takes its argument's memory
-            return dispatch(copy, piece.x, piece.mask, piece.order, piece.first, 1)[0]
+            return dispatch(copy, window.x, window.mask, window.order, window.first, 1)[0]
 
         return step
 

@@ -30,7 +30,7 @@ def rare(x):
     x[0, 0, 0] = 30.0  # of train: next to it, all of test looks the same, and no fvu is below 1
 
 
-KILLING = {"l1": 1e3, "learning_rate": 1.0, "variant": "relu_l1"}
+KILLING = {"relu_l1": {"l1": 1e3}, "learning_rate": 1.0, "variant": "relu_l1"}
 CASES = [  # input, activations, settings of sae, what happens: numbers within bounds, or words of the error
     (
         "constant activations",
@@ -54,11 +54,11 @@ CASES = [  # input, activations, settings of sae, what happens: numbers within b
     (
         "a penalty that kills all features",
         activations(),
-        KILLING | {"l1": 1e6, "n_epochs": 20.0},
+        KILLING | {"relu_l1": {"l1": 1e6}, "n_epochs": 20.0},
         {"dead_fraction": (1.0, 1.0), "l0": (0.0, 0.0), "n_features_alive": (0, 0)},
     ),
-    ("k = F", activations(), {"k": 16}, {"l0": (0.0, 16.0)}),
-    ("one feature", activations(), {"n_features": 1, "k": 1}, {"fvu": (0.0, 1.5)}),
+    ("k = F", activations(), {"topk": {"k": 16}}, {"l0": (0.0, 16.0)}),
+    ("one feature", activations(), {"n_features": 1, "topk": {"k": 1}}, {"fvu": (0.0, 1.5)}),
 ]
 
 
@@ -67,7 +67,8 @@ def test_odd_numbers(given, acts, settings, happens, tmp_path, note_case):
     np.savez(tmp_path / "x.npz", activations=acts, labels=np.arange(N) % 2, split=SPLIT)
     config = arrays_config.get_config()
     config.data.dir = str(tmp_path / "x.npz")
-    config.sae.update(n_features=16, k=2, batch_size=64, n_epochs=4.0, eval_every_steps=0, save_every_steps=0)
+    config.sae.update(n_features=16, batch_size=64, n_epochs=4.0, eval_every_steps=0, save_every_steps=0)
+    config.sae.topk.k = 2
     config.sae.update(settings)
     config.analysis.update(n_permutations=2, batch_size=8)
     config.runtime.data_axis = 8

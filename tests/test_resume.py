@@ -139,7 +139,7 @@ def test_results_are_identical(both):
 
 
 def test_another_config_is_refused_by_name_before_anything_is_done(both, start):
-    done = start(both[0], "sae", "--config.sae.k=9")
+    done = start(both[0], "sae", "--config.sae.topk.k=9")
     assert done.code == 1 and not done.says("up to date")
-    assert json.loads((both[0] / "config.json").read_text())["sae"]["k"] == 16
-    assert done.says("config.sae.k: 16 there, 9 now") and done.says("--restart=sae"), done.lines
+    assert json.loads((both[0] / "config.json").read_text())["sae"]["topk"]["k"] == 16
+    assert done.says("config.sae.topk.k: 16 there, 9 now") and done.says("--restart=sae"), done.lines

@@ -13,6 +13,7 @@ from configs import arrays, demo
 from jsae.classifier import pretrained
 from jsae.data import settings as data_settings
 from jsae.runtime import settings, stages
+from jsae.sae.variants import VARIANTS
 
 MODULES = {name: importlib.import_module(f"jsae.{name}.run") for name in stages.STAGES}
 RANGES = {
@@ -21,6 +22,7 @@ RANGES = {
     "config.runtime": settings.RUNTIME,
     "config.classifier.augmentation": data_settings.AUGMENTATION,
     **{f"config.{name}": module.RANGES for name, module in MODULES.items()},
+    **{f"config.sae.{name}": variant.ranges for name, variant in VARIANTS.items()},
 }
 LISTS_OF_NUMBERS = {"ablation.features": (3,)}  # empty in the demo
 
@@ -57,6 +59,8 @@ def changed(section, key, value):
     """The demo's config with another value of one key, in a list where the key holds one."""
     config = demo.get_config()
     config.classifier.augmentation.update(crop="pad", min_scale=0.5)
+    if section.startswith("config.sae."):
+        config.sae.variant = section.removeprefix("config.sae.")
     node = config
     for name in section.split(".")[1:]:
         node = node[name]
@@ -102,8 +106,8 @@ LATE = [  # a mistake in a later stage, and what is said before the first one tr
     ("sae", {"frozen": "dekoder"}, "frozen='dekoder'; the valid values are '', 'decoder' and 'encoder'"),
     ("sae", {"precision": "float16"}, "precision='float16'; the valid values"),
     ("sae", {"store": "disk"}, r"config\.sae\.store='disk' is unknown; valid are 'auto'"),
-    ("sae", {"decoder_norm": "free"}, "decoder_norm='free' is for variant 'relu_l1'"),
-    ("sae", {"variant": "matryoshka", "prefix_shares": (0.5, 0.25)}, "prefixes that rise"),
+    ("sae", {"k": 3}, "config.sae.k is a setting of single variants: config.sae.topk.k"),
+    ("sae", {"variant": "matryoshka", "matryoshka": {"prefix_shares": (0.5, 0.25)}}, "prefixes that rise"),
     ("ablation", {"features": (3, 512)}, "there is no feature 512; features are 0 .. 511"),
     ("ablation", {"sweep_fills": ("blurr",)}, "no fill 'blurr'; valid are blur, mean, shuffle"),
     ("report", {"twin": "nowhere"}, r"config\.report\.twin='nowhere' holds no trained SAE"),

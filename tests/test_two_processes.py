@@ -13,11 +13,11 @@ import sys
 import jax, numpy as np
 from jsae import classifier
 from jsae.classifier import train
-from jsae.runtime import mesh
+from jsae.runtime import compilation, mesh
 mesh.initialize()
 caches = []
 for folder in sys.argv[3].format(process=jax.process_index()), sys.argv[3].format(process="all"):
-    mesh.cache_compilations(folder)
+    compilation.cache(folder)
     caches.append(jax.config.jax_compilation_cache_dir)
 jax.config.update("jax_compilation_cache_dir", None)
 device_mesh = mesh.make_mesh()

@@ -17,8 +17,7 @@ from jsae.activations import store
 from jsae.classifier import head_only
 from jsae.classifier.model import Head, head_logits
 from jsae.data import arrays
-from jsae.runtime import artifacts, attempts, mesh
-from jsae.runtime.context import RunContext
+from jsae.runtime import artifacts, mesh, stages
 
 
 def read(data: Mapping[str, Any]) -> arrays.Arrays:
@@ -46,8 +45,8 @@ def read_head(path: str, found: arrays.Arrays, folder: epath.Path) -> Head:
     """
     if (found.labels < 0).any():
         raise ValueError(
-            f"config.activations.head={path!r}, but {found.path} has no labels: effects on a class need the key "
-            "labels"
+            f"config.activations.head={path!r}, but {found.path} has no labels: effects on a class need the "
+            "key labels"
         )
     source, copy = pathlib.Path(path).expanduser(), folder / head_only.FILE
     if source.exists():
@@ -71,10 +70,9 @@ def write(
     found: arrays.Arrays,
     rows: np.ndarray,
     label: str,
-    folder: epath.Path,
+    stage: stages.Stage,
     c: Any,
     head: Head | None = None,
-    context: RunContext | None = None,
 ) -> tuple[tuple[int, ...], list[int]]:
     """Write the shards of one split that are missing.
 
@@ -82,15 +80,14 @@ def write(
       found: the arrays.
       rows: rows of the split, rising.
       label: the split's name.
-      folder: where its shards go.
+      stage: the stage activations while it runs.
       c: config.activations: dtype and images_per_shard.
       head: makes logits.npy of what is stored.
-      context: of the run.
 
     Returns ((H, W, C), shard sizes). Raises ValueError naming the first row that is not finite. Every process
     reads and checks all of it, so that all of them stop at the same row; one writes.
     """
-    context = context or RunContext()
+    context, folder = stage.context, stage.folder / label
     parts = [rows[start : start + c.images_per_shard] for start in range(0, len(rows), c.images_per_shard)]
     missing = mesh.of_writer(
         lambda: [i for i in range(len(parts)) if not (folder / store.shard_name(i)).exists()]
@@ -103,7 +100,7 @@ def write(
                     acts = np.asarray(found.activations[part]).astype(np.float32)
                 _check_finite(found, part, acts)
                 artifacts.write_array(folder / store.shard_name(i), store.to_stored(acts, c.dtype))
-                attempts.kept()
+                stage.kept()
             progress.update(len(part))
     if head is not None:
         shards = (store.open_shard(folder / store.shard_name(i)) for i in range(len(parts)))

@@ -23,7 +23,7 @@ from jsae.classifier import pretrained
 from jsae.data import augment, identity, pipeline
 from jsae.data import settings as data_settings
 from jsae.data.drawn_splits import SPLITS
-from jsae.runtime import artifacts, attempts, mesh, settings, stages
+from jsae.runtime import artifacts, mesh, settings, stages
 from jsae.runtime.context import RunContext
 
 RANGES = {"batch_size": settings.COUNT, "images_per_shard": settings.COUNT}
@@ -37,19 +37,19 @@ def run(config: Any, workdir: str | os.PathLike, context: RunContext | None = No
       stages.StageMissing: no finished classifier.
     """
     context = context or RunContext()
-    stage = stages.begin(config, workdir, "activations")
+    stage = stages.begin(config, workdir, "activations", context)
     if stage.up_to_date:
         return
     check_config(config)
     c = config.activations
     if c.site == stages.IMPORTED:
-        extract = _from_arrays(config, workdir, stage, context)
+        extract = _from_arrays(config, workdir, stage)
     else:
-        extract = _from_classifier(config, workdir, context)
+        extract = _from_classifier(config, workdir, stage)
     normalisation, results, skipped = None, {}, {}
     for name in SPLITS:
         folder = stage.folder / name
-        shape, sizes, class_names, skipped[name] = extract(name, folder)
+        shape, sizes, class_names, skipped[name] = extract(name)
         if normalisation is None:  # train comes first
             normalisation = measure(folder, sizes, c.dtype, context)
         manifest = {
@@ -100,8 +100,8 @@ def check_config(config: Any) -> None:
         model.check_site(c.site)
 
 
-def _from_classifier(config, workdir, context: RunContext) -> Callable:
-    """A function (split name, folder) that runs the classifier over a split and stores the site there.
+def _from_classifier(config, workdir, stage: stages.Stage) -> Callable:
+    """A function of a split's name that runs the classifier over a split and stores the site there.
 
     It returns (H, W, C), shard sizes, class names and the (id, reason) of images left out.
     """
@@ -114,15 +114,15 @@ def _from_classifier(config, workdir, context: RunContext) -> Callable:
     forward = make_forward(device_mesh, c.site)
     splits = identity.splits_of(config, workdir)
 
-    def extract(name, folder):
+    def extract(name):
         split = splits[name]
-        shape, sizes = _extract(forward, params, split, folder, c, device_mesh, context)
+        shape, sizes = _extract(forward, params, split, stage, c, device_mesh)
         return shape, sizes, split.class_names, [list(item) for item in split.skipped]
 
     return extract
 
 
-def _from_arrays(config, workdir, stage: stages.Stage, context: RunContext) -> Callable:
+def _from_arrays(config, workdir, stage: stages.Stage) -> Callable:
     """The same for activations that were extracted elsewhere; nothing is left out of them."""
     found = imported.read(config.data)
     path = config.activations.get("head", "")
@@ -132,8 +132,8 @@ def _from_arrays(config, workdir, stage: stages.Stage, context: RunContext) -> C
         rows = rows | {"train": np.sort(np.concatenate([rows["train"], rows["val"]]))}
     identity.check_arrays(config, workdir, found, rows, stage)
 
-    def extract(name, folder):
-        shape, sizes = imported.write(found, rows[name], name, folder, config.activations, head, context)
+    def extract(name):
+        shape, sizes = imported.write(found, rows[name], name, stage, config.activations, head)
         return shape, sizes, found.class_names, []
 
     return extract
@@ -150,8 +150,9 @@ def make_forward(device_mesh: Mesh, site: str) -> Callable:
     return jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
 
-def _extract(forward, params, split, folder, c, device_mesh, context: RunContext):
+def _extract(forward, params, split, stage: stages.Stage, c, device_mesh: Mesh):
     """Write the split's shards that are missing; ((H, W, C), shard sizes)."""
+    folder, context = stage.folder / split.name, stage.context
     n, size = len(split.labels), c.images_per_shard
     sizes = [min(size, n - start) for start in range(0, n, size)]
     files = [(folder / store.shard_name(i), folder / f"logits-{i:05d}.npy") for i in range(len(sizes))]
@@ -175,7 +176,7 @@ def _extract(forward, params, split, folder, c, device_mesh, context: RunContext
                     context.check()
                 artifacts.write_array(path, np.concatenate(acts)[:count])
                 artifacts.write_array(logits_path, np.concatenate(scores)[:count])
-                attempts.kept()
+                stage.kept()
             progress.update(count)
     mesh.wait_for_all(f"activations of {split.name}: written")
     logits = [artifacts.read_array(logits_path) for _, logits_path in files]

@@ -72,7 +72,7 @@ def run(config, workdir, context: RunContext | None = None) -> None:
         label_smoothing=c.label_smoothing,
         drop_path=c.drop_path,
         ema_decay=c.ema_decay,
-        augmentation=dict(c.augmentation),
+        augmentation=dict(c.augmentation, one_by_one=augment.is_serial(device_mesh)),
         layer_decay=c.layer_decay,
         micro_batches=c.micro_batches,
         remat=c.remat,

@@ -26,6 +26,7 @@ from jsae.data.drawn_splits import SPLITS
 from jsae.data.kinds import KINDS
 from jsae.data.source import Request, Source
 from jsae.runtime import disks, logs, paths
+from jsae.runtime.context import RunContext, current
 
 FOREGROUND_BIT = 15  # of masks: the whole object
 TRAIN_SPLITS = ("train", "trainval")
@@ -79,6 +80,7 @@ def load_splits(
     n_train: int = 0,
     n_val: int = 0,
     n_test: int = 0,
+    context: RunContext | None = None,
 ) -> dict[str, Split]:
     """The splits {"train", "val", "test"} of a data set, decoded on the first call and mapped afterwards.
 
@@ -96,6 +98,7 @@ def load_splits(
       val_share, test_share: of each class, where image_folder or arrays come without splits.
       on_bad_image: "error" stops at the first damaged image, "skip" leaves it out and lists it.
       cache_dir: local folder; empty: $JSAE_CACHE, else ~/.cache/jsae.
+      context: of the run, which may be asked to stop while it decodes.
 
     Raises:
       ValueError: an unknown value, defects in the lists, a damaged image, a split without usable images,
@@ -134,7 +137,7 @@ def load_splits(
     if data.has_levels:
         _check("label_level", label_level, data.class_names)
         level = label_level
-    finished = _cached(kind, data, image_size, on_bad_image, folder)
+    finished = _cached(kind, data, image_size, on_bad_image, folder, context or current())
     return _open(finished, level, train_split, on_bad_image, data)
 
 
@@ -200,7 +203,10 @@ def _open(
             skipped=left_out,
         )
 
-    splits = {name: view(name, *manifest["rows"][name], skipped[name]) for name in SPLITS}
+    splits = {}
+    for name in SPLITS:
+        start, stop = manifest["rows"][name]
+        splits[name] = view(name, start, stop, skipped[name])
     _note_untested(splits, level)
     if train_split == "trainval":
         start, stop = manifest["rows"]["train"][0], manifest["rows"]["val"][1]
@@ -226,7 +232,12 @@ def _note_untested(splits: dict[str, Split], level: str) -> None:
 
 
 def _cached(
-    kind: str, data: Source, image_size: int, on_bad_image: str, cache_dir: pathlib.Path
+    kind: str,
+    data: Source,
+    image_size: int,
+    on_bad_image: str,
+    cache_dir: pathlib.Path,
+    context: RunContext,
 ) -> pathlib.Path:
     """The folder of the finished cache, made if it is not there."""
     key = {
@@ -254,7 +265,7 @@ def _cached(
             temporary = pathlib.Path(tempfile.mkdtemp(dir=cache_dir, prefix=prefix))
         try:
             temporary.chmod(cache_dir.stat().st_mode & 0o777)  # whoever uses the cache reads what is in it
-            cache_writer.write(temporary, data, key, image_size, on_bad_image)
+            cache_writer.write(temporary, data, key, image_size, on_bad_image, context)
             if folder.exists() and not _is_complete(folder):  # damaged, on a disk without locks
                 folder.rename(temporary.with_suffix(".old"))
             temporary.rename(folder)

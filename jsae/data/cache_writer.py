@@ -24,12 +24,20 @@ import numpy as np
 
 from jsae.data import decode
 from jsae.data.source import Record, Source
-from jsae.runtime import digests, disks, logs, preemption
+from jsae.runtime import digests, disks
+from jsae.runtime.context import RunContext
 
 FORMAT = 3  # raise it when the decoded pixels or the layout change
 
 
-def write(folder: pathlib.Path, data: Source, key: dict, image_size: int, on_bad_image: str) -> None:
+def write(
+    folder: pathlib.Path,
+    data: Source,
+    key: dict,
+    image_size: int,
+    on_bad_image: str,
+    context: RunContext,
+) -> None:
     """Fill `folder` with arrays and, last, the manifest; arrays get one row per usable image.
 
     Raises ValueError for a damaged image with on_bad_image="error", or a split without usable images, and
@@ -40,7 +48,7 @@ def write(folder: pathlib.Path, data: Source, key: dict, image_size: int, on_bad
     total = sum(len(source) for source in sources.values())
     mib = total * image_size**2 * (5 if data.part_names else 3) >> 20
     with disks.room_in(folder.parent, disks.MOVE_CACHE, f"{mib} MiB of decoded images"):
-        _write(folder, data, key, image_size, on_bad_image, sources, total)
+        _write(folder, data, key, image_size, on_bad_image, sources, total, context)
 
 
 def _write(
@@ -51,17 +59,25 @@ def _write(
     on_bad_image: str,
     sources: dict[str, Sequence],
     total: int,
+    context: RunContext,
 ) -> None:
     skipped, rows, ids, contents = {}, {}, [], {}
-    kinds = {"levels": len(data.class_names), "masks": bool(data.part_names), "boxes": data.has_boxes}
+    made = _Rows(
+        folder,
+        total,
+        image_size,
+        levels=len(data.class_names),
+        masks=bool(data.part_names),
+        boxes=data.has_boxes,
+    )
     with (
-        contextlib.closing(_Rows(folder, total, image_size, **kinds)) as writer,
-        logs.progress(total, label="decode", unit="image") as progress,
+        contextlib.closing(made) as writer,
+        context.progress(total, label="decode", unit="image") as progress,
     ):
         for split, source in sources.items():
             start, skipped[split], split_ids = writer.count, [], []
             for example in _decoded(source, data, image_size):
-                preemption.check_here()
+                context.check_here()
                 progress.update(1)
                 if isinstance(example, _Bad):
                     if on_bad_image == "error":
@@ -136,7 +152,7 @@ def _decode(record: Record, data: Source, image_size: int) -> _Decoded | _Bad:
             content = np.ascontiguousarray(record.image())
             rgb = decode.cut_banner(content, data.banner_px)
         box = record.box
-        if data.crop == "box":
+        if data.crop == "box" and box is not None:  # load_splits checks that there are boxes
             rgb = decode.crop_box(rgb, box)
             box = (1, 1, rgb.shape[1], rgb.shape[0])
     except decode.BadImage as error:
@@ -158,7 +174,10 @@ class _Rows:
 
     def __init__(self, folder: pathlib.Path, total: int, size: int, *, levels: int, masks: bool, boxes: bool):
         self.count = 0
-        shapes = {"images": (np.uint8, (size, size, 3)), "labels": (np.int32, (levels,))}
+        shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+            "images": (np.uint8, (size, size, 3)),
+            "labels": (np.int32, (levels,)),
+        }
         if masks:
             shapes["masks"] = (np.uint16, (size, size))
         if boxes:

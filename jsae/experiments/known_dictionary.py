@@ -4,8 +4,8 @@
 
 The G true directions d_j are random unit vectors; feature j is active with probability p_j, log-uniform
 between two bounds, and then a_j = floor + (1 - floor) * an exponential, of mean 1. Vectors are drawn by the
-batch from fold_in(key, step), so no vector comes twice and a rare feature is never a few examples learned
-by heart. Training is the step of `jsae.sae.train`, without a store or a stage.
+batch from fold_in(key, step), so no vector comes twice and a rare feature is never a few memorised examples.
+Training is the step of `jsae.sae.train`, without a store or a stage.
 """
 
 import dataclasses
@@ -13,9 +13,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jsae import metrics
-from jsae.sae import blocks, model, train
+from jsae.sae import model, train, variants
+from jsae.sae.batches import blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ def make_truth(
     )
 
 
-def draw(key, truth: Truth, n: int) -> jax.Array:
+def draw(key: jax.Array, truth: Truth, n: int) -> jax.Array:
     """Raw activations [n, C] of a key."""
     active, noise = jax.random.split(key)
     u = jax.random.uniform(active, (n, len(truth.frequencies)), minval=2.0**-25)
@@ -64,7 +66,14 @@ def draw(key, truth: Truth, n: int) -> jax.Array:
 
 
 def fit(
-    mesh, truth: Truth, recipe: train.Recipe, *, seed: int, variant: str, n_features: int, k, batch_size: int
+    mesh: Mesh,
+    truth: Truth,
+    recipe: train.Recipe,
+    *,
+    seed: int,
+    variant: variants.Variant,
+    n_features: int,
+    batch_size: int,
 ) -> model.SAE:
     """An SAE trained on fresh draws; mean and scale are measured on one large draw first."""
     key = jax.random.key(seed)
@@ -75,7 +84,6 @@ def fit(
         n_channels=sample.shape[1],
         n_features=n_features,
         variant=variant,
-        k=k,
         mean=mean,
         scale=np.sqrt(((sample - mean[None, :]) ** 2).mean()),
     )

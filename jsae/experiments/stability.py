@@ -5,6 +5,8 @@
 The numbers are those of `jsae.metrics.stability`, over the features that fire on the train split.
 """
 
+import os
+
 import jax
 import numpy as np
 
@@ -15,7 +17,7 @@ from jsae.runtime import mesh as meshes
 from jsae.sae import evaluate, restore
 
 
-def compare(workdir, other, *, seed: int = 0) -> dict:
+def compare(workdir: os.PathLike | str, other: os.PathLike | str, *, seed: int = 0) -> dict:
     """Stability of the SAEs of two workdirs, alive features only.
 
     Args:
@@ -38,7 +40,7 @@ def compare(workdir, other, *, seed: int = 0) -> dict:
     return metrics.stability(*rows, seed=seed) | {"n_alive": (len(rows[0]), len(rows[1]))}
 
 
-def alive_rows(workdir) -> np.ndarray:
+def alive_rows(workdir: os.PathLike | str) -> np.ndarray:
     """Decoder rows [F_alive, C] of the workdir's SAE, those of the features that fire on its train split."""
     config = artifacts.read_json(paths.resolve(workdir) / "config.json")
     stages.require(config, workdir, "sae")

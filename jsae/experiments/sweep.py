@@ -1,19 +1,20 @@
 """Several SAEs on one extraction: `config.sweep` names the settings to vary, the rest is `config.sae`.
 
     sweep/<digest>/       one SAE each, laid out as sae/, and splice.json: the classifier on what it makes
-    sweep/table.parquet   one row a finished SAE of this extraction, in the order in which they were trained;
+    sweep/table.parquet   one row per finished SAE of this extraction, in the order in which they were made;
                           every column is documented
 
 Every SAE is a stage of its own, named by the digest of its config and of the extraction: a sweep that was
 stopped goes on with the first one that is not finished, and another grid adds to what is there. All settings
 are checked before the first one trains. They are trained one after the other: four of them in one vmapped
-step took 0.8 to 1.1 times as long an SAE with relu_l1, and 2 to 2.6 times as long with topk (two CPU cores,
+step took 0.8 to 1.1 times as long per SAE with relu_l1, and 2 to 2.6 times as long with topk (two CPU cores,
 128 to 768 channels, 512 to 6,144 features).
 """
 
 import copy
 import itertools
 import json
+from typing import Any
 
 import pyarrow as pa
 from etils import epath
@@ -22,14 +23,16 @@ from jsae import classifier, sae
 from jsae.ablation.splice import MeasureSplice
 from jsae.activations import ActivationStore, run_pass
 from jsae.classifier.forward import LogitsFromActs
-from jsae.runtime import artifacts, logs, mesh, preemption, stages
+from jsae.runtime import artifacts, logs, mesh, stages
 from jsae.runtime.context import RunContext
 from jsae.sae import run as sae_run
 from jsae.sae import variants
 from jsae.tables import Column, Table
 
-FOLDER, FILE = "sweep", "table.parquet"
+FOLDER = "sweep"
 SETTINGS = ("variant", "n_features", "k", "l1", "l0", "learning_rate", "seed")  # from the outer loop inwards
+_OF_VARIANTS = ("k", "l1", "l0")  # those that stand in the section of a variant
+_FLOAT = pa.float64()
 TABLE = Table(
     "table",
     (
@@ -37,54 +40,55 @@ TABLE = Table(
         Column("variant", pa.string(), "of jsae.sae.VARIANTS"),
         Column("n_features", pa.int64(), "F"),
         Column("k", pa.int64(), "null for variants without k"),
-        Column("l1", pa.float64(), "coefficient of the L1 term; null for variants without it"),
-        Column("l0_coefficient", pa.float64(), "coefficient of the L0 term; null for variants without it"),
-        Column("learning_rate", pa.float64(), "peak rate"),
+        Column("l1", _FLOAT, "coefficient of the L1 term; null for variants without it"),
+        Column("l0_coefficient", _FLOAT, "coefficient of the L0 term; null for variants without it"),
+        Column("learning_rate", _FLOAT, "peak rate"),
         Column("seed", pa.int64(), "of initialisation and order"),
-        Column("others", pa.string(), "the settings of config.sae that are no column, as JSON"),
-        Column("l0", pa.float64(), "mean number of features active on a test vector"),
-        Column("fvu", pa.float64(), "on test"),
-        Column("pca_fvu", pa.float64(), "on test, of PCA with round(l0) components"),
-        Column("dead_fraction", pa.float64(), "features that never fire in one pass over train"),
-        Column("accuracy_recovered", pa.float64(), "on test, the SAE spliced in; null without a classifier"),
-        Column("ce_recovered", pa.float64(), "on test, the SAE spliced in; null without a classifier"),
-        Column("seconds", pa.float64(), "of training, evaluating and exporting it"),
+        Column("others", pa.string(), "the other settings of config.sae and of its variant, as JSON"),
+        Column("l0", _FLOAT, "mean number of features active on a test vector"),
+        Column("fvu", _FLOAT, "on test"),
+        Column("pca_fvu", _FLOAT, "on test, of PCA with round(l0) components"),
+        Column("dead_fraction", _FLOAT, "features that never fire in one pass over train"),
+        Column("accuracy_recovered", _FLOAT, "on test, the SAE spliced in; null without a classifier"),
+        Column("ce_recovered", _FLOAT, "on test, the SAE spliced in; null without a classifier"),
+        Column("seconds", _FLOAT, "of training, evaluating and exporting it"),
     ),
 )
 
 
-def run(config, workdir) -> None:
+def run(config: Any, workdir: epath.PathLike, context: RunContext | None = None) -> None:
     """Train every SAE of the grid that is not there yet and add it to the table, after each of them.
 
     Raises:
       ValueError: an empty grid, an unknown setting, or one that makes no SAE; nothing has been trained then.
       stages.StageMissing: no finished activations.
     """
+    context = context or RunContext()
     points = grid(config)
     upstream = stages.require(config, workdir, "activations")["digest"]
     folder = epath.Path(workdir) / FOLDER
     rows = {row["digest"]: row for row in load(workdir, upstream)}
     for i, point in enumerate(points):
-        preemption.check()
+        context.check()
         digest = stages.digest_of(stages.section(point, "sae"), upstream)
-        logs.get_logger().info("sweep: SAE %d of %d, %s", i + 1, len(points), _describe(point))
-        sae_run.run(point, workdir, where=folder / digest)
-        spliced = _spliced(point, workdir, folder / digest)
+        context.log.info("sweep: SAE %d of %d, %s", i + 1, len(points), _describe(point))
+        sae_run.run(point, workdir, context, where=folder / digest)
+        spliced = _spliced(point, workdir, folder / digest, context)
         rows[digest] = _row(point, digest, stages.manifest_in(folder / digest), spliced)
-        table = TABLE.of_rows(rows.values())
-        artifacts.write_table(folder / FILE, table, {"upstream": upstream})
+        artifacts.write_table(folder / TABLE.file, TABLE.of_rows(rows.values()), {"upstream": upstream})
 
 
-def load(workdir, upstream: str | None = None) -> list[dict]:
+def load(workdir: epath.PathLike, upstream: str | None = None) -> list[dict]:
     """The rows of a workdir's table, of one extraction only if its digest is given; [] without a table."""
-    path = epath.Path(workdir) / FOLDER / FILE
+    path = epath.Path(workdir) / FOLDER / TABLE.file
     if not path.exists():
         return []
     table = artifacts.read_table(path)
     if upstream not in (None, artifacts.manifest_of(table).get("upstream")):
         logs.get_logger().warning(
             "sweep: the %d SAEs of %s belong to another extraction and are left out from now on",
-            *(len(table), path),
+            len(table),
+            path,
         )
         return []
     return [dict.fromkeys(TABLE.names) | row for row in table.to_pylist()]
@@ -106,50 +110,40 @@ def _text(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def grid(config) -> list:
+def grid(config: Any) -> list[Any]:
     """The configs of a sweep: every combination of `config.sweep`'s lists, settings a variant lacks left out.
 
-    An empty list stands for the one value of `config.sae` (`config.seed`). Raises ValueError on a setting
-    that is not in SETTINGS or that no variant of the sweep has, on values that make no SAE, and if nothing
-    varies.
+    "k", "l1" and "l0" stand for the setting of that name which the variant has. An empty list stands for the
+    one value of `config.sae` (`config.seed`). Raises ValueError on a setting that is not in SETTINGS or that
+    no variant of the sweep has, on values that make no SAE, and if nothing varies.
     """
     unknown = [name for name in config.sweep if name not in SETTINGS]
     if unknown:
         raise ValueError(f"config.sweep.{unknown[0]} cannot be varied; valid are {', '.join(SETTINGS)}")
-    if not any(len(config.sweep[name]) for name in config.sweep):
+    given = {name: tuple(config.sweep[name]) for name in config.sweep if len(config.sweep[name])}
+    if not given:
         raise ValueError(f"config.sweep is empty: give a list for one of {', '.join(SETTINGS)}")
-    own = {name: config.seed if name == "seed" else config.sae[name] for name in SETTINGS}
-    values = {name: tuple(config.sweep.get(name, ())) or (own[name],) for name in SETTINGS}
-    for name, given in values.items():
-        for value in given:
-            if type(value) is not type(own[name]) and not (
-                isinstance(own[name], float) and type(value) is int
-            ):
-                what, where = (
-                    type(own[name]).__name__,
-                    "config.seed" if name == "seed" else f"config.sae.{name}",
-                )
-                raise ValueError(f"config.sweep.{name}={given}: {value!r} is no {what}, as {where} is")
-    for variant in values["variant"]:
+    _check_types("variant", given.get("variant", ()), config.sae.variant, "config.sae.variant")
+    chosen = given.get("variant", (config.sae.variant,))
+    for variant in chosen:
         variants.check_name(variant)
-    for name in SETTINGS:
-        if config.sweep.get(name) and not any(_reads(variant, name) for variant in values["variant"]):
-            having = ", ".join(v for v in variants.VARIANTS if _reads(v, name))
+    for name in given:
+        if not any(_has(variant, name) for variant in chosen):
+            having = ", ".join(v for v in variants.VARIANTS if _has(v, name))
             raise ValueError(
-                f"config.sweep.{name} is varied, but {', '.join(values['variant'])} has no {name}; "
-                f"{having} have"
+                f"config.sweep.{name} is varied, but {', '.join(chosen)} has no {name}; {having} have"
             )
     points = {}
-    for combination in itertools.product(*values.values()):
-        chosen = dict(zip(SETTINGS, combination, strict=True))
-        kept = {name: value for name, value in chosen.items() if _reads(chosen["variant"], name)}
-        point = copy.deepcopy(config)
-        for name, value in kept.items():
-            if name == "seed":
-                point.seed = value
-            else:
-                point.sae[name] = value
-        points.setdefault(tuple(sorted(kept.items())), point)
+    for variant in chosen:
+        names = [name for name in SETTINGS[1:] if name in given and _has(variant, name)]
+        for name in names:
+            _check_types(name, given[name], _value(config, variant, name), _path(variant, name))
+        for values in itertools.product(*(given[name] for name in names)):
+            point = copy.deepcopy(config)
+            point.sae.variant = variant
+            for name, value in zip(names, values, strict=True):
+                _section(point, variant, name)[name] = value
+            points.setdefault((variant, *values), point)
     for point in points.values():
         try:
             sae_run.check_config(point)
@@ -160,22 +154,46 @@ def grid(config) -> list:
     return list(points.values())
 
 
-def _reads(variant: str, setting: str) -> bool:
-    """Whether a variant has the setting at all."""
-    kind = variants.VARIANTS[variant]
-    return {"k": kind.has_k, "l1": kind.coefficient == "l1", "l0": kind.coefficient == "l0"}.get(
-        setting, True
-    )
+def _check_types(name: str, given: tuple, like, path: str) -> None:
+    """Raise ValueError unless the values of a list are of the type of the config's value at `path`."""
+    for value in given:
+        if type(value) is not type(like) and not (isinstance(like, float) and type(value) is int):
+            raise ValueError(
+                f"config.sweep.{name}={given}: {value!r} is no {type(like).__name__}, as {path} is"
+            )
+
+
+def _has(variant: str, name: str) -> bool:
+    """Whether a variant has the setting: all have the shared ones."""
+    return name not in _OF_VARIANTS or name in variants.settings_of(variant)
+
+
+def _path(variant: str, name: str) -> str:
+    """Where the setting of a variant stands."""
+    if name == "seed":
+        return "config.seed"
+    return f"config.sae.{variant}.{name}" if name in _OF_VARIANTS else f"config.sae.{name}"
+
+
+def _section(config, variant: str, name: str):
+    """The part of the config in which the setting of a variant stands."""
+    if name == "seed":
+        return config
+    return config.sae[variant] if name in _OF_VARIANTS else config.sae
+
+
+def _value(config, variant: str, name: str):
+    """The setting of a variant; None if it has none of this name."""
+    return _section(config, variant, name)[name] if _has(variant, name) else None
 
 
 def _describe(point) -> str:
-    settings = [name for name in SETTINGS[1:-1] if _reads(point.sae.variant, name)]
-    return ", ".join(
-        [point.sae.variant, *(f"{name}={point.sae[name]}" for name in settings), f"seed={point.seed}"]
-    )
+    variant = point.sae.variant
+    names = [name for name in SETTINGS[1:] if _has(variant, name)]
+    return ", ".join([variant, *(f"{name}={_value(point, variant, name)}" for name in names)])
 
 
-def _spliced(config, workdir, folder) -> dict:
+def _spliced(config, workdir, folder, context: RunContext) -> dict:
     """accuracy_recovered and ce_recovered of the SAE in `folder`, measured once and kept in splice.json."""
     path = folder / "splice.json"
     if "classifier" in stages.skipped(config):
@@ -190,7 +208,7 @@ def _spliced(config, workdir, folder) -> dict:
             sae.load(folder),
             reducers,
             batch_size=config.ablation.batch_size,
-            context=RunContext(),
+            context=context,
             label="sweep: splice",
         )["splice"]
         artifacts.write_json(path, found)
@@ -199,17 +217,18 @@ def _spliced(config, workdir, folder) -> dict:
 
 def _row(point, digest: str, manifest: dict, spliced: dict) -> dict:
     results, variant = manifest["results"], point.sae.variant
-    of_sae = stages.section(point, "sae")["sae"]
+    shared = stages.section(point, "sae")["sae"]
+    others = {name: value for name, value in (shared | shared.pop(variant)).items() if name not in SETTINGS}
     return {
         "digest": digest,
         "variant": variant,
         "n_features": results["n_features"],
         "k": results["k"],
-        "l1": point.sae.l1 if _reads(variant, "l1") else None,
-        "l0_coefficient": point.sae.l0 if _reads(variant, "l0") else None,
+        "l1": _value(point, variant, "l1"),
+        "l0_coefficient": _value(point, variant, "l0"),
         "learning_rate": point.sae.learning_rate,
         "seed": point.seed,
-        "others": json.dumps({name: value for name, value in of_sae.items() if name not in SETTINGS}),
+        "others": json.dumps(others),
         **{name: results[name] for name in ("l0", "fvu", "pca_fvu", "dead_fraction")},
         **{name: spliced.get(name) for name in ("accuracy_recovered", "ce_recovered")},
         "seconds": manifest["seconds"],

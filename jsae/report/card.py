@@ -8,16 +8,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from markupsafe import Markup
 
 from jsae.report import pictures
 from jsae.report.figures import strips
-from jsae.report.formatting import estimate, shown
 from jsae.report.pages import render
-from jsae.report.pages.features import COLUMNS, RARE
-
-_WITHOUT_CONTROL = "not among the features that were ablated beside a control"
-_NOT_ABLATED = "no stage of this study has removed it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,31 +58,10 @@ def make_card(
         pictured.append(patch | {"src": pictures.data_uri(images[i]), "heat": heat})
     page = {
         "feature": row,
-        "columns": _columns(row, effect, all_features),
+        "effect": effect,
+        "all_features": all_features,
         "patches": pictured,
         "n_patches": len(patches),
         "grid": grid,
     }
     return FeatureCard(row["feature"], render.render("card.html", page).decode())
-
-
-def _columns(row: dict, effect: dict | None, all_features: dict | None) -> list[tuple[str, str, Markup]]:
-    """(head, explanation, value as HTML) of each number."""
-    known = {name: (head, what, reason) for name, head, what, reason in COLUMNS}
-    columns = []
-    for name in ("purity16", "selectivity_excess", "auroc", "density"):
-        head, what, reason = known[name]
-        columns.append((head, what, shown(row[name], reason)))
-    columns.append(("max", "largest value on test, in the units of the activations", shown(row["max"])))
-    if effect is not None:
-        removed = estimate(effect, "mean_delta", RARE)
-        difference = estimate(effect, "effect_minus_direction", RARE)
-    elif all_features is not None:
-        removed = estimate(all_features, "map_top_class_margin", RARE)
-        difference = shown(None, _WITHOUT_CONTROL)
-    else:
-        removed = difference = shown(None, _NOT_ABLATED)
-    for name, value in (("removed", removed), ("effect_minus_direction", difference)):
-        head, what, _ = known[name]
-        columns.append((f"{head} [95%]", what, value))
-    return columns

@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jsae import study as studies
 from jsae.activations import ActivationStore
+from jsae.analysis.cells import FOREGROUND
 from jsae.data import cache
 from jsae.report.formatting import is_known
 from jsae.report.summary import complete_manifests
 from jsae.report.survey import Survey
 from jsae.runtime import logs, stages
+from jsae.study import TABLES, Study
+from jsae.tables import documentation
 
-FOREGROUND = "foreground"  # a part of localisation.parquet that is the whole object
-# Columns of a feature from other tables of the analysis: name -> (table, column there).
-_MORE = {
-    "part": ("localisation", "part"),
-    "part_auroc_train": ("localisation", "auroc_train"),
-    "part_auroc": ("localisation", "auroc"),
-    "part_pointing": ("localisation", "pointing"),
-    "erf_share": ("receptive", "erf_share"),
-    "uniform_share": ("receptive", "uniform_share"),
-    "monosemanticity": ("monosemanticity", "monosemanticity"),
-    "monosemanticity_random": ("monosemanticity", "monosemanticity_random"),
+_MORE = {  # table of the analysis -> the name of a column of `Results.features`, its name there
+    "localisation": {
+        "part": "part",
+        "part_auroc_train": "auroc_train",
+        "part_auroc": "auroc",
+        "part_pointing": "pointing",
+    },
+    "receptive": {name: name for name in ("erf_share", "uniform_share")},
+    "monosemanticity": {name: name for name in ("monosemanticity", "monosemanticity_random")},
 }
 _N_DRAWS = 4000  # random sets of images for purity by chance
 
@@ -42,13 +42,12 @@ class Results:
       facts: data_kind, val_in_train (trainval), arch, site, grid (H, W) or None, image_px or None, n_test,
         n_skipped, class_names (may be empty), class_sizes (test images by class, [L], or None).
       summary: content of summary.json.
-      finished: stage -> what it passed to `finish`; {} for a stage that is not complete.
-      costs: one dict per stage: stage, seconds, compile_seconds, device, versions, git_revision; None or {}
-        where it has not run.
+      manifests: stage -> its manifest; {} for a stage that is not complete.
       curves: rows of metrics.jsonl of "classifier" and "sae".
       tables: name -> Arrow table of those that exist.
       features: columns of features.parquet (all F features) without the per-class lists, and those of other
         tables that say something about every feature; {} without the table.
+      docs: what each of those columns means.
       chosen: features that get a page, in the order of the pages.
       survey: what was measured for the pictures, see `jsae.report.survey`.
       twin: feature -> (feature of another SAE, cosine of the decoder rows), {} without another SAE.
@@ -56,14 +55,18 @@ class Results:
 
     facts: dict
     summary: dict
-    finished: dict[str, dict]
-    costs: list[dict]
+    manifests: dict[str, dict]
     curves: dict[str, list[dict]]
     tables: dict[str, pa.Table]
     features: dict[str, list]
+    docs: dict[str, str]
     chosen: tuple[int, ...]
     survey: Survey = dataclasses.field(default_factory=Survey)
     twin: dict[int, tuple[int, float]] = dataclasses.field(default_factory=dict)
+
+    def finished(self, stage: str) -> dict:
+        """What a stage passed to `finish`; {} where it is not complete."""
+        return self.manifests[stage].get("results") or {}
 
     def all_rows(self, name: str) -> list[dict]:
         """The rows of a table, [] where it does not exist."""
@@ -131,7 +134,7 @@ class Results:
         return found
 
 
-def read(study: "studies.Study", summary: dict, *, n_pages: int, facts: dict) -> Results:
+def read(study: Study, summary: dict, *, n_pages: int, facts: dict) -> Results:
     """The results of all stages that are complete.
 
     Args:
@@ -140,27 +143,22 @@ def read(study: "studies.Study", summary: dict, *, n_pages: int, facts: dict) ->
       n_pages: how many features get a page; the ablated ones come first.
       facts: what is known of data and site, see `Results` and `facts_of`.
     """
-    manifests = complete_manifests(study.config, study.workdir)
-    tables = {}
-    for name in studies.TABLES:
-        try:
-            tables[name] = study.table(name)
-        except stages.StageMissing:
-            continue
+    tables = {name: study.table(name) for name in TABLES if study.has_table(name)}
+    columns, docs = _columns(tables) if "features" in tables else ({}, {})
     found = Results(
         facts=facts,
         summary=summary,
-        finished={name: (manifest or {}).get("results") or {} for name, manifest in manifests.items()},
-        costs=[_cost(name, manifest or {}) for name, manifest in manifests.items() if name != "report"],
+        manifests=complete_manifests(study.config, study.workdir),
         curves={
             stage: _curve(stages.folder(study.config, study.workdir, stage) / "metrics.jsonl")
             for stage in ("classifier", "sae")
         },
         tables=tables,
-        features=_columns(tables) if "features" in tables else {},
+        features=columns,
+        docs=docs,
         chosen=(),
     )
-    return dataclasses.replace(found, chosen=choose(found.features, found.ablated, n_pages))
+    return dataclasses.replace(found, chosen=choose(columns, found.ablated, n_pages))
 
 
 def facts_of(config: Any, split: cache.Split | None, store: ActivationStore | None, summary: dict) -> dict:
@@ -201,24 +199,22 @@ def choose(columns: dict[str, list], ablated: list[int], n_pages: int) -> tuple[
     return tuple(f for f in dict.fromkeys([*ablated, *order]) if f in alive)[:n_pages]
 
 
-def _columns(tables: dict[str, pa.Table]) -> dict[str, list]:
-    """The columns of features.parquet but for its lists, and those of `_MORE` where their table exists.
+def _columns(tables: dict[str, pa.Table]) -> tuple[dict[str, list], dict[str, str]]:
+    """The columns of features.parquet but for its lists, and those of `_MORE`; and what they mean.
 
     localisation.parquet has one row per (feature, part): a feature gets the part that it finds best on train,
     and how well it does so on test. An unknown value is None.
     """
     table = tables["features"]
     columns = {f.name: table[f.name].to_pylist() for f in table.schema if not pa.types.is_list(f.type)}
-    chosen = {
-        name: _row_of_each(tables[name])
-        for name in ("localisation", "receptive", "monosemanticity")
-        if name in tables
-    }
-    for name, (source, column) in _MORE.items():
-        if source in chosen:
-            rows = (chosen[source].get(feature, {column: None}) for feature in columns["feature"])
-            columns[name] = [row[column] for row in rows]
-    return columns
+    docs = documentation(table)
+    for source, names in _MORE.items():
+        if source in tables:
+            rows = _row_of_each(tables[source])
+            for name, column in names.items():
+                columns[name] = [rows[f][column] if f in rows else None for f in columns["feature"]]
+                docs[name] = documentation(tables[source])[column]
+    return columns, docs
 
 
 def _row_of_each(table: pa.Table) -> dict[int, dict]:
@@ -233,18 +229,6 @@ def _row_of_each(table: pa.Table) -> dict[int, dict]:
         if feature not in found or score > found[feature]["auroc_train"]:
             found[feature] = row
     return found
-
-
-def _cost(name: str, manifest: dict) -> dict:
-    device = manifest.get("device") or {}
-    return {
-        "stage": name,
-        "seconds": manifest.get("seconds"),
-        "compile_seconds": manifest.get("compile_seconds"),
-        "device": f"{device['count']} × {device['kind']}" if device.get("kind") else None,
-        "versions": manifest.get("versions") or {},
-        "git_revision": manifest.get("git_revision"),
-    }
 
 
 def _curve(path: Any) -> list[dict]:

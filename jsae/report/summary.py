@@ -39,19 +39,19 @@ _COSTS = (
 _DEVICE_FROM = ("sae", "classifier", "ablation", "analysis", "activations", "report")
 
 
-def complete_manifests(config: Any, workdir: str | epath.Path) -> dict[str, dict | None]:
-    """Stage name -> its manifest, None for a stage that is not complete."""
+def complete_manifests(config: Any, workdir: str | epath.Path) -> dict[str, dict]:
+    """Stage name -> its manifest, {} for a stage that is not complete."""
     manifests = {}
     for name in stages.STAGES:
         manifest = stages.read_manifest(config, workdir, name)
         done = manifest is not None and manifest.get("status") == "complete"
-        manifests[name] = manifest if done and name not in stages.skipped(config) else None
+        manifests[name] = manifest if done and name not in stages.skipped(config) else {}
     return manifests
 
 
 def summarise(config: Any, workdir: str | epath.Path) -> dict:
     """The content of summary.json as a nested dict of numbers, strings, pairs and None."""
-    manifests = {name: manifest or {} for name, manifest in complete_manifests(config, workdir).items()}
+    manifests = complete_manifests(config, workdir)
     results = {name: manifest.get("results") or {} for name, manifest in manifests.items()}
     classifier, ablation = results["classifier"], results["ablation"]
     arch = classifier.get("arch")  # the classifier stage keeps the whole description, a dict

@@ -32,7 +32,7 @@ def of(key: str, path: str) -> str:
     return _PREFIX + _of_files(tuple((file, *_stamp(file)) for file in files if os.path.exists(file)))
 
 
-def is_known(content) -> bool:
+def is_known(content: object) -> bool:
     """Whether this is a content, and not the path of something that is gone."""
     return isinstance(content, str) and content.startswith(_PREFIX)
 

@@ -3,21 +3,22 @@
     aux = mean ||e - e_hat||^2 / C,    e = x_n - x_hat_n detached,    e_hat = f_dead @ w_dec
 
 f_dead are the k_aux largest positive pre-activations among the dead features, and e_hat has no b_dec: the
-bias belongs to the reconstruction. The coefficient `aux_alpha` is applied once, by the caller. Written with
-its gradient by hand, for a subset of the dictionary: while few features are dead, only their rows are
-touched, and while none is, nothing is computed.
+bias belongs to the reconstruction. The coefficient `aux_alpha` is applied once, by the caller. The gradient
+is taken for a subset of the dictionary: while few features are dead, only their rows are touched, and while
+none is, nothing is computed.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jsae.sae.variants import backward, base
 from jsae.sae.variants.shard import WHOLE, Shard
 from jsae.sae.variants.topk import keep_top
 
 # AuxK works on a gathered subset of the dictionary while at most this share of it is dead.
 _DEAD_SHARE = 8
-SHARED = ("w_enc", "b_enc", "w_dec", "b_dec")
+_SHARED = ("w_enc", "b_enc", "w_dec", "b_dec")
 
 
 def k_aux(n_channels: int, n_features: int) -> int:
@@ -25,7 +26,7 @@ def k_aux(n_channels: int, n_features: int) -> int:
     return max(1, min(n_channels // 2, n_features))
 
 
-def plain(pre, w_dec, error, mask, dead):
+def plain(pre: jax.Array, w_dec: jax.Array, error: jax.Array, mask: jax.Array, dead: jax.Array) -> jax.Array:
     """Sum over real rows of ||error - e_hat||^2 / C, dense and differentiable; 0 if none is dead."""
     n_features, c = w_dec.shape
     feats = keep_top(jnp.where(dead[None, :], pre, -jnp.inf), k_aux(c, n_features))
@@ -33,7 +34,15 @@ def plain(pre, w_dec, error, mask, dead):
     return jnp.where(dead.any(), (mask * (missed**2).sum(-1)).sum() / c, 0.0)
 
 
-def value_and_grads(params, centred, pre, error, mask, dead, shard: Shard = WHOLE) -> tuple:
+def value_and_grads(
+    params: dict,
+    centred: jax.Array,
+    pre: jax.Array,
+    error: jax.Array,
+    mask: jax.Array,
+    dead: jax.Array,
+    shard: Shard = WHOLE,
+) -> tuple[jax.Array, dict]:
     """`plain` and its gradient for w_enc, b_enc, w_dec and b_dec.
 
     With F dealt over devices, params, pre and dead are those of this device's features.
@@ -47,41 +56,37 @@ def value_and_grads(params, centred, pre, error, mask, dead, shard: Shard = WHOL
       dead: features to revive [F] bool.
       shard: which rows and features are on this device.
     """
+    params = {name: params[name] for name in _SHARED}
     n_features, c = params["w_dec"].shape
     n_subset = max(1, n_features // _DEAD_SHARE)
     keep = k_aux(c, n_features * shard.n_model)
 
-    def grads_of(w_enc, w_dec, pre_dead):
-        few = pre_dead.shape[1] * shard.n_model <= keep
-        feats = jax.nn.relu(pre_dead) if few else keep_top(pre_dead, keep, shard)
-        missed = shard.over_features(shard.product(feats, w_dec)) - error  # [N, C]
-        g = (2.0 / c) * mask[:, None] * missed
-        d_pre = jnp.where(feats > 0, shard.product_t(g, w_dec), 0.0)
-        d_b_enc = d_pre.sum(0)
-        grads = {
-            "w_enc": shard.outer_sum(d_pre, centred),
-            "b_enc": d_b_enc,
-            "w_dec": shard.outer_sum(feats, g),
-            "b_dec": -shard.over_features(d_b_enc @ w_enc),
-        }
-        return (mask * (missed**2).sum(-1)).sum() / c, grads
+    def of_dead(params, pre_dead):
+        def objective(pre_dead, rest):
+            few = pre_dead.shape[1] * shard.n_model <= keep
+            feats = base.relu(pre_dead) if few else keep_top(pre_dead, keep, shard)
+            missed = error - shard.over_features(shard.product(feats, rest["w_dec"]))  # [N, C]
+            return (mask * (missed**2).sum(-1)).sum() / c, ()
+
+        value, _, grads = backward.dense(params, centred, pre_dead, objective, shard)
+        return value, grads
 
     def none():
-        return jnp.zeros(()), {name: jnp.zeros_like(params[name]) for name in SHARED}
+        return jnp.zeros(()), {name: jnp.zeros_like(value) for name, value in params.items()}
 
     def some():
         chosen = jnp.nonzero(dead, size=n_subset, fill_value=n_features)[0]  # F marks an unused slot
         take = lambda a: a.at[chosen].get(mode="fill", fill_value=0)  # noqa: E731
-        w_enc = take(params["w_enc"])
-        pre_dead = shard.product_t(centred, w_enc) + take(params["b_enc"])[None, :]  # 0 where unused
-        value, grads = grads_of(w_enc, take(params["w_dec"]), pre_dead)
+        few = {name: value if name == "b_dec" else take(value) for name, value in params.items()}
+        pre_dead = shard.product_t(centred, few["w_enc"]) + few["b_enc"][None, :]  # 0 where unused
+        value, grads = of_dead(few, pre_dead)
         put = lambda a, b: jnp.zeros_like(a).at[chosen].set(b, mode="drop")  # noqa: E731
         return value, {
-            name: grads[name] if name == "b_dec" else put(params[name], grads[name]) for name in SHARED
+            name: grads[name] if name == "b_dec" else put(params[name], grads[name]) for name in _SHARED
         }
 
     def many():
-        return grads_of(params["w_enc"], params["w_dec"], jnp.where(dead[None, :], pre, -jnp.inf))
+        return of_dead(params, jnp.where(dead[None, :], pre, -jnp.inf))
 
     n_dead = shard.largest(dead.sum())  # all shards take the same branch
     return lax.switch((n_dead > 0).astype(jnp.int32) + (n_dead > n_subset), [none, some, many])

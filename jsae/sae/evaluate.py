@@ -6,16 +6,19 @@ the device count.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jsae import metrics
+from jsae.activations import ActivationStore
 from jsae.runtime import mesh as meshes
 from jsae.sae import model
 
 
-def make_sums(mesh):
+def make_sums(mesh: Mesh) -> Callable:
     """A jitted (sae, x [N, C] raw, mask [N]) -> (`metrics.SaeSums`, `metrics.Moments`), replicated."""
 
     def sums(sae: model.SAE, x, mask):
@@ -31,7 +34,15 @@ def make_sums(mesh):
     return jax.jit(sums, out_shardings=meshes.replicated(mesh))
 
 
-def over_store(sums, sae: model.SAE, store, mesh, *, n_vectors: int, stop=lambda: False):
+def over_store(
+    sums: Callable,
+    sae: model.SAE,
+    store: ActivationStore,
+    mesh: Mesh,
+    *,
+    n_vectors: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[metrics.SaeSums | None, metrics.Moments | None] | None:
     """One pass over a store.
 
     Args:
@@ -50,7 +61,7 @@ def over_store(sums, sae: model.SAE, store, mesh, *, n_vectors: int, stop=lambda
     index, count = meshes.process_slice(mesh)
     rows = slice(index * share // count, (index + 1) * share // count)
     total = (None, None)
-    for _, acts, mask in store.batches(share):
+    for acts, _, _, mask in store.batches(share):
         c = acts.shape[-1]
         local = {"x": acts[rows].reshape(-1, c), "mask": mask[rows].repeat(cells)}
         batch = meshes.put_batch(mesh, local)

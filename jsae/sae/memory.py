@@ -1,18 +1,19 @@
 """What a run needs on each device, by arithmetic, before anything is made; and whether that is there.
 
-With M = model axis, D = data axis, N vectors a step, per device and in bytes:
+With M = model axis, D = data axis, N vectors per step, per device and in bytes:
 
     state        w_enc, w_dec and their two Adam moments:         3 * 2 * F/M * C * 4
                  (and the mean of the weights, where one is kept: 2 * F/M * C * 4)
     gradients    the same matrices once more, and the new values: 2 * 2 * F/M * C * 4
     activations  dense: pre, features and their gradients:        4 * N/D * F/M * 4
                  sparse: pre-activations and their sorting:       2 * N/D * F/M * 4
-    vectors      resident: all of them / D; streamed: two pieces / D, as stored
+    vectors      resident: all of them / D; streamed: two windows / D, as stored
 """
 
 import dataclasses
 
 import jax
+from jax.sharding import Mesh
 
 from jsae.runtime import memory
 
@@ -36,7 +37,7 @@ class Estimate:
     def __str__(self) -> str:
         names = ("state", "gradients", "activations", "vectors")
         parts = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in names)
-        return f"{self.total / GIB:.2f} GiB a device ({parts})"
+        return f"{self.total / GIB:.2f} GiB per device ({parts})"
 
 
 def estimate(
@@ -61,8 +62,8 @@ def estimate(
     )
 
 
-def of_device(mesh) -> int | None:
-    """Bytes that a device of the mesh has for this run, None where nobody says.
+def of_device(mesh: Mesh) -> int | None:
+    """Bytes that a device of the mesh has for this run, None where neither device nor system says.
 
     A GPU or TPU says so itself; CPU devices share what the host has available.
     """
@@ -77,11 +78,11 @@ def of_device(mesh) -> int | None:
 
 
 def fits(needed: Estimate, available: int | None) -> bool:
-    """Whether the estimate is within what a device has; True where nobody knows."""
+    """Whether the estimate is within what a device has; True where that is not known."""
     return available is None or needed.total <= _SAFE_SHARE * available
 
 
-def check(needed: Estimate, available: int | None, mesh, *, streamed: bool) -> None:
+def check(needed: Estimate, available: int | None, mesh: Mesh, *, streamed: bool) -> None:
     """Raise ValueError, naming what to lower, unless the estimate fits."""
     if fits(needed, available):
         return

@@ -18,9 +18,11 @@ every device for the features it holds: no device ever holds the whole dictionar
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -42,10 +44,8 @@ class SAE:
       b_dec: decoder bias [C], in scaled units; starts at 0 because the mean is already out.
       mean: train mean of the raw activations [C]; a constant, not trained.
       scale: sqrt(mean ||x - mean||^2 / C) over the train split, a scalar; a constant, not trained.
-      variant: a key of `variants.VARIANTS`; static.
-      k: features that may be active per vector (on average, where a batch shares them), None where the
-        variant has no k; static.
-      own: the variant's own arrays by name, for example {"threshold": [F]}; see its file.
+      variant: the variant with its settings (`variants.make`); static.
+      own: the arrays of the variant by name, for example {"threshold": [F]}; see its file.
       mesh: the mesh with axes "data" and "model" that the arrays are dealt over (`over_mesh`), None for one
         device; static.
     """
@@ -56,8 +56,7 @@ class SAE:
     b_dec: jax.Array
     mean: jax.Array
     scale: jax.Array
-    variant: str = dataclasses.field(metadata={"static": True})
-    k: int | None = dataclasses.field(metadata={"static": True})
+    variant: variants.Variant = dataclasses.field(metadata={"static": True})
     own: dict = dataclasses.field(default_factory=dict)
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -72,9 +71,14 @@ class SAE:
         return self.w_dec.shape[-1]
 
     @property
+    def k(self) -> int | None:
+        """Features active per vector, on average where a batch shares them; None for a variant without k."""
+        return self.variant.k
+
+    @property
     def params(self) -> dict:
         """The trainable part by name: `TRAINABLE` and the variant's learned arrays; not mean and scale."""
-        learned = {name: self.own[name] for name in variants.VARIANTS[self.variant].learned}
+        learned = {name: self.own[name] for name in self.variant.learned}
         return {name: getattr(self, name) for name in TRAINABLE} | learned
 
     def with_params(self, params: dict, own: dict | None = None) -> "SAE":
@@ -96,21 +100,34 @@ class SAE:
 
 
 def init(
-    key: jax.Array, *, n_channels: int, n_features: int, variant: str, k: int | None = None, mean, scale
+    key: jax.Array,
+    *,
+    n_channels: int,
+    n_features: int,
+    variant: str | variants.Variant = "topk",
+    mean: jax.Array | np.ndarray,
+    scale: jax.Array | float,
+    **settings: Any,
 ) -> SAE:
     """A new SAE: random decoder rows of unit norm, the encoder tied to them, biases 0.
 
     Args:
       key: a jax random key.
       n_channels, n_features: C and F.
-      variant: a key of `variants.VARIANTS`.
-      k: features kept per vector (topk, batch_topk, matryoshka); None for a variant without k.
+      variant: a key of `variants.VARIANTS`, or a variant with its settings.
       mean, scale: train mean [C] and scale of the raw activations, constants of the SAE.
+      **settings: of a variant that is named, for example k=32; the others are at their defaults.
 
     Raises:
-      ValueError: unknown variant, F < 1, k outside 1..F, or k given to a variant without k.
+      ValueError: unknown variant or setting, C or F < 1, a setting out of its range.
     """
-    variants.check(variant, n_channels=n_channels, n_features=n_features, k=k)
+    if n_features < 1 or n_channels < 1:
+        raise ValueError(f"n_features={n_features} and n_channels={n_channels} must both be at least 1")
+    if isinstance(variant, str):
+        variant = variants.make(variant, **settings)
+    elif settings:
+        raise ValueError(f"settings {', '.join(settings)} beside a variant that has its settings")
+    variant.check(n_features)
     rows = unit_rows(jax.random.normal(key, (n_features, n_channels), jnp.float32))
     return SAE(
         w_enc=jnp.array(rows, copy=True),
@@ -120,8 +137,7 @@ def init(
         mean=jnp.asarray(mean, jnp.float32),
         scale=jnp.asarray(scale, jnp.float32),
         variant=variant,
-        k=k,
-        own=variants.VARIANTS[variant].own(n_features),
+        own=variant.own(n_features),
     )
 
 
@@ -166,7 +182,7 @@ def _on_one_device(sae: SAE) -> bool:
 def _encode(sae: SAE, x, shard: variants.Shard):
     x_n = normalise(sae, x.reshape(-1, sae.n_channels))  # [N, C]
     pre = variants.preactivations(sae.params, x_n, precision="float32")  # [N, F]
-    feats = sae.scale * variants.VARIANTS[sae.variant].activate(pre, sae.params | sae.own, sae.k, shard)
+    feats = sae.scale * sae.variant.activate(pre, sae.params | sae.own, shard)
     return feats.reshape(*x.shape[:-1], sae.n_features)
 
 
@@ -206,15 +222,15 @@ def _over_mesh(sae: SAE, function, array, last_in, last_out):
     return dealt(sae, array)
 
 
-def spec_of(name: str, leaf, own: dict) -> PartitionSpec:
+def spec_of(name: str, variant: variants.Variant) -> PartitionSpec:
     """How an array of this name is dealt: F rows over `model`; all else is replicated."""
-    return PartitionSpec("model") if name in (*BY_FEATURE, *own) and leaf.ndim else PartitionSpec()
+    return PartitionSpec("model") if name in (*BY_FEATURE, *variant.by_feature) else PartitionSpec()
 
 
 def specs(sae: SAE) -> SAE:
     """The partition spec of every array of an SAE, as an SAE."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: spec_of(jax.tree_util.keystr(path[-1:], simple=True), leaf, sae.own), sae
+        lambda path, _: spec_of(jax.tree_util.keystr(path[-1:], simple=True), sae.variant), sae
     )
 
 

@@ -1,6 +1,6 @@
 """A scaling plan by arithmetic: what one training step needs, moves and computes on each device of a mesh.
 
-With D = data axis, M = model axis, N vectors a step, per device and in bytes of float32:
+With D = data axis, M = model axis, N vectors per step, per device and in bytes of float32:
 
     memory      jsae.sae.memory
     over data   all-reduce of the gradients of w_enc and w_dec:     2 * F/M * C * 4
@@ -13,6 +13,7 @@ result has b bytes (p - 1) / p * b. AuxK adds another all-reduce of N/D * C whil
 """
 
 import dataclasses
+from typing import Any
 
 from jsae.sae import memory
 
@@ -23,10 +24,10 @@ class Plan:
 
     Attributes:
       data, model: the mesh.
-      needed: memory a device.
-      over_data, over_model: results of the collectives of a step, bytes a device.
+      needed: memory per device.
+      over_data, over_model: results of the collectives of a step, bytes per device.
       sent: bytes a device sends for them.
-      operations: floating-point operations of a step, a device.
+      operations: floating-point operations of a step, per device.
     """
 
     data: int
@@ -76,7 +77,7 @@ def plan(
     )
 
 
-def topologies(n_devices: int, **settings) -> list[Plan]:
+def topologies(n_devices: int, **settings: Any) -> list[Plan]:
     """The plan of every way to split the devices in powers of two."""
     models = [2**i for i in range(n_devices.bit_length()) if n_devices % 2**i == 0]
     return [plan(data=n_devices // model, model=model, **settings) for model in models]

@@ -1,16 +1,13 @@
-"""How an SAE is trained: the settings of a run, checked, and the schedules that follow from them."""
+"""How an SAE is trained: the settings that all variants share, checked, and the learning rate."""
 
 import dataclasses
 
-import jax.numpy as jnp
 import optax
-
-from jsae.sae import variants
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe(variants.Terms):
-    """How an SAE is trained; static under jit. The settings of the loss are those of `variants.Terms`.
+class Recipe:
+    """How an SAE is trained, whichever its variant; static under jit.
 
     Attributes:
       n_steps: length of the whole run.
@@ -18,7 +15,6 @@ class Recipe(variants.Terms):
       lr_warmup_steps: steps of linear warm-up from 0.
       lr_decay_share: the last share of the run over which a cosine takes the learning rate to 0: 1 begins
         right after the warm-up, 0 never.
-      l1_warmup_steps, l0_warmup_steps: steps over which the coefficient rises linearly to its value.
       dead_after_steps: a feature silent for this many steps counts as dead.
       ema_decay: of the running mean of the weights that evaluation, export and load use; 0 keeps none.
       frozen: "" trains all, "decoder" or "encoder" leaves that matrix as it was drawn: the baselines of
@@ -34,8 +30,6 @@ class Recipe(variants.Terms):
     learning_rate: float
     lr_warmup_steps: int = 0
     lr_decay_share: float = 1.0
-    l1_warmup_steps: int = 0
-    l0_warmup_steps: int = 0
     dead_after_steps: int = 1
     ema_decay: float = 0.0
     frozen: str = ""
@@ -61,17 +55,13 @@ class Recipe(variants.Terms):
         for name in ("learning_rate", "dead_after_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("l1", "l0", "l1_warmup_steps", "l0_warmup_steps", "aux_alpha", "bandwidth"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("ema_decay", "threshold_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in 0 <= {name} < 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie in 0 <= ema_decay < 1")
         if not 0 <= self.lr_decay_share <= 1:
             raise ValueError(f"lr_decay_share={self.lr_decay_share} must lie in 0..1, a share of the run")
 
 
-def learning_rate(recipe: Recipe):
+def learning_rate(recipe: Recipe) -> optax.Schedule:
     """Step -> learning rate: linear warm-up to the peak, the peak, a cosine to 0 at the last step."""
     after_warmup = recipe.n_steps - recipe.lr_warmup_steps
     decay_steps = min(round(recipe.lr_decay_share * recipe.n_steps), after_warmup)
@@ -83,15 +73,6 @@ def learning_rate(recipe: Recipe):
     parts = [part for part in parts if part[0] > 0]
     ends = [sum(length for length, _ in parts[: i + 1]) for i in range(len(parts) - 1)]
     return optax.join_schedules([schedule for _, schedule in parts], ends)
-
-
-def sparsity(recipe: Recipe, variant: str):
-    """Step -> the variant's sparsity coefficient: a linear rise over its warm-up; 0 for a variant without."""
-    name = variants.VARIANTS[variant].coefficient
-    if name is None:
-        return lambda step: jnp.zeros(())
-    value, warmup = getattr(recipe, name), getattr(recipe, f"{name}_warmup_steps")
-    return lambda step: jnp.float32(value) * jnp.minimum(1.0, (step + 1) / max(1, warmup))
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:

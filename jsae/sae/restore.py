@@ -7,17 +7,23 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from jsae.runtime import artifacts, checkpoints, paths, stages
-from jsae.sae import model, train
+from jsae.runtime import artifacts, paths, stages
+from jsae.sae import model, train, variants
 
 
-def describe(folder, sae: model.SAE, has_ema: bool) -> None:
-    """Write folder/model.json: variant, n_channels, n_features, k, and whether a mean of weights is kept."""
-    static = {name: getattr(sae, name) for name in ("variant", "n_channels", "n_features", "k")}
-    artifacts.write_json(epath.Path(folder) / "model.json", static | {"has_ema": has_ema}, checked=True)
+def describe(folder: epath.PathLike, sae: model.SAE, has_ema: bool) -> None:
+    """Write folder/model.json: variant, its settings, C, F, and whether a mean of the weights is kept."""
+    static = {
+        "variant": sae.variant.name,
+        "settings": dataclasses.asdict(sae.variant),
+        "n_channels": sae.n_channels,
+        "n_features": sae.n_features,
+        "has_ema": has_ema,
+    }
+    artifacts.write_json(epath.Path(folder) / "model.json", static, checked=True)
 
 
-def load(folder, mesh: Mesh | None = None) -> model.SAE:
+def load(folder: epath.PathLike, mesh: Mesh | None = None) -> model.SAE:
     """The SAE of the last checkpoint; of the mean weights where they are kept.
 
     Only parameters and constants are read, each device's part by itself; Adam's moments and counters stay on
@@ -32,13 +38,17 @@ def load(folder, mesh: Mesh | None = None) -> model.SAE:
       ValueError: F cannot be dealt evenly over the mesh's model axis.
       digests.Damaged: the last checkpoint of a finished stage cannot be read; an older one is not taken.
     """
+    from jsae.runtime import checkpoints  # half a second of imports, which a config file need not wait for
+
     folder = paths.resolve(folder)
     if not (folder / "model.json").exists() or not (folder / "checkpoints").exists():
         raise FileNotFoundError(f"{folder} holds no trained SAE; run launch.train_sae first")
     static = artifacts.read_json(folder / "model.json")
-    has_ema = static.pop("has_ema", False)
-    zeros = jnp.zeros(static["n_channels"])
-    made = jax.eval_shape(lambda: model.init(jax.random.key(0), **static, mean=zeros, scale=1.0))
+    has_ema, c = static.get("has_ema", False), static["n_channels"]
+    k = {} if static.get("k") is None else {"k": static["k"]}  # all that older files say of the settings
+    variant = variants.make(static["variant"], **static.get("settings", k))
+    sizes = {"n_channels": c, "n_features": static["n_features"], "variant": variant}
+    made = jax.eval_shape(lambda: model.init(jax.random.key(0), **sizes, mean=jnp.zeros(c), scale=1.0))
     if mesh is None:
         where = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), made)
     else:

@@ -1,9 +1,9 @@
 """Stage `sae`: train an SAE on the activations of the train split, evaluate it on test, export it.
 
-The activations lie on the devices or are streamed to them (`jsae.sae.sources`), `jsae.sae.fit` is the loop
-over them. In the stage's folder:
+The activations lie on the devices or are streamed to them (`jsae.sae.batches`), `jsae.sae.loop` runs over
+them. In the stage's folder:
 
-    model.json        variant, n_channels, n_features, k, has_ema
+    model.json        variant, its settings, n_channels, n_features, has_ema
     source.json       whether the vectors are resident or streamed, which a resumed run keeps
     checkpoints/      the train state: parameters, constants, Adam's moments, counters, mean weights if kept
     metrics.jsonl     rows train/* every log_every_steps, eval/* (on val) every eval_every_steps
@@ -13,28 +13,24 @@ over them. In the stage's folder:
 
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from jsae import metrics
 from jsae.activations import ActivationStore
-from jsae.runtime import checkpoints, logs, preemption, settings, stages
+from jsae.runtime import checkpoints, logs, settings, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
-from jsae.sae import blocks, evaluate, export, fit, mixing, model, resident, restore, sources, train, variants
+from jsae.sae import evaluate, export, loop, model, restore, train, variants
+from jsae.sae.batches import blocks, mixing, resident, sources
 
 METRICS_FILE = "metrics.jsonl"
-RANGES = {
+RANGES = {  # of the settings that all variants share
     "n_features": settings.COUNT,
-    "k": settings.NOT_NEGATIVE,
-    "l1": settings.NOT_NEGATIVE,
-    "l1_warmup_steps": settings.NONE_OR_MORE,
-    "l0": settings.NOT_NEGATIVE,
-    "l0_warmup_steps": settings.NONE_OR_MORE,
-    "bandwidth": settings.NOT_NEGATIVE,
-    "prefix_shares": settings.PART,
-    "threshold_decay": settings.BELOW_ONE,
     "learning_rate": settings.POSITIVE,
     "lr_warmup_steps": settings.NONE_OR_MORE,
     "lr_decay_share": settings.SHARE,
@@ -42,7 +38,6 @@ RANGES = {
     "n_epochs": settings.POSITIVE,
     "batch_size": settings.COUNT,
     "buffer_mib": settings.POSITIVE,
-    "aux_alpha": settings.NOT_NEGATIVE,
     "dead_after_epochs": settings.POSITIVE,
     "steps_per_dispatch": settings.COUNT,
     "save_every_steps": settings.EVERY_STEPS,
@@ -54,166 +49,156 @@ RANGES = {
 _LONG = 1 << 40  # steps; how long the run is depends on the activations
 
 
-def run(config, workdir, context: RunContext | None = None, where=None) -> None:
-    """Train `config.sae`, or go on with it, in `where` or the stage's own folder.
+def run(
+    config: Any,
+    workdir: epath.PathLike,
+    context: RunContext | None = None,
+    where: epath.PathLike | None = None,
+) -> None:
+    """Train `config.sae`, or go on with it, in `where` or the stage's folder.
 
     Raises:
       ValueError: a setting that makes no SAE, batch or mesh; the message lists the valid values.
       FloatingPointError: max_bad_steps steps in a row had a loss or gradient that is not finite.
       stages.StageMissing: no finished activations.
     """
+    context = context or RunContext()
     stage = stages.begin(config, workdir, "sae", where=where)
     if stage.up_to_date:
         return
-    c = config.sae
-    stores = {
-        name: ActivationStore.open(stages.folder(config, workdir, "activations") / name)
-        for name in ("train", "val", "test")
-    }
-    train_store = stores["train"]
+    c, deterministic = config.sae, config.runtime.deterministic
+    activations = stages.folder(config, workdir, "activations")
+    stores = {name: ActivationStore.open(activations / name) for name in ("train", "val", "test")}
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
-    variants.check_name(c.variant)
+    variant = variants.of_section(c)
     is_streamed, shape = sources.choose(
-        mesh, train_store, c, stage.folder, config.seed, deterministic=config.runtime.deterministic
+        mesh, stores["train"], c, variant, stage.folder, config.seed, deterministic
     )
     recipe = recipe_of(
         c,
         n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
-        deterministic=config.runtime.deterministic,
+        deterministic=deterministic,
     )
-
-    def fresh(mean, scale):
-        sae = model.init(
-            jax.random.key(config.seed),
-            n_channels=train_store.n_channels,
-            n_features=c.n_features,
-            variant=c.variant,
-            k=c.k if variants.VARIANTS[c.variant].has_k else None,
-            mean=mean,
-            scale=scale,
-        )
-        return train.init_state(sae, recipe)
-
-    constants = {"mean": train_store.mean, "scale": np.float32(train_store.scale)}
-    abstract = jax.eval_shape(fresh, **constants)
+    note_warmup(c, recipe, context)
+    fresh = functools.partial(_fresh, config.seed, stores["train"], c.n_features, variant, recipe)
+    abstract = jax.eval_shape(fresh)
     shardings = train.shardings(mesh, abstract)
     sources.remember(stage.folder, is_streamed)
     restore.describe(stage.folder, abstract.sae, has_ema=recipe.ema_decay > 0)
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints)
-    found = saved.restore(checkpoints.abstract(abstract, shardings))
-    if found is None:
-        step, state = 0, jax.jit(fresh, out_shardings=shardings)(**constants)
+    step, state = saved.restore(checkpoints.abstract(abstract, shardings)) or (0, None)
+    if state is None:
+        state = jax.jit(fresh, out_shardings=shardings)()
     else:
-        step, state = found
-        logs.get_logger().info("sae: going on from step %d of %d", step, recipe.n_steps)
+        context.log.info("sae: going on from step %d of %d", step, recipe.n_steps)
     log = logs.MetricsLog(stage.folder / METRICS_FILE)
     log.rewind(step)
-
-    source = sources.open_source(
-        mesh, train_store, c, shape, is_streamed=is_streamed, seed=config.seed, last_step=recipe.n_steps
-    )
     sums = evaluate.make_sums(mesh)
     over = functools.partial(evaluate.over_store, sums, mesh=mesh, n_vectors=c.batch_size)
-    dispatch = train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch)
+    order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
+    source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
+    cells = stores["train"].n_vectors // stores["train"].n_images
     with contextlib.closing(source):
-        state, rate = fit.fit(
-            *(state, step, source, dispatch),
-            recipe=recipe,
-            every={name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")},
-            steps_per_dispatch=c.steps_per_dispatch,
-            max_bad_steps=c.max_bad_steps,
+        state, rate = loop.run_steps(
+            state,
+            step,
+            source,
+            train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch),
+            pace=_pace(c, recipe.n_steps),
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
-            validate=lambda sae: over(sae, stores["val"], stop=preemption.requested),
+            validate=lambda sae: over(sae, stores["val"], stop=context.requested),
             saved=saved,
             log=log,
-            last_eval=meshes.of_writer(lambda: fit.last_eval(stage.folder / METRICS_FILE)),
+            last_eval=meshes.of_writer(lambda: loop.last_eval(stage.folder / METRICS_FILE)),
+            context=context,
         )
-        cells = train_store.n_vectors // train_store.n_images
-        mixed = mixing.shares(source, train_store.labels, cells, seed=config.seed)
+        mixed = mixing.shares(source, stores["train"].labels, cells, seed=config.seed)
     saved.close()
     sae = jax.jit(train.trained_sae, out_shardings=shardings.sae)(state)
-    results = final_numbers(over, sae, stores)
-    export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": train_store.site})
-    stage.finish(
-        {
-            "variant": state.sae.variant,
-            "n_channels": state.sae.n_channels,
-            "n_features": state.sae.n_features,
-            "k": state.sae.k,
-            **results,
-            "gamma": stages.results(config, workdir, "activations").get("gamma"),
-            "steps": recipe.n_steps,
-            "refused_steps": int(state.bad_total),
-            "vectors_per_s": rate,
-            "store": "streamed" if is_streamed else "resident",
-            "mixing": mixed,
-        }
+    results = final_numbers(over, sae, stores, context) | _described(sae)
+    export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": stores["train"].site})
+    results |= {
+        "gamma": stages.results(config, workdir, "activations").get("gamma"),
+        "steps": recipe.n_steps,
+        "refused_steps": int(state.bad_total),
+        "vectors_per_s": rate,
+        "store": "streamed" if is_streamed else "resident",
+        "mixing": mixed,
+    }
+    stage.finish(results)
+
+
+def _fresh(seed: int, store: ActivationStore, n_features: int, variant, recipe) -> train.TrainState:
+    """The state before the first step."""
+    sae = model.init(
+        jax.random.key(seed),
+        n_channels=store.n_channels,
+        n_features=n_features,
+        variant=variant,
+        mean=store.mean,
+        scale=np.float32(store.scale),
     )
+    return train.init_state(sae, recipe)
 
 
-def check_config(config) -> None:
+def _pace(c: Any, n_steps: int) -> loop.Pace:
+    every = {name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")}
+    at_most = {name: c[name] for name in ("steps_per_dispatch", "max_bad_steps")}
+    return loop.Pace(n_steps=n_steps, **every, **at_most)
+
+
+def _described(sae: model.SAE) -> dict:
+    sizes = {"n_channels": sae.n_channels, "n_features": sae.n_features}
+    return {"variant": sae.variant.name, "k": sae.k} | sizes
+
+
+def check_config(config: Any) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c = config.sae
     settings.check("config", config, {"seed": settings.SEED})
-    variants.check_name(c.variant)
+    variant = variants.of_section(c)
     resident.shape_of(1, 1, c.batch_size)
-    k = c.k if variants.VARIANTS[c.variant].has_k else None
-    variants.check(c.variant, n_channels=1, n_features=c.n_features, k=k)
     settings.check("config.sae", c, RANGES)
+    variant.check(c.n_features)
     settings.check_choice("config.sae.store", c.store, sources.STORES)
-    variants.check_terms(c.variant, recipe_of(c, n_steps=_LONG, dead_after_steps=1), c.n_features)
+    recipe_of(c, n_steps=_LONG, dead_after_steps=1)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     model.check_features(mesh, c.n_features)
 
 
-def _warmup_steps(wanted: int, n_steps: int) -> int:
-    """The steps of warm-up; a tenth of a run that is shorter than them, as a set of few photos makes it."""
-    if wanted < n_steps:
-        return wanted
-    logs.note(
-        f"config.sae.lr_warmup_steps={wanted}, and the run has {n_steps} steps: {n_steps // 10} are taken"
-    )
-    return n_steps // 10
+def note_warmup(c: Any, recipe: train.Recipe, context: RunContext) -> None:
+    """Say where the warm-up of the learning rate is shorter than `config.sae` wants it."""
+    if recipe.lr_warmup_steps < c.lr_warmup_steps:
+        context.note(
+            f"config.sae.lr_warmup_steps={c.lr_warmup_steps}, and the run has {recipe.n_steps} steps: "
+            f"{recipe.lr_warmup_steps} are taken"
+        )
 
 
-def recipe_of(c, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None) -> train.Recipe:
-    """The recipe of `config.sae` for a run of this length; terms that the variant does not read stay out.
+def recipe_of(
+    c: Any, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None
+) -> train.Recipe:
+    """The recipe of `config.sae` for a run of this length.
+
+    A warm-up that is not shorter than the run, as a set of few photos makes it, becomes a tenth of it.
 
     deterministic: config.runtime.deterministic; None: top_k as if it were, and the step that pays.
     """
-    kind, matryoshka = variants.VARIANTS[c.variant], c.variant == "matryoshka"
+    shared = ("learning_rate", "lr_decay_share", "ema_decay", "frozen", "precision")
     return train.Recipe(
         n_steps=n_steps,
-        learning_rate=c.learning_rate,
-        lr_warmup_steps=_warmup_steps(c.lr_warmup_steps, n_steps),
-        lr_decay_share=c.lr_decay_share,
-        l1=c.l1 if kind.coefficient == "l1" else 0.0,
-        l1_warmup_steps=c.l1_warmup_steps,
-        l0=c.l0 if kind.coefficient == "l0" else 0.0,
-        l0_warmup_steps=c.l0_warmup_steps,
-        bandwidth=c.bandwidth,
-        aux_alpha=c.aux_alpha if kind.has_auxk else 0.0,
-        prefixes=prefixes_of(c.prefix_shares, c.n_features) if matryoshka else (),
-        decoder_norm=c.decoder_norm,
-        threshold_decay=c.threshold_decay,
+        lr_warmup_steps=c.lr_warmup_steps if c.lr_warmup_steps < n_steps else n_steps // 10,
         dead_after_steps=dead_after_steps,
-        ema_decay=c.ema_decay,
-        frozen=c.frozen,
-        precision=c.precision,
         stable_top_k=deterministic is None or deterministic,
         deterministic=bool(deterministic),
+        **{name: c[name] for name in shared},
     )
 
 
-def prefixes_of(shares, n_features: int) -> tuple[int, ...]:
-    """Sizes of the nested dictionaries whose shares of F are given, for example (1/16, 1/4, 1.0)."""
-    return tuple(round(share * n_features) for share in shares)
-
-
-def final_numbers(over, sae: model.SAE, stores: dict) -> dict:
+def final_numbers(over: Callable, sae: model.SAE, stores: dict, context: RunContext) -> dict:
     """l0, fvu and mean density on test, pca_fvu with round(l0) components, dead_fraction over train.
 
     `over` is (sae, store, stop=...) -> (SaeSums, Moments); a signal ends the stage here, with the last
@@ -221,9 +206,9 @@ def final_numbers(over, sae: model.SAE, stores: dict) -> dict:
     """
     found = {}
     for name in ("train", "test"):
-        found[name] = over(sae, stores[name], stop=preemption.requested)
+        found[name] = over(sae, stores[name], stop=context.requested)
         if found[name] is None:
-            preemption.check()
+            context.check()
     (train_sums, train_moments), (test_sums, test_moments) = found["train"], found["test"]
     on_train = metrics.sae_metrics(train_sums)
     results = {
@@ -240,8 +225,10 @@ def final_numbers(over, sae: model.SAE, stores: dict) -> dict:
         "density_mean": float(on_test["density"].mean()),
         "n_vectors_test": on_test["n_vectors"],
         "pca_fvu": metrics.pca_fvu(
-            *(train_moments.mean, metrics.covariance(train_moments)),
-            *(test_moments.mean, metrics.covariance(test_moments)),
+            train_moments.mean,
+            metrics.covariance(train_moments),
+            test_moments.mean,
+            metrics.covariance(test_moments),
             k=round(on_test["l0"]),
         ),
     }

@@ -1,28 +1,29 @@
 """One training step of an SAE as a pure function, and many of them in one dispatch.
 
     grads   = sum over shards of the gradient / real vectors          (jsae.sae.losses)
-    w_dec's gradient loses its component along each row, before Adam   (decoder_norm "unit")
+    w_dec's gradient loses its component along each row, before Adam   (where rows are kept at norm 1)
     params  = Adam(params, grads); decoder rows renormalised, thresholds kept at 0 or above
     own     = the arrays that follow the batches (BatchTopK's threshold), after the step
 
 A step is refused if its loss, a gradient, or anything it would write is not finite: parameters, thresholds,
 Adam's moments and counters, the mean of the weights and the counters of silence stay as they were, bit for
 bit, and the refusal is counted. The data's order is a function of (seed, step) and comes from
-`jsae.sae.blocks`; the state carries no random key. `make_dispatch` runs a number of steps that is known
-only at run time inside one compiled program, so that results do not depend on how the steps are grouped.
+`jsae.sae.batches.blocks`; the state carries no random key. `make_dispatch` runs a number of steps that is
+known only at run time inside one compiled program: results do not depend on how the steps are grouped.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jsae.sae import blocks, losses, model, paths, variants
-from jsae.sae import recipe as recipes
+from jsae.sae import losses, model, paths, variants
+from jsae.sae.batches import blocks
 from jsae.sae.recipe import Recipe, learning_rate, optimizer
 
 METRICS = ("loss", "mse", "l1", "aux", "l0", "fvu", "dead_fraction", "learning_rate", "sparsity", "refused")
@@ -53,8 +54,7 @@ class TrainState:
 
 
 def init_state(sae: model.SAE, recipe: Recipe) -> TrainState:
-    """The state before the first step. Raises ValueError for terms the variant cannot be trained with."""
-    variants.check_terms(sae.variant, recipe, sae.n_features)
+    """The state before the first step."""
     return empty_state(sae, has_ema=recipe.ema_decay > 0)
 
 
@@ -77,7 +77,7 @@ def trained_sae(state: TrainState) -> model.SAE:
 
 
 def with_mean_weights(sae: model.SAE, ema: dict) -> model.SAE:
-    """The SAE with the running mean of its parameters; of its own ones only w_dec matters.
+    """The SAE with the running mean of its parameters `ema`; of the last ones only w_dec is read.
 
     The mean of unit rows is shorter than 1; rows are scaled back to the norm of the last step's.
     """
@@ -85,41 +85,39 @@ def with_mean_weights(sae: model.SAE, ema: dict) -> model.SAE:
     return sae.with_params(ema | {"w_dec": model.unit_rows(ema["w_dec"]) * norms})
 
 
-def shardings(mesh, state):
+def shardings(mesh: Mesh, state: TrainState) -> TrainState:
     """The shardings of a state: whatever has F rows is dealt over `model`, all else is replicated."""
     model.check_features(mesh, state.silent_steps.shape[0])
 
-    def rule(path, leaf):
+    def rule(path, _):
         name = jax.tree_util.keystr(path[-1:], simple=True)
-        by_feature = name == "silent_steps"
-        return NamedSharding(
-            mesh, PartitionSpec("model") if by_feature else model.spec_of(name, leaf, state.sae.own)
-        )
+        if name == "silent_steps":
+            return NamedSharding(mesh, PartitionSpec("model"))
+        return NamedSharding(mesh, model.spec_of(name, state.sae.variant))
 
     return jax.tree_util.tree_map_with_path(rule, state)
 
 
-def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
-    """(params, x [64, n, C], mask [64, n], dead [F], sparsity) -> (sums, gradients, seen) of a whole batch.
+def sums_over_mesh(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None) -> Callable:
+    """(params, x [64, n, C], mask [64, n], dead [F], sparsity) -> (sums, gradients, batch_stats) of a batch.
 
     sums and gradients are added up over the shards; see `losses.sums_and_grads`. Each device works on its
     rows of the batch and its features, with every collective written out (`jsae.sae.variants.shard`).
     """
     shard = paths.shard_of(mesh, recipe)
     if sparse is None:
-        sparse = paths.is_sparse(mesh, sae.variant, sae.n_features, sae.k, recipe.deterministic)
+        sparse = paths.is_sparse(mesh, sae.variant, sae.n_features, recipe.deterministic)
 
     def of_shard(params, x, mask, dead, sparsity):
         batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, shard)
         with jax.default_matmul_precision("float32" if recipe.precision == "float32" else "default"):
-            sums, grads, seen = losses.sums_and_grads(
-                params, batch, dead, variant=sae.variant, k=sae.k, terms=recipe, sparse=sparse
+            sums, grads, batch_stats = losses.sums_and_grads(
+                params, batch, dead, variant=sae.variant, sparse=sparse
             )
-        return *shard.over_rows((sums, grads)), seen
+        return *shard.over_rows((sums, grads)), batch_stats
 
     def of_batch(params, x, mask, dead, sparsity):
-        learned = variants.VARIANTS[sae.variant].learned
-        by_param = {name: model.spec_of(name, value, learned) for name, value in params.items()}
+        by_param = {name: model.spec_of(name, sae.variant) for name in params}
         whole, rows, features = PartitionSpec(), PartitionSpec("data"), PartitionSpec("model")
         return jax.shard_map(
             of_shard,
@@ -132,46 +130,44 @@ def sums_over_mesh(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = N
     return of_batch
 
 
-def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
+def make_step(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None) -> Callable:
     """The pure step (state, batch) -> (state, metrics).
 
     Args:
       mesh: the mesh the batch is dealt over.
-      sae: gives the static settings (variant, k, F, C); its arrays are not used.
+      sae: gives the static settings (variant, F, C); its arrays are not used.
       recipe: how to train.
       sparse: force the sparse or dense path; None chooses (jsae.sae.paths).
 
     The batch is {"x": scaled activations [64, n, C], "mask": [64, n]}; the metrics are the scalars named in
     `METRICS`, each over the real vectors of the batch; "l1" is the mean sum of the features divided by C.
     """
-    variants.check_terms(sae.variant, recipe, sae.n_features)
+    variant, c = sae.variant, sae.n_channels
     sums_of = sums_over_mesh(mesh, sae, recipe, sparse)
-    adam, rate, sparsity_of = optimizer(recipe), learning_rate(recipe), recipes.sparsity(recipe, sae.variant)
-    kind, c = variants.VARIANTS[sae.variant], sae.n_channels
+    adam, rate = optimizer(recipe), learning_rate(recipe)
     frozen = {"": (), "decoder": ("w_dec",), "encoder": ("w_enc",)}[recipe.frozen]
-    unit = recipe.decoder_norm == "unit"
 
     def step(state: TrainState, batch: dict):
         old = state.sae.params
         taken = state.step - state.bad_total
         dead = state.silent_steps >= recipe.dead_after_steps  # [F]
-        sparsity = sparsity_of(state.step)
-        sums, grads, seen = sums_of(old, batch["x"], batch["mask"], dead, sparsity)
+        sparsity = jnp.asarray(variant.sparsity(state.step), jnp.float32)
+        sums, grads, batch_stats = sums_of(old, batch["x"], batch["mask"], dead, sparsity)
         n = jnp.maximum(sums["n"], 1.0)
         grads = jax.tree.map(lambda g: g / n, grads)
         grads |= {name: jnp.zeros_like(grads[name]) for name in frozen}
-        if unit:
+        if variant.has_unit_rows:
             along = (grads["w_dec"] * old["w_dec"]).sum(-1, keepdims=True)  # [F, 1]
             grads["w_dec"] = grads["w_dec"] - along * old["w_dec"]
         updates, adam_state = adam.update(grads, state.adam, old)
         params = optax.apply_updates(old, updates)
-        if unit and "w_dec" not in frozen:
+        if variant.has_unit_rows and "w_dec" not in frozen:
             params["w_dec"] = model.unit_rows(params["w_dec"])
-        params = kind.project(params)
+        params = variant.project(params)
         decay = jnp.minimum(recipe.ema_decay, (1.0 + taken) / (10.0 + taken))
         trained = dataclasses.replace(
             state,
-            sae=state.sae.with_params(params, kind.follow(state.sae.own, seen, recipe, taken)),
+            sae=state.sae.with_params(params, variant.follow(state.sae.own, batch_stats, taken)),
             adam=adam_state,
             silent_steps=jnp.where(sums["fired"] > 0, 0, state.silent_steps + 1),
             ema={name: decay * mean + (1 - decay) * params[name] for name, mean in state.ema.items()},
@@ -207,7 +203,14 @@ def make_step(mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None):
     return step
 
 
-def make_dispatch(mesh, sae: model.SAE, recipe: Recipe, shape: blocks.Shape, max_steps: int, sparse=None):
+def make_dispatch(
+    mesh: Mesh,
+    sae: model.SAE,
+    recipe: Recipe,
+    shape: blocks.Shape,
+    max_steps: int,
+    sparse: bool | None = None,
+) -> Callable:
     """A jitted (state, x, mask, order, first, n_steps) -> (state, metrics) of many steps.
 
     Args:
@@ -215,8 +218,8 @@ def make_dispatch(mesh, sae: model.SAE, recipe: Recipe, shape: blocks.Shape, max
       shape: of the blocks.
       max_steps: size of the metrics' buffers.
 
-    The state is donated. `x` [64, L, C], `mask` [64, L], `order` [64, L] and `first` are those of the piece
-    that holds the steps (`jsae.sae.blocks`), which must not run over its end; n_steps <= max_steps is traced.
+    The state is donated. `x` [64, L, C], `mask` [64, L], `order` [64, L] and `first` are those of the window
+    that holds the steps (`batches.blocks`), which must not run over its end; n_steps <= max_steps is traced.
     Metrics are arrays [max_steps] of which the first n_steps are filled.
     """
     step = make_step(mesh, sae, recipe, sparse)

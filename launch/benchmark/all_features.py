@@ -119,12 +119,12 @@ def against_forward_pass(
     for batch in store.batches(_BATCH):
         acts, rows, start = batch.acts, batch.images, int(batch.images[0])
         at = slice(start, start + int(batch.mask.sum()))
-        own = strength[rows] * batch.mask[:, None]
+        present = strength[rows] * batch.mask[:, None]
         effects = closed_form.effects(
-            *(head, sae.w_dec, acts.mean((1, 2)), own, labels[rows], store.predictions[rows], tops)
+            *(head, sae.w_dec, acts.mean((1, 2)), present, labels[rows], store.predictions[rows], tops)
         )
         deltas, n_guarded = np.asarray(effects.deltas), n_guarded + int(effects.n_guarded)
-        n_not_zero += int(np.count_nonzero(deltas[:, :, own == 0]))
+        n_not_zero += int(np.count_nonzero(deltas[:, :, present == 0]))
         mine = (pairs[:, 0] >= at.start) & (pairs[:, 0] < at.stop)
         image, feature = pairs[mine, 0] - start, pairs[mine, 1]
         closed[:, :, mine], flips[mine] = (

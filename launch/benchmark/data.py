@@ -1,5 +1,6 @@
 """The section `data` of the benchmark: photos decoded, read from the cache, and augmented."""
 
+import functools
 import pathlib
 import time
 
@@ -30,9 +31,10 @@ def rates(data_dir: str, rounds: int, image_size: int = 96, batch: int = 32, n: 
     rates = turns.alternate({"decoded": decode_files, "cached": read_batches}, len(paths), rounds)
     images = np.asarray(split.images[:batch])
     index = np.arange(batch)
-    augmenting = {}
+    augmenting, serial = {}, jax.device_count() == 1 and jax.devices()[0].platform == "cpu"
     for name, strength in (("crop_flip", 0.0), ("crop_flip_trivial", 0.5)):
-        on_device = jax.jit(lambda k, x, i, s=strength: augment.augment(k, x, i, crop="resized", trivial=s))
+        how = {"crop": "resized", "trivial": strength, "one_by_one": serial}
+        on_device = jax.jit(functools.partial(augment.augment, **how))
         augmenting[f"{name}_device"] = lambda f=on_device: f(jax.random.key(0), images, index)
         augmenting[f"{name}_opencv"] = lambda s=strength: _augment_by_opencv(images, s > 0)
     augmented = turns.alternate(augmenting, batch, 4 * rounds)

@@ -18,6 +18,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +26,17 @@ import numpy as np
 
 from jsae.activations import store
 from jsae.runtime import allocator, artifacts, mesh
-from jsae.sae import blocks, model, resident, streamed, train, variants
+from jsae.sae import model, train, variants
+from jsae.sae.batches import blocks, resident, streamed
 
-TERMS = {"relu_l1": {"l1": 1e-3}, "topk": {"aux_alpha": 1 / 32}, "batch_topk": {"aux_alpha": 1 / 32}}
+SETTINGS = {"relu_l1": {"l1": 1e-3}, "topk": {}, "batch_topk": {}}
 FEATURES = tuple(2**i for i in range(11, 16))
 ACTIVE = (8, 16, 32, 64, 128)
 
 
-def make_stepper(name: str, n_channels: int, n_features: int, k: int, n: int, n_dead: int = 0):
+def make_stepper(
+    name: str, n_channels: int, n_features: int, k: int, n: int, n_dead: int = 0
+) -> tuple[Callable, dict]:
     """(function that takes one more training step each time it is called, {"compile_s", "peak_mib"}).
 
     With n_dead, as many features are dead and stay so.
@@ -42,7 +46,7 @@ def make_stepper(name: str, n_channels: int, n_features: int, k: int, n: int, n_
         "x": jax.random.normal(jax.random.key(0), (blocks.N_BLOCKS, n // blocks.N_BLOCKS, n_channels)),
         "mask": jnp.ones((blocks.N_BLOCKS, n // blocks.N_BLOCKS)),
     }
-    recipe = recipe_of(name)
+    recipe = make_recipe()
     state = jax.jit(lambda: fresh(name, n_channels, n_features, k, recipe, n_dead))()
     step = jax.jit(train.make_step(device_mesh, state.sae, recipe), donate_argnums=0)
     start = time.perf_counter()
@@ -60,19 +64,21 @@ def make_stepper(name: str, n_channels: int, n_features: int, k: int, n: int, n_
     return run, row
 
 
-def recipe_of(name: str) -> train.Recipe:
+def make_recipe() -> train.Recipe:
     """A recipe whose steps cost what those of a long run do: features die only after a hundred steps."""
-    return train.Recipe(n_steps=1000, learning_rate=1e-4, dead_after_steps=100, **TERMS[name])
+    return train.Recipe(n_steps=1000, learning_rate=1e-4, dead_after_steps=100)
 
 
-def fresh(name: str, n_channels: int, n_features: int, k: int, recipe, n_dead: int = 0) -> train.TrainState:
+def fresh(
+    name: str, n_channels: int, n_features: int, k: int, recipe: train.Recipe, n_dead: int = 0
+) -> train.TrainState:
     """A new state of a variant, whose first n_dead features never fire."""
+    active = {"k": k} if "k" in variants.settings_of(name) else {}
     made = model.init(
         jax.random.key(2),
         n_channels=n_channels,
         n_features=n_features,
-        variant=name,
-        k=k if variants.VARIANTS[name].has_k else None,
+        variant=variants.make(name, **SETTINGS[name], **active),
         mean=jnp.zeros(n_channels),
         scale=1.0,
     )
@@ -81,7 +87,7 @@ def fresh(name: str, n_channels: int, n_features: int, k: int, recipe, n_dead: i
     return dataclasses.replace(state, sae=made, silent_steps=jnp.where(dead, recipe.dead_after_steps, 0))
 
 
-def encoder_product(n_channels: int, n_features: int, n: int):
+def encoder_product(n_channels: int, n_features: int, n: int) -> Callable:
     """A function that multiplies n vectors with the encoder, as every step must."""
     x = jax.random.normal(jax.random.key(0), (n, n_channels))
     weights = jax.random.normal(jax.random.key(1), (n_features, n_channels)) / n_channels**0.5
@@ -90,9 +96,9 @@ def encoder_product(n_channels: int, n_features: int, n: int):
 
 
 def rates(
-    alternate,
+    alternate: Callable,
     rounds: int,
-    peer_rows,
+    peer_rows: Callable,
     n_channels: int = 768,
     n_features: int = 6144,
     k: int = 32,
@@ -100,12 +106,12 @@ def rates(
 ) -> dict:
     """Vectors/s of a training step by variant, of the encoder's product alone, and of peers.
 
-    `alternate` is that of benchmark/turns.py; `peer_rows` () -> rows of peers, called once a round.
+    `alternate` is that of `launch.benchmark.turns`; `peer_rows` () -> rows of peers, called once per round.
     """
     row, running = {}, {"encoder_product": encoder_product(n_channels, n_features, n)}
-    for name in TERMS:
+    for name in SETTINGS:
         running[name], row[name] = make_stepper(name, n_channels, n_features, k, n)
-        if variants.VARIANTS[name].has_auxk:
+        if "aux_alpha" in variants.settings_of(name):
             running[f"{name} at work"], _ = make_stepper(name, n_channels, n_features, k, n, n_features // 20)
     found, theirs = [], []
     for _ in range(rounds):
@@ -113,7 +119,7 @@ def rates(
         theirs += peer_rows()
     product_rate = statistics.median(rates["encoder_product"] for rates in found)
     row["encoder_product_vectors_per_s"] = product_rate
-    for name in TERMS:
+    for name in SETTINGS:
         row[name]["vectors_per_s"] = rate = statistics.median(rates[name] for rates in found)
         row[name]["step_over_encoder_product"] = product_rate / rate
         if f"{name} at work" in running:
@@ -127,7 +133,7 @@ def rates(
     return row
 
 
-def growth(alternate, rounds: int, n_channels: int = 768, n: int = 4096) -> dict:
+def growth(alternate: Callable, rounds: int, n_channels: int = 768, n: int = 4096) -> dict:
     """Vectors/s, times of the encoder's product and peak memory by F at k = 32 and by k at F = 6144."""
     points = [(f"F={f}", f, 32) for f in FEATURES] + [(f"K={k}", 6144, k) for k in ACTIVE]
     rows = {}
@@ -207,29 +213,29 @@ def _make_store(folder, n_images: int, grid, n_channels: int):
 @functools.cache
 def _programs(device_mesh, shape: blocks.Shape, n_features: int, k: int, per_dispatch: int):
     """(state factory, dispatch) of TopK training, compiled once for all rounds."""
-    recipe = recipe_of("topk")
+    recipe = make_recipe()
     make = jax.jit(lambda: fresh("topk", shape.n_channels, n_features, k, recipe))
     abstract = jax.eval_shape(make)
     return make, train.make_dispatch(device_mesh, abstract.sae, recipe, shape, per_dispatch)
 
 
 def _epoch(device_mesh, source, n_features: int, k: int, train_too: bool):
-    """(seconds, largest memory seen) of an epoch behind a first step, in a loop like fit's."""
+    """(seconds, largest memory) of an epoch behind a first step, in a loop like fit's."""
     shape, per_dispatch = source.shape, min(4, source.most_steps)
     if train_too:
         make, dispatch = _programs(device_mesh, shape, n_features, k, per_dispatch)
-        piece = source.at(0)
-        state, values = dispatch(make(), piece.x, piece.mask, piece.order, 0, 1)
+        window = source.at(0)
+        state, values = dispatch(make(), window.x, window.mask, window.order, 0, 1)
         jax.block_until_ready(values)
     start, peak, step, pending = time.perf_counter(), _anonymous_mib(), int(train_too), None
     last = step + shape.steps_per_epoch
     while step < last:
-        piece = source.at(step)
-        n = min(per_dispatch, piece.stop - step, last - step)
+        window = source.at(step)
+        n = min(per_dispatch, window.stop - step, last - step)
         if train_too:
-            state, values = dispatch(state, piece.x, piece.mask, piece.order, piece.first, n)
+            state, values = dispatch(state, window.x, window.mask, window.order, window.first, n)
         else:
-            values = jax.block_until_ready(piece.x)[0, 0]
+            values = jax.block_until_ready(window.x)[0, 0]
         jax.block_until_ready(pending)
         source.done(step)
         pending, step, peak = values, step + n, max(peak, _anonymous_mib())

@@ -294,8 +294,8 @@ _READERS = {
     ".jsonl": _metrics,
     ".parquet": _table,
     ".csv": _csv,
-    ".npy": lambda path: {"array": np.load(path)},
-    ".npz": lambda path: dict(np.load(path)),
+    ".npy": lambda path: {"array": np.load(path, allow_pickle=False)},
+    ".npz": lambda path: dict(np.load(path, allow_pickle=False)),
     ".safetensors": _safetensors,
 }
 

@@ -1,6 +1,6 @@
-"""Which faults befall a run, where, and what must come of each.
+"""Which faults hit a run, where, and what must come of each.
 
-A calm run says every failpoint it visits (JSAE_FAIL=trace@*); a plan draws from these, so that a fault is
+A calm run says every failpoint it visits (fail="trace@*"); a plan draws from these, so that a fault is
 never aimed at a place that does not exist. In one workdir the faults follow each other in the order of their
 places: each is visited by the run that goes on after the fault before.
 """
@@ -17,8 +17,12 @@ from jsae.runtime import stages
 _NOISE = ("attempts.json",)  # book-keeping, written at times that depend on the clock
 _OF_THE_WORKDIR = ("config.json", "summary.json")  # their points carry the workdir's name
 _SHARD_NUMBER = re.compile(r"/(?:shard|logits)-(\d+)")
-BEFALL = ("kill", "term", "int", "full")
-BEFALL_OTHERS = ("kill", "term", "int")  # what a process writes that is not the first is the first's to miss
+KINDS = ("kill", "term", "int", "full")
+KINDS_OF_OTHERS = (
+    "kill",
+    "term",
+    "int",
+)  # only the first process writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +30,11 @@ class Fault:
     """One fault.
 
     Attributes:
-      kind: kill, term, int, full: befalls the run at `point`. truncate, flip, tear: the run is killed at
+      kind: kill, term, int, full: hits the run at `point`. truncate, flip, tear: the run is killed at
         `point`, then the newest file that `target` names is damaged.
       stage: the stage in which the point lies.
-      point: POINT#N of a JSAE_FAIL.
-      process: the process of several that it befalls.
+      point: POINT#N of launch.faults.points.
+      process: the process of several that it hits.
       target: a shell pattern of files in the workdir.
       heard: words that one line of the next run must hold; none for damage that is mended in silence.
     """
@@ -44,12 +48,11 @@ class Fault:
 
     @property
     def action(self) -> str:
-        return self.kind if self.kind in BEFALL else "kill"
+        return self.kind if self.kind in KINDS else "kill"
 
 
 _NEWEST = "checkpoints/*/default/ocdbt.process_0/d/*"
 _INDEX = "checkpoints/*/default/d/*"  # read whatever is wanted of the checkpoint; of the rest, what is wanted
-_SHARD = "train/shard-*.npy"
 _UNREADABLE, _DAMAGED = ("checkpoint", "cannot be read"), ("is damaged", "open again")
 DAMAGE = (
     Fault("flip", "classifier", "save/16", f"classifier/{_NEWEST}", _UNREADABLE),
@@ -77,9 +80,9 @@ def draw(trace: list[str], n_a_stage: int, seed: int, process: int = 0) -> list[
 
     `process` is the one of several whose trace it is.
     """
-    rng, faults, kinds = random.Random(f"{seed} {process}" if process else seed), [], BEFALL
+    rng, faults, kinds = random.Random(f"{seed} {process}" if process else seed), [], KINDS
     if process:
-        kinds = BEFALL_OTHERS
+        kinds = KINDS_OF_OTHERS
     for number, (stage, visits) in enumerate(_by_stage(trace).items()):
         places = _places(visits, 1 if process else 3)
         chosen = sorted(rng.sample(range(len(places)), min(n_a_stage, len(places))))
@@ -139,17 +142,17 @@ def _places(visits: list[str], of_loop: int = 3) -> list[str]:
     than the first one, which may have kept the pass meanwhile, one visit); and every other shard, for a run
     that is told to stop may write the rest of one, which is not written again.
     """
-    count, seen, places = collections.Counter(visits), collections.Counter(), []
+    count, visited, places = collections.Counter(visits), collections.Counter(), []
     for point in visits:
-        seen[point] += 1
+        visited[point] += 1
         looping = point == "poll" or point.startswith("progress/")
         if point.endswith(_OF_THE_WORKDIR + _NOISE) or (not looping and count[point] > 1):
             continue
         shard = _SHARD_NUMBER.search(point)
         if shard and not (point.startswith("rename/") and "shard" in point and int(shard[1]) % 2 == 0):
             continue
-        if seen[point] <= (min(of_loop, count[point] // 4) if looping else 1):
-            places.append(f"{point}#{seen[point]}")
+        if visited[point] <= (min(of_loop, count[point] // 4) if looping else 1):
+            places.append(f"{point}#{visited[point]}")
     return places
 
 

@@ -1,4 +1,4 @@
-"""One run of the pipeline that a fault befalls: started, watched line by line, and what it said and cost.
+"""One run of the pipeline that a fault hits: started, watched line by line, and what it said and cost.
 
 `run` starts one process, `run_together` several that make one run, on loopback.
 """
@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 
-from jsae.runtime import failpoints
 from launch.faults import topologies
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,7 +31,7 @@ TINY = (  # every stage in a second or two, with several shards, checkpoints and
     *(f"--config.classifier.{key}" for key in ("dims=(8,8,16,32)", "n_epochs=4", "batch_size=32")),
     *(f"--config.classifier.{key}_every_steps={n}" for key, n in (("log", 1), ("eval", 10), ("save", 4))),
     *(f"--config.activations.{key}=32" for key in ("images_per_shard", "batch_size")),
-    *(f"--config.sae.{key}" for key in ("n_features=64", "k=4", "n_epochs=8", "batch_size=64")),
+    *(f"--config.sae.{key}" for key in ("n_features=64", "topk.k=4", "n_epochs=8", "batch_size=64")),
     *(f"--config.sae.{key}" for key in ("steps_per_dispatch=4", "save_every_steps=16")),
     *(f"--config.sae.{key}" for key in ("log_every_steps=4", "eval_every_steps=20")),
     *(f"--config.analysis.{key}" for key in ("batch_size=32", "n_permutations=4")),
@@ -42,7 +41,7 @@ TINY = (  # every stage in a second or two, with several shards, checkpoints and
 )
 
 
-TOGETHER = (  # the same with less to compile, for several processes compile anew in every run
+TOGETHER = (  # the same with less to compile, for several processes compile again in every run
     *(flag for flag in TINY if ".dims=" not in flag),
     *("--config.classifier.depths=(0,0,0,1)", "--config.classifier.dims=(4,4,4,8)"),
 )
@@ -64,7 +63,7 @@ class Outcome:
       lines: what it said on stderr.
       times_s: when it said so, seconds from its start.
       seconds: how long it lived.
-      struck_s: when the fault befell it, seconds from its start; None if it did not.
+      struck_s: when the fault hit it, seconds from its start; None if it did not.
     """
 
     code: int
@@ -101,21 +100,22 @@ def run(
     Args:
       workdir: the study's folder.
       settings: flags of the pipeline.
-      fail: a JSAE_FAIL.
+      fail: an ACTION@POINT#N of launch.faults.points.
       strike: (text, seconds, signal): so long after the first line with this text (after the start, for "") a
         signal is sent to the run.
-      whole: start Python anew instead of a fork of one that has imported the libraries.
-      environment: instead of this process's own.
+      whole: start Python again instead of a fork of one that has imported the libraries.
+      environment: instead of that of this process.
       module: another script of launch.
       server: the fork server to use; each has one run at a time.
     """
     environment = dict(os.environ if environment is None else environment)
-    environment.pop(failpoints.VARIABLE, None)
-    environment |= {failpoints.VARIABLE: fail} if fail else {}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]).rstrip(":")
     start = _start_whole if whole else functools.partial(_start_forked, server)
     began_s = time.monotonic()
-    pid, stderr, wait = start(module, [f"--workdir={workdir}", *settings], environment)
+    argv = [f"--workdir={workdir}", *settings]
+    if fail:
+        module, argv = "launch.faults.points", [fail, module, *argv]
+    pid, stderr, wait = start(module, argv, environment)
     said: queue.Queue = queue.Queue()
     threading.Thread(target=_read, args=(stderr, said), daemon=True).start()
     text, delay_s, number = strike or (None, 0.0, 0)
@@ -157,14 +157,14 @@ def run_together(
     strike=None,
     module: str = MODULE,
 ) -> list[Outcome]:
-    """Run launch.pipeline as `n` processes to their ends; `fail` and `strike` befall `of`, None: all."""
+    """Run launch.pipeline as `n` processes to their ends; `fail` and `strike` hit `of`, None: all."""
     joined = {"JSAE_COORDINATOR": f"127.0.0.1:{topologies.free_port()}", "JSAE_NUM_PROCESSES": str(n)}
 
     def one(index: int) -> Outcome:
         environment = os.environ | _TOGETHER | joined | {"JSAE_PROCESS_ID": str(index)}
-        befalls = {"fail": fail, "strike": strike} if of in (index, None) else {}
+        fault = {"fail": fail, "strike": strike} if of in (index, None) else {}
         how = {"environment": environment, "module": module, "server": index}
-        return run(workdir, settings, **how, **befalls)
+        return run(workdir, settings, **how, **fault)
 
     with concurrent.futures.ThreadPoolExecutor(n) as pool:
         return list(pool.map(one, range(n)))

@@ -1,8 +1,8 @@
 """Starts runs of the pipeline without paying for the imports of other people's libraries each time.
 
-It has imported them, and nothing of jsae; each request forks a process that becomes one run, with its own
+It has imported them, and nothing of jsae; each request forks a process that becomes one run, with its
 environment, arguments and signal handlers, and ends as any Python program does. What jax reads from the
-environment when it is imported is the server's own, but for the number of CPU devices. Requests and answers
+environment when it is imported is that of the server, but for the number of CPU devices. Requests and answers
 are lines of JSON on stdin and stdout: {"module", "argv", "env", "stderr": path} -> pid, then the exit status.
 """
 
@@ -20,7 +20,7 @@ HEAVY = (
 
 
 def next_request() -> dict | None:
-    """Serve requests; returns its own in each forked process, and None in the server at the end."""
+    """Serve requests; returns the request in each forked process, and None in the server at the end."""
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()

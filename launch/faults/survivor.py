@@ -10,12 +10,12 @@ from jsae.runtime import stages
 from launch.faults import plan, runs
 
 EXIT_CODES = {"kill": -9, "term": 75, "int": 75, "full": 1}
-OF_OTHERS = {"kill": (1, -6), "full": (1, -6), "term": (75,), "int": (75,)}  # -6: jax's own thread was first
+OF_OTHERS = {"kill": (1, -6), "full": (1, -6), "term": (75,), "int": (75,)}  # -6: a thread of jax was first
 ENDS_S = 60.0  # for a process to end by itself once another one has
 
 
 def run(workdir, processes: int = 1, of: int | None = 0, **how) -> list[runs.Outcome]:
-    """The outcome of each process; what befalls, befalls `of`."""
+    """The outcome of each process; the fault is in process `of`."""
     if processes == 1:
         return [runs.run(workdir, **how)]
     how.pop("whole", None)
@@ -23,7 +23,7 @@ def run(workdir, processes: int = 1, of: int | None = 0, **how) -> list[runs.Out
 
 
 class Survivor:
-    """One workdir that faults befall; failures and counts are collected."""
+    """One workdir that faults hit; failures and counts are collected."""
 
     def __init__(self, workdir: pathlib.Path, processes: int = 1):
         shutil.rmtree(workdir, ignore_errors=True)
@@ -36,7 +36,7 @@ class Survivor:
         how = {"of": fault.process, "fail": f"{fault.action}@{fault.point}"}
         outcomes = self._run(**how)
         if outcomes[fault.process].struck_s is None and outcomes[fault.process].code == 0:
-            # the faults before it had left nothing of this place to do: from the stage on anew
+            # the faults before it had left nothing of this place to do: from the stage on, again
             for stage in stages.STAGES[stages.STAGES.index(fault.stage) :]:
                 shutil.rmtree(self.workdir / stage, ignore_errors=True)
             outcomes = self._run(**how)

@@ -15,7 +15,7 @@ from jsae.runtime import stages
 from launch import markdown
 from launch.faults import compare_runs, runs
 
-# phase -> (the stage made anew, the line after which it begins, the line at which it is over)
+# phase -> (the stage made again, the line after which it begins, the line at which it is over)
 PHASES = {
     "start-up": ("classifier", "installed", "classifier: starting"),
     "compile": ("classifier", "classifier: demo", "progress/classifier"),
@@ -120,14 +120,14 @@ def report_useful(folder: pathlib.Path, settings, every_s: float) -> bool:
     """
     shutil.rmtree(folder / "alone", ignore_errors=True)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        own, others = (os.environ | {"JAX_COMPILATION_CACHE_DIR": path} for path in (one, other))
-        alone = runs.run(folder / "alone", settings, whole=True, environment=own)
-        seconds, ended = kill_every(folder / "killed", settings, every_s, others)
+        first, second = (os.environ | {"JAX_COMPILATION_CACHE_DIR": path} for path in (one, other))
+        alone = runs.run(folder / "alone", settings, whole=True, environment=first)
+        seconds, ended = kill_every(folder / "killed", settings, every_s, second)
     differences = compare_runs.compare(folder / "alone", folder / "killed") if ended else ["it did not end"]
     print(
         f"alone {alone.seconds:.0f} s; killed every {every_s:.0f} s: {len(seconds) - 1} kills, "
         f"{sum(seconds):.0f} s in all; useful {alone.seconds / sum(seconds):.2f} of the time; "
-        f"done twice by its own account {_lost_s(folder / 'killed'):.1f} s; differences {len(differences)}"
+        f"done twice by its manifests {_lost_s(folder / 'killed'):.1f} s; differences {len(differences)}"
     )
     print(*(f"- {line}" for line in differences), sep="\n")
     return alone.code == 0 and not differences

@@ -2,7 +2,7 @@
 
     python -m launch.faults.topologies --workdir=W [--processes=1,2,4] [--devices=2] [-- --config.KEY=VALUE]
 
-Processes find each other over jax.distributed on loopback, each with CPU devices of its own. Every study
+Processes find each other over jax.distributed on loopback, each with its CPU devices. Every study
 starts from nothing in W/processes_N. Then the SAE of the first is trained again in W/change_I: stopped with
 SIGTERM on one topology, gone on with on another, and compared with the run that nobody stopped.
 Expected: fvu within 0.5% and accuracy within 0.5 points of one process.
@@ -93,7 +93,7 @@ def is_written_once(workdir: pathlib.Path) -> bool:
 
 
 def changed(workdir: pathlib.Path, source: pathlib.Path, change, n_devices: int, arguments) -> dict:
-    """Train the SAE of `source` anew, on one topology and then on another; its row of the table."""
+    """Train the SAE of `source` again, on one topology and then on another; its row of the table."""
     shutil.copytree(source, workdir, ignore=lambda folder, names: {"sae", "analysis", "ablation", "report"})
     described = []
     for i, (n_processes, model) in enumerate(change):

@@ -68,7 +68,9 @@ def parts():
     rows = rng.normal(size=(F, 12)).astype(np.float32)
     rows = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
     zeros = [jnp.zeros(F), jnp.zeros(12)]
-    model = sae.SAE(rows, zeros[0], rows, zeros[1], jnp.asarray(mean), jnp.float32(scale), "topk", 4)
+    model = sae.SAE(
+        rows, zeros[0], rows, zeros[1], jnp.asarray(mean), jnp.float32(scale), sae.variants.TopK(k=4)
+    )
     return params, model, split, x, np.asarray(logits)
 
 

@@ -23,9 +23,8 @@ def make_config(path):
     config = config_file.get_config()
     config.data.dir = str(path)
     config.activations.images_per_shard = 16
-    config.sae.update(
-        n_features=64, k=4, batch_size=512, n_epochs=2.0, save_every_steps=0, eval_every_steps=0
-    )
+    config.sae.update(n_features=64, batch_size=512, n_epochs=2.0, save_every_steps=0, eval_every_steps=0)
+    config.sae.topk.k = 4
     config.analysis.n_permutations = 3
     config.report.n_features = 4
     return config

@@ -279,7 +279,7 @@ def test_settings_out_of_range_are_named():
 
 def test_a_stop_is_heard_between_batches(data, monkeypatch):
     train, _, sae = data
-    monkeypatch.setattr(preemption, "_signal_number", 15)
+    monkeypatch.setattr(preemption, "requested_here", lambda: True)
     with pytest.raises(preemption.Preempted):
         _strength(train, sae)
 

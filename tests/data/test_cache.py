@@ -16,6 +16,7 @@ from jsae.data import cache, cache_writer, decode
 from jsae.data.fgvc_aircraft import source
 from jsae.data.synthetic_aircraft import drawing
 from jsae.runtime import disks
+from jsae.runtime.context import RunContext
 from tests.data.fgvc_folder import CLASSES, jpeg
 
 
@@ -137,7 +138,7 @@ def test_a_killed_run_leaves_no_half_cache(load, make_fgvc, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_writer.preemption, "check_here", stop)
+        patch.setattr(RunContext, "check_here", stop)
         with pytest.raises(KeyboardInterrupt):
             load(folder)
     assert caches(tmp_path) == []

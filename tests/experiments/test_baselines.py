@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from jsae.analysis.tables import documentation
 
 from jsae.ablation import tables
-from jsae.analysis.tables import documentation
 from jsae.experiments import baselines
 
 ROW = {

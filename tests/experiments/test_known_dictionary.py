@@ -50,10 +50,8 @@ def test_every_row_of_the_config_can_be_trained(form):
     for row in config.rows.values():
         c = config.sae.copy_and_resolve_references()
         c.update(row)
-        recipe = recipe_of(c, n_steps=config.n_steps, dead_after_steps=config.dead_after_steps)
-        sae.variants.check_terms(c.variant, recipe, c.n_features)
-        k = c.k if sae.VARIANTS[c.variant].has_k else None
-        sae.variants.check(c.variant, n_channels=config.truth.n_channels, n_features=c.n_features, k=k)
+        recipe_of(c, n_steps=config.n_steps, dead_after_steps=config.dead_after_steps)
+        sae.variants.of_section(c).check(c.n_features)
     with pytest.raises(ValueError, match="full and small"):
         configs.get_config("tiny")
 

@@ -7,6 +7,7 @@ from jsae import metrics
 from jsae.experiments import stability
 from jsae.runtime import stages, workdirs
 from jsae.sae.run import run
+from tests.sae import conftest as examples
 
 
 def test_cosines_by_hand():
@@ -49,7 +50,7 @@ def test_dictionaries_too_large_to_match_say_none(monkeypatch):
     assert found["mean_max_cosine"] == 1
 
 
-def test_two_workdirs_are_compared_over_their_alive_features(examples, tmp_path):
+def test_two_workdirs_are_compared_over_their_alive_features(tmp_path):
     for seed in (0, 1):
         config = examples.small_config()
         config.seed, config.sae.eval_every_steps = seed, 0

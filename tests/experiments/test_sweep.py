@@ -20,7 +20,7 @@ def config_of(**lists):
 
 def test_the_grid_is_every_combination_in_order():
     points = sweep.grid(config_of(k=(8, 16), seed=(0, 1), learning_rate=(1e-3,)))
-    assert [(p.sae.k, p.seed) for p in points] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+    assert [(p.sae.topk.k, p.seed) for p in points] == [(8, 0), (8, 1), (16, 0), (16, 1)]
     assert {p.sae.variant for p in points} == {"topk"} and {p.sae.n_features for p in points} == {512}
 
 
@@ -28,7 +28,7 @@ def test_settings_that_a_variant_lacks_make_no_double():
     points = sweep.grid(
         config_of(variant=("topk", "relu_l1", "jumprelu"), k=(8, 16), l1=(0.1, 0.2, 0.3), l0=(1.0,))
     )
-    found = [(p.sae.variant, p.sae.k, p.sae.l1, p.sae.l0) for p in points]
+    found = [(p.sae.variant, p.sae.topk.k, p.sae.relu_l1.l1, p.sae.jumprelu.l0) for p in points]
     assert found == [
         ("topk", 8, 0.0, 0.0),
         ("topk", 16, 0.0, 0.0),
@@ -42,7 +42,7 @@ def test_settings_that_a_variant_lacks_make_no_double():
 def test_the_config_itself_is_left_alone():
     config = config_of(k=(4,))
     sweep.grid(config)
-    assert config.sae.k == demo.get_config().sae.k
+    assert config.sae.topk.k == demo.get_config().sae.topk.k
 
 
 def test_an_empty_grid_and_an_unknown_variant_are_refused():
@@ -57,7 +57,7 @@ def test_an_empty_grid_and_an_unknown_variant_are_refused():
     [
         ({"k": (8, 513)}, "of 2 SAEs of the sweep none is trained: topk, .*k=513.*1..n_features=512"),
         ({"k": (8, 0)}, "none is trained.*needs an integer k in 1"),
-        ({"k": (8, 16.0)}, r"config\.sweep\.k=\(8, 16\.0\): 16\.0 is no int, as config\.sae\.k is"),
+        ({"k": (8, 16.0)}, r"config\.sweep\.k=\(8, 16\.0\): 16\.0 is no int, as config\.sae\.topk\.k is"),
         ({"k": ("8",)}, "'8' is no int"),
         ({"variant": ("topk", 3)}, "3 is no str"),
         ({"l1": (0.1,)}, r"config\.sweep\.l1 is varied, but topk has no l1; relu_l1, gated have"),
@@ -75,7 +75,7 @@ def test_a_bad_setting_late_in_a_list_is_found_before_the_first_trains(lists, wo
 
 def test_whole_numbers_are_floats_where_a_float_is_meant():
     points = sweep.grid(config_of(variant=("relu_l1",), l1=(1, 2.5)))
-    assert [p.sae.l1 for p in points] == [1.0, 2.5]
+    assert [p.sae.relu_l1.l1 for p in points] == [1.0, 2.5]
 
 
 def table_row(digest, **values):
@@ -85,7 +85,7 @@ def table_row(digest, **values):
 def test_rows_of_another_extraction_are_left_out_and_empty_columns_not_shown(tmp_path):
     assert sweep.load(tmp_path) == []
     rows = [table_row("a", k=8, fvu=0.12345), table_row("b", k=None, fvu=None)]
-    path = tmp_path / sweep.FOLDER / sweep.FILE
+    path = tmp_path / sweep.FOLDER / sweep.TABLE.file
     artifacts.write_table(path, sweep.TABLE.of_rows(rows), {"upstream": "one"})
     assert sweep.load(tmp_path) == sweep.load(tmp_path, "one") == rows
     assert sweep.load(tmp_path, "another") == []

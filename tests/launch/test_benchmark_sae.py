@@ -4,7 +4,7 @@ from launch.benchmark import sae as benchmark_sae
 
 
 def test_steps_beside_peers_and_the_encoder_product(monkeypatch):
-    monkeypatch.setattr(benchmark_sae, "TERMS", {"topk": {"aux_alpha": 1 / 32}})
+    monkeypatch.setattr(benchmark_sae, "SETTINGS", {"topk": {}})
     peers = [{"peer": "them", "variant": v, "vectors_per_s": 1.0} for v in ("topk", "relu_l1")]
 
     def alternate(variants, n_items, rounds):

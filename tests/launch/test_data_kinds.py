@@ -31,7 +31,11 @@ def launch(clean_environment, tmp_path):
 def test_bare_activations_through_the_scripts(launch, tmp_path):
     x = np.random.default_rng(0).normal(size=(70, 2, 2, 16)).astype(np.float32)
     np.savez(tmp_path / "x.npz", activations=x, labels=np.arange(70) % 2)
-    settings = [f"--config.data.dir={tmp_path / 'x.npz'}", "--config.sae.n_features=32", "--config.sae.k=2"]
+    settings = [
+        f"--config.data.dir={tmp_path / 'x.npz'}",
+        "--config.sae.n_features=32",
+        "--config.sae.topk.k=2",
+    ]
     settings += [
         "--config.sae.batch_size=64",
         "--config.sae.n_epochs=2",

@@ -17,7 +17,7 @@ from launch.faults import plan, runs
 
 SMALL = (
     "--config=configs/arrays.py",
-    *("--config.sae.n_features=32", "--config.sae.k=2", "--config.sae.batch_size=64"),
+    *("--config.sae.n_features=32", "--config.sae.topk.k=2", "--config.sae.batch_size=64"),
     *("--config.sae.n_epochs=6", "--config.sae.save_every_steps=4", "--config.sae.eval_every_steps=0"),
     *("--config.analysis.n_permutations=2", "--config.analysis.batch_size=16"),
 )
@@ -72,17 +72,34 @@ def error_of(done) -> str:
 # What is typed after the config, on which workdir (finished, extracted: up to the activations, new), and
 # words of the answer; "" for a run that ends well.
 TYPED = [
-    ("an unknown key", "--config.sae.kk=3", "finished", "config.sae has no 'kk'; its keys are aux_alpha"),
-    ("a key of a value", "--config.sae.k.x=3", "finished", "config.sae.k has no 'x'; it is a value"),
+    ("an unknown key", "--config.sae.kk=3", "finished", "config.sae has no 'kk'; its keys are batch_size"),
+    (
+        "a variant's setting outside its section",
+        "--config.sae.k=3",
+        "finished",
+        "config.sae has no 'k'; there is config.sae.batch_topk.k, config.sae.matryoshka.k, config.sae.topk.k",
+    ),
+    (
+        "a setting of another variant",
+        "--config.sae.gated.l1=3",
+        "finished",
+        "it is of variant 'gated', and config.sae.variant is 'topk' with config.sae.topk.",
+    ),
+    (
+        "a key of a value",
+        "--config.sae.topk.k.x=3",
+        "finished",
+        "config.sae.topk.k has no 'x'; it is a value",
+    ),
     ("an unknown section", "--config.sea.k=3", "finished", "config has no 'sea'; its keys are ablation"),
     (
         "a word for a number",
-        "--config.sae.k=many",
+        "--config.sae.topk.k=many",
         "finished",
-        "config.sae.k is a whole number (in",
+        "config.sae.topk.k is a whole number (in",
         "not 'many'",
     ),
-    ("a fraction for a whole number", "--config.sae.k=2.5", "finished", "a whole number", "not '2.5'"),
+    ("a fraction for a whole number", "--config.sae.topk.k=2.5", "finished", "a whole number", "not '2.5'"),
     (
         "a word for yes or no",
         "--config.runtime.deterministic=perhaps",
@@ -100,8 +117,8 @@ TYPED = [
     ("a flag that is none", "--worksdir=x", "finished", "worksdir"),
     ("a mesh of more devices than there are", "--config.runtime.data_axis=3", "finished", "data_axis=3"),
     ("a typo in the variant", "--config.sae.variant=topkk", "extracted", "topkk", "topk, batch_topk"),
-    ("k = 0", "--config.sae.k=0", "extracted", "k=0"),
-    ("k > F", "--config.sae.k=33", "extracted", "k=33"),
+    ("k = 0", "--config.sae.topk.k=0", "extracted", "k=0"),
+    ("k > F", "--config.sae.topk.k=33", "extracted", "k=33"),
     ("F < C", "--config.sae.n_features=8", "extracted", ""),
     ("a batch that 64 does not divide", "--config.sae.batch_size=65", "extracted", "65", "multiple of 64"),
     ("15 top patches", "--config.analysis.n_top=15", "extracted", "n_top=15 must be at least 16"),

@@ -65,11 +65,10 @@ def test_bad_arguments(repo, script, words, message):
 
 
 def test_demo_runs_the_pipeline_command(repo):
-    done = start(repo, "demo.sh", "a study", "--config.sae.k=16")
+    done = start(repo, "demo.sh", "a study", "--config.sae.topk.k=16")
     workdir = repo.parent / "a study"
-    line = (
-        f"<-m><launch.pipeline><--config=configs/demo.py><--workdir={workdir}><--config.sae.k=16> in {repo}\n"
-    )
+    words = f"<--config=configs/demo.py><--workdir={workdir}><--config.sae.topk.k=16>"
+    line = f"<-m><launch.pipeline>{words} in {repo}\n"
     assert done.stdout == line  # no JSAE_ variable either
     assert "venv.sh auto" in done.stderr and f"{workdir}/report/index.html" in done.stderr
     assert f"<--workdir={repo}/runs/demo>" in start(repo, "demo.sh").stdout
@@ -236,9 +235,9 @@ def test_paths_as_shells_and_people_write_them(repo, tmp_path, typed, meant):
     here, home = str(repo.parent), str(tmp_path / "my home")
     meant = meant.replace("HERE", here).replace("HOME", home)
     words = [f"CONFIG={repo}/configs/x.py", f"WORKDIR={typed}", f"DATA_DIR={typed}"]
-    done = start(repo, "gpu.sh", *words, f"--config.report.twin={typed}", "--config.sae.k=16", HOME=home)
+    done = start(repo, "gpu.sh", *words, f"--config.report.twin={typed}", "--config.sae.topk.k=16", HOME=home)
     line = command(repo, workdir=meant)
-    rest = f"<--config.data.dir={meant}><--config.report.twin={meant}><--config.sae.k=16>"
+    rest = f"<--config.data.dir={meant}><--config.report.twin={meant}><--config.sae.topk.k=16>"
     assert done.stdout == f"{line}{rest} in {repo}\n"
     assert ("venv.sh auto gcs" in done.stderr) == typed.startswith("gs://")
     done = start(repo, "demo.sh", typed, f"--config.analysis.embedding_workdir={typed}", HOME=home)

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = {  # command -> its file
     ".".join(path.relative_to(ROOT / "launch").with_suffix("").parts).removesuffix(".__main__"): path
     for path in sorted((ROOT / "launch").rglob("*.py"))
-    if 'if __name__ == "__main__"' in path.read_text() and path.stem != "server"
+    if 'if __name__ == "__main__"' in path.read_text() and path.stem not in ("server", "points")
 }
 COMMANDS = list(SOURCES)
 DEMO = "--config=configs/demo.py:small"
@@ -39,7 +39,7 @@ for module, *words in json.load(sys.stdin):
 """
 ASKED = {
     **{f"{name} --help": (name, "--help") for name in COMMANDS},
-    "config": ("pipeline", DEMO, "--show_config", "--config.sae.k=9", "--config.data.dir=a b"),
+    "config": ("pipeline", DEMO, "--show_config", "--config.sae.topk.k=9", "--config.data.dir=a b"),
     "no workdir": ("train_sae", DEMO),
     "an empty workdir": ("train_sae", DEMO, "--workdir="),
     "no config": ("sweep", "--workdir=w"),
@@ -86,7 +86,7 @@ def test_show_config_prints_every_key_with_its_value(said):
 
     code, text = said["config"]
     lines = text.strip().splitlines()
-    assert code == 0 and "config.sae.k = 9" in lines and "config.data.dir = 'a b'" in lines
+    assert code == 0 and "config.sae.topk.k = 9" in lines and "config.data.dir = 'a b'" in lines
     assert "config.data.n_train = 1024" in lines  # of the form that was named
 
     def count(node):

@@ -15,7 +15,11 @@ TARGETS = ("label", "prediction", "top_class")
 MEASURES = ("logit", "margin", "confidence", "log_confidence")
 
 
-LAYOUTS = {name: importlib.import_module(listed.module).TABLE for name, listed in study.TABLES.items()}
+LAYOUTS = {  # the classifier's tables are made by its own function of logits
+    name: importlib.import_module(listed.module).TABLE
+    for name, listed in study.TABLES.items()
+    if listed.stage != "classifier"
+}
 
 
 def fill(name: str, rows: Iterable[dict]) -> pa.Table:
@@ -128,7 +132,7 @@ def feature_space_table() -> pa.Table:
             for row in _effects(feature=feature, scope=scope):
                 effect = float(rng.normal(-0.8, 0.5))
                 known = {"n_active": 31, "mean_delta": effect, "effect_minus_direction": 0.9 * effect}
-                known |= {"p_direction": float(10 ** rng.uniform(-7, 0))}
+                known |= {f"{name}_direction": float(10 ** rng.uniform(-4, 0)) for name in "pq"}
                 rows.append(row | ({"n_active": 7, "unknown": True} if feature == 3 else known))
     return fill("feature_space", rows)
 

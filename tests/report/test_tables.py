@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jsae.report import card, results, twins
+from jsae import tables
+from jsae.analysis import cells
+from jsae.report import card, twins
 from jsae.report.figures import classifier as classifier_figures
 from jsae.report.formatting import number
 from jsae.report.pages import features, sections
@@ -28,23 +30,26 @@ def read_data(report):
 def test_the_data_of_the_table_are_the_numbers_of_the_tables(report):
     data = read_data(report)
     rows = {row["feature"]: row for row in fake_tables.features_table().to_pylist()}
-    assert sorted(data["feature"]) == sorted(rows)
-    heads = [head for name, head, *_ in features.COLUMNS]
-    assert len(data["columns"]) <= len(heads)
-    texts = dict(zip(("purity16", "selectivity_excess", "auroc", "density"), data["columns"], strict=False))
-    for name, column in texts.items():
-        values = [rows[f][name] for f in data["feature"]]
+    removed = {row["feature"]: row for row in fake_tables.all_features_table().to_pylist()}
+    wanted = {"scope": "map", "target": "top_class", "measure": "margin"}
+    ablated = {
+        row["feature"]: row
+        for row in fake_tables.feature_space_table().to_pylist()
+        if wanted.items() <= row.items()
+    }
+    expected = [(rows, name) for name in ("purity16", "selectivity_excess", "auroc", "density")]
+    expected += [(removed, "map_top_class_margin"), (ablated, "effect_minus_direction")]
+    assert sorted(data["feature"]) == sorted(rows) and 6 < len(data["columns"]) <= len(features.COLUMNS)
+    for (table, name), column in zip(expected, data["columns"], strict=False):
+        values = [table[f][name] if f in table else None for f in data["feature"]]
         assert column["text"] == ["" if v is None else number(v) for v in values]
         known = [(v, r) for v, r in zip(values, column["rank"], strict=True) if v is not None]
         assert [r for _, r in sorted(known)] == sorted(r for _, r in known)
-    effects = {
-        r["feature"]: r["effect_minus_direction"]
-        for r in fake_tables.feature_space_table().to_pylist()
-        if (r["scope"], r["target"], r["measure"]) == ("map", "top_class", "margin")
-    }
-    column = next(c for c in data["columns"] if effects[1] is not None and number(effects[1]) in c["text"])
-    shown = dict(zip(data["feature"], column["text"], strict=True))
-    assert shown == {f: "" if effects.get(f) is None else number(effects[f]) for f in data["feature"]}
+    doc = tables.documentation(fake_tables.all_features_table())["map_top_class_margin"]
+    assert data["columns"][4]["doc"] == doc != ""
+    q = {f: row["q_direction"] for f, row in ablated.items() if row["q_direction"] is not None}
+    differs = {f for f, flags in zip(data["feature"], data["flags"], strict=True) if "q" in flags}
+    assert differs == {f for f in q if q[f] <= 0.05} and 0 < len(differs) < len(q)
 
 
 def test_a_table_of_thousands_of_features_stays_small():
@@ -63,8 +68,7 @@ def test_a_table_of_thousands_of_features_stays_small():
         "flags": ["sae"] * n,
         "crops": [[[f % 3000, 3, 4]] * 3 for f in range(n)],
         "columns": [
-            {"name": name, "reason": reason, "rising": False} | texts
-            for name, _, _, reason in features.COLUMNS[:11]
+            {"name": name, "doc": 50 * "a ", "rising": False} | texts for *_, name in features.COLUMNS[:11]
         ],
     }
     assert len(features.data_script(page, (7, 7))) < 2_000_000
@@ -76,8 +80,8 @@ def test_ranks_order_by_value_and_leave_the_unknown_out():
 
 def test_every_table_is_a_csv_file_with_the_numbers_in_full(report):
     made = fake_tables.all_tables()
-    tables = made["classifier"] | made["analysis"] | made["ablation"] | {"sweep": made["sweep"]["table"]}
-    for name, table in tables.items():
+    written = made["classifier"] | made["analysis"] | made["ablation"] | {"sweep": made["sweep"]["table"]}
+    for name, table in written.items():
         with (report / "tables" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == len(table)
@@ -234,12 +238,12 @@ def test_a_feature_gets_the_part_that_it_finds_best_on_train(report):
     data = read_data(report)
     rows = fake_tables.localisation_table().to_pylist()
     for i, feature in enumerate(data["feature"]):
-        mine = [r for r in rows if r["feature"] == feature and r["part"] != results.FOREGROUND]
+        mine = [r for r in rows if r["feature"] == feature and r["part"] != cells.FOREGROUND]
         best = max(mine, key=lambda r: r["auroc_train"])
         assert data["part"][i] == best["part"]
         assert number(best["auroc"]) in [column["text"][i] for column in data["columns"]]
     page = (report / "features" / "feature-1.html").read_text()
-    best = max((r for r in rows[3:6] if r["part"] != results.FOREGROUND), key=lambda r: r["auroc_train"])
+    best = max((r for r in rows[3:6] if r["part"] != cells.FOREGROUND), key=lambda r: r["auroc_train"])
     assert f">{best['part']}<" in page and f">train {number(best['auroc_train'])}<" in page
     assert "erf share" in page and f">{number(0.15)}<" in page
     overview = (report / "index.html").read_text()

@@ -16,17 +16,14 @@ C, F, K = 12, 40, 5
 MEAN, SCALE = np.linspace(-300, 500, C), 37.0  # far from 0 and 1: a forgotten fold shows at once
 
 
-def make(variant="topk", seed=0, n_features=F, k=K):
+def make(variant="topk", seed=0, **settings):
     """An SAE whose biases are not zero and whose encoder is not the decoder's transpose."""
-    k = k if sae.VARIANTS[variant].has_k else None
+    if "k" in sae.variants.settings_of(variant):
+        settings = {"k": K} | settings
+    if variant == "matryoshka":
+        settings = {"prefix_shares": (0.25, 1.0)} | settings
     fresh = sae.init(
-        jax.random.key(seed),
-        n_channels=C,
-        n_features=n_features,
-        variant=variant,
-        k=k,
-        mean=MEAN,
-        scale=SCALE,
+        jax.random.key(seed), n_channels=C, n_features=F, variant=variant, mean=MEAN, scale=SCALE, **settings
     )
     rng = np.random.default_rng(seed)
     changed = {
@@ -98,15 +95,6 @@ def small_config():
     config.sae = {
         "variant": "topk",
         "n_features": 64,
-        "k": 4,
-        "l1": 0.0,
-        "l1_warmup_steps": 0,
-        "l0": 0.0,
-        "l0_warmup_steps": 0,
-        "bandwidth": 0.1,
-        "decoder_norm": "unit",
-        "prefix_shares": (0.25, 1.0),
-        "threshold_decay": 0.99,
         "lr_decay_share": 1.0,
         "ema_decay": 0.0,
         "frozen": "",
@@ -114,7 +102,6 @@ def small_config():
         "lr_warmup_steps": 5,
         "n_epochs": 12.0,
         "batch_size": 128,
-        "aux_alpha": 1 / 32,
         "dead_after_epochs": 1.0,
         "steps_per_dispatch": 4,
         "save_every_steps": 20,
@@ -125,7 +112,11 @@ def small_config():
         "precision": "float32",
         "store": "auto",
         "buffer_mib": 64.0,
+        **sae.variants.defaults(),
     }
+    for variant in ("topk", "batch_topk", "matryoshka"):
+        config.sae[variant].k = 4
+    config.sae.matryoshka.prefix_shares = (0.25, 1.0)
     config.runtime = {"deterministic": False, "data_axis": -1, "model_axis": 1}
     return config
 

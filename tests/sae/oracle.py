@@ -1,5 +1,6 @@
 """A training batch with padding, and a check of gradients against a float64 oracle."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,15 +13,17 @@ N = 128
 RELATIVE = 2e-5
 
 
-@functools.partial(jax.jit, static_argnames=("variant", "k", "terms", "sparse"))
-def sums_and_grads(params, x_n, mask, dead, sparsity, *, variant, k, terms, sparse):
+@functools.partial(jax.jit, static_argnames=("variant", "sparse"))
+def sums_and_grads(params, x_n, mask, dead, sparsity, *, variant, sparse):
     batch = variants.Batch(x_n, mask, sparsity)
-    return losses.sums_and_grads(params, batch, dead, variant=variant, k=k, terms=terms, sparse=sparse)
+    return losses.sums_and_grads(params, batch, dead, variant=variant, sparse=sparse)
 
 
-def problem(examples, variant, n_dead=0):
-    """(model, x_n [N, C], mask [N], dead [F]): every ninth row is padding."""
-    model, x = examples.make(variant), examples.activations((N,))
+def problem(examples, variant, n_dead=0, **settings):
+    """(model, x_n [N, C], mask [N], dead [F]): every ninth row is padding. AuxK only where it is set."""
+    if "aux_alpha" in variants.settings_of(variant):
+        settings = {"aux_alpha": 0.0} | settings
+    model, x = examples.make(variant, **settings), examples.activations((N,))
     mask = (np.arange(N) % 9 != 0).astype(np.float32)
     x_n = np.asarray((x - examples.MEAN.astype(np.float32)) / np.float32(examples.SCALE))
     x_n[mask == 0] = 0.0
@@ -29,16 +32,12 @@ def problem(examples, variant, n_dead=0):
     return model, x_n, mask, dead
 
 
-def compute(model, x_n, mask, dead=None, sparsity=0.0, *, sparse=False, **terms):
-    """`losses.sums_and_grads` of a model."""
+def compute(model, x_n, mask, dead=None, sparsity=None, *, sparse=False, **settings):
+    """`losses.sums_and_grads` of a model with other settings; the coefficient is its variant's."""
     dead = np.zeros(model.n_features, bool) if dead is None else dead
-    return sums_and_grads(
-        *(model.params, x_n, mask, dead, sparsity),
-        variant=model.variant,
-        k=model.k,
-        terms=variants.Terms(**terms),
-        sparse=sparse,
-    )
+    variant = dataclasses.replace(model.variant, **settings)
+    sparsity = variant.sparsity() if sparsity is None else sparsity
+    return sums_and_grads(model.params, x_n, mask, dead, sparsity, variant=variant, sparse=sparse)
 
 
 def in_float64(model):

@@ -1,7 +1,7 @@
 """BatchTopK: the cut by counting against a sort, values and gradients, the threshold, devices."""
 
-import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import pytest
 
 from jsae.runtime import mesh as meshes
 from jsae.sae import train, variants
-from jsae.sae.variants import batch_topk, gathered
+from jsae.sae.variants import backward, batch_topk
 from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 
@@ -20,18 +20,18 @@ def oracle(params, x_n, mask, k):
     pre = np.stack([preactivations(params, x) for x in real])
     cut = np.sort(pre.ravel())[::-1][k * len(real) - 1]
     feats = np.where(pre >= cut, np.maximum(pre, 0), 0)
-    resid = feats @ params["w_dec"] + params["b_dec"][None, :] - real
+    resid = real - (feats @ params["w_dec"] + params["b_dec"][None, :])
     return (resid**2).sum() / x_n.shape[1], feats, cut
 
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_sums_and_gradients_equal_the_oracle(sparse, examples):
     model, x_n, mask, _ = problem(examples, "batch_topk")
-    sums, grads, seen = compute(model, x_n, mask, sparse=sparse)
+    sums, grads, stats = compute(model, x_n, mask, sparse=sparse)
     params, rows = in_float64(model), x_n.astype(np.float64)
     total, feats, cut = oracle(params, rows, mask, model.k)
     np.testing.assert_allclose(sums["loss"], total, rtol=RELATIVE)
-    np.testing.assert_allclose(seen["cut"], cut, rtol=1e-5)
+    np.testing.assert_allclose(stats["cut"], cut, rtol=1e-5)
     assert sums["l0"] == model.k * mask.sum() == (feats > 0).sum()
     np.testing.assert_array_equal(sums["fired"], (feats > 0).sum(0))
     assert len(set((feats > 0).sum(1))) > 3  # shared by the batch, not k each
@@ -43,8 +43,7 @@ def test_the_sparse_path_equals_the_dense_one_also_where_a_vector_keeps_all_its_
     size, falls_back, examples
 ):
     """A vector 30 times as long keeps more than the 4 k = 12 values that the sparse path looks at."""
-    model, x_n, mask, dead = problem(examples, "batch_topk", 3)
-    model, x_n = dataclasses.replace(model, k=3), x_n.copy()
+    model, x_n, mask, dead = problem(examples, "batch_topk", 3, k=3)
     x_n[4] *= size
     pre = np.stack([preactivations(in_float64(model), x) for x in x_n[mask > 0].astype(np.float64)])
     cut = np.sort(pre.ravel())[::-1][3 * len(pre) - 1]
@@ -70,10 +69,15 @@ def test_values_that_tie_at_the_cut_have_room_in_the_list(n_more, falls_back):
     batch = variants.Batch(jnp.asarray(rng.normal(size=(n, c)), jnp.float32), jnp.ones(n), jnp.zeros(()))
     feats, indices = jnp.asarray(feats), jnp.broadcast_to(jnp.arange(f), (n, f))
 
+    def objective(pre, rest):
+        mse, resid = variants.base.reconstruct(jnp.where(pre > 0, pre, 0), rest, batch)
+        return mse, variants.Parts(jnp.where(pre > 0, pre, 0), resid)
+
     @jax.jit
-    def run(missed):
-        return gathered.sums_and_grads(
-            *(params, batch, batch.x_n, feats, feats, indices, feats > 0, k, missed), lambda: (feats, ())
+    def run(also_missed):
+        entries, missed = backward.listed(feats, indices, feats > 0, k, f)
+        return backward.sparse_or_dense(
+            params, batch, batch.x_n, feats, entries, missed | also_missed, objective
         )
 
     few, dense = run(False), run(True)
@@ -102,12 +106,12 @@ def test_the_cut_of_few_equal_or_no_values():
 
 
 def test_the_threshold_is_a_running_mean_of_the_cuts_in_float32():
-    terms = variants.Terms(threshold_decay=0.9)
-    own = batch_topk.own(8)
+    variant = variants.BatchTopK(threshold_decay=0.9)
+    own = variant.own(8)
     assert own["threshold"].dtype == jnp.float32
     expected = 0.0
     for t, cut in enumerate([2.0, 4.0, 1.0, np.inf, 3.0] + [3.0] * 200):
-        own = batch_topk.follow(own, {"cut": jnp.float32(cut)}, terms, jnp.int32(t))
+        own = variant.follow(own, {"cut": jnp.float32(cut)}, jnp.int32(t))
         decay = 0.0 if t == 0 else min(0.9, (1 + t) / (10 + t))
         expected = expected if np.isinf(cut) else decay * expected + (1 - decay) * cut
         np.testing.assert_allclose(own["threshold"], expected, rtol=1e-5)
@@ -120,8 +124,8 @@ def sums_on(n_devices, model_axis, k, sparse=False):
     mesh = meshes.make_mesh(-1, model_axis, devices=jax.devices()[:n_devices])
 
     def sums(params, x, mask):
-        one = type("Settings", (), {"variant": "batch_topk", "k": k, "n_features": 40})
-        recipe = train.Recipe(n_steps=1, learning_rate=1.0, aux_alpha=1.0)
+        one = types.SimpleNamespace(variant=variants.BatchTopK(k=k, aux_alpha=1.0), n_features=40)
+        recipe = train.Recipe(n_steps=1, learning_rate=1.0)
         return train.sums_over_mesh(mesh, one, recipe, sparse=sparse)(
             params, x, mask, jnp.arange(40) < 3, 0.0
         )
@@ -138,8 +142,8 @@ def test_the_count_is_global_over_the_real_rows_of_all_devices(examples):
     params = jax.device_get(model.params)
     one = sums_on(1, 1, model.k)(params, x, m)
     for n_devices, axis, sparse in ((8, 1, False), (8, 1, True), (8, 2, False)):
-        sums, grads, seen = sums_on(n_devices, axis, model.k, sparse)(params, x, m)
-        np.testing.assert_allclose(seen["cut"], expected[2], rtol=1e-5)
+        sums, grads, stats = sums_on(n_devices, axis, model.k, sparse)(params, x, m)
+        np.testing.assert_allclose(stats["cut"], expected[2], rtol=1e-5)
         assert sums["l0"] == model.k * mask.sum()
         np.testing.assert_array_equal(sums["fired"], one[0]["fired"])
         for name, gradient in jax.device_get(one[1]).items():

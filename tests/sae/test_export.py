@@ -77,7 +77,7 @@ def test_the_files_hold_the_same_sae_in_raw_units(variant, examples, tmp_path):
     assert np.abs(model.decode(feats) - x_hat).max() < 1e-5 * np.abs(x_hat).max()
 
     back = export.load(tmp_path)
-    assert (back.variant, back.n_features) == (READ_AS[variant], examples.F)
+    assert (back.variant.name, back.n_features) == (READ_AS[variant], examples.F)
     assert back.k == (model.k if variant == "topk" else None)
     assert np.abs(np.where(sure, back.encode(x) - feats, 0)).max() < 1e-5 * feats.max()
     assert np.abs(back.decode(back.encode(x)) - x_hat)[rows].max() < 1e-5 * np.abs(x_hat).max()

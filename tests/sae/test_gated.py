@@ -24,8 +24,8 @@ def oracle(params, frozen, x_n, mask):
 
 
 def test_sums_and_gradients_equal_the_oracle(examples):
-    model, x_n, mask, _ = problem(examples, "gated")
-    sums, grads, _ = compute(model, x_n, mask, None, L1)
+    model, x_n, mask, _ = problem(examples, "gated", l1=L1)
+    sums, grads, _ = compute(model, x_n, mask)
     params, rows = in_float64(model), x_n.astype(np.float64)
     expected = oracle(params, params, rows, mask)
     for name, total in expected.items():

@@ -57,14 +57,14 @@ CASES = [
 
 @pytest.mark.parametrize("variant, sparse, n_dead", CASES)
 def test_sums_and_gradients_equal_the_oracle(variant, sparse, n_dead, examples):
-    model, x_n, mask, dead = problem(examples, variant, n_dead)
-    l1 = L1 if variant == "relu_l1" else 0.0
-    alpha = ALPHA if variant == "topk" else 0.0
-    sums, grads, _ = compute(model, x_n, mask, dead, l1, aux_alpha=alpha, sparse=sparse)
+    settings = {"l1": L1} if variant == "relu_l1" else {"aux_alpha": ALPHA}
+    model, x_n, mask, dead = problem(examples, variant, n_dead, **settings)
+    sums, grads, _ = compute(model, x_n, mask, dead, sparse=sparse)
 
     params = in_float64(model)
     rows = x_n.astype(np.float64)
-    settings = {"k": model.k, "l1": l1, "alpha": alpha, "n_aux": auxk.k_aux(C, F)}
+    settings = {"k": model.k, "l1": settings.get("l1", 0.0), "alpha": model.variant.aux_alpha}
+    settings["n_aux"] = auxk.k_aux(C, F)
     _, total = oracle(params, rows, mask, dead, **settings)
     np.testing.assert_allclose(sums["sse"] / C, total["mse"], rtol=RELATIVE)
     np.testing.assert_allclose(sums["l1"] / C, total["l1"], rtol=RELATIVE)
@@ -81,14 +81,13 @@ def test_sums_and_gradients_equal_the_oracle(variant, sparse, n_dead, examples):
 
 @pytest.mark.parametrize("variant, sparse, n_dead", [CASES[0], *CASES[2:]])
 def test_hand_written_gradient_equals_autodiff_of_the_public_loss(variant, sparse, n_dead, examples):
-    model, x_n, mask, dead = problem(examples, variant, n_dead)
-    l1 = L1 if variant == "relu_l1" else 0.0
-    alpha = ALPHA if variant == "topk" else 0.0
+    settings = {"l1": L1} if variant == "relu_l1" else {"aux_alpha": ALPHA}
+    model, x_n, mask, dead = problem(examples, variant, n_dead, **settings)
     plain = sae.SAE(**(vars(model) | {"mean": jnp.zeros(C), "scale": jnp.ones(())}))
     (value, terms), auto = jax.jit(jax.value_and_grad(sae.loss, has_aux=True))(
-        plain, x_n, mask=mask, l1=l1, dead=dead, aux_alpha=alpha
+        plain, x_n, mask=mask, dead=dead
     )
-    sums, grads, _ = compute(model, x_n, mask, dead, l1, aux_alpha=alpha, sparse=sparse)
+    sums, grads, _ = compute(model, x_n, mask, dead, sparse=sparse)
     np.testing.assert_allclose(value, sums["loss"] / sums["n"], rtol=RELATIVE)
     np.testing.assert_allclose(terms["mse"], sums["sse"] / C / sums["n"], rtol=RELATIVE)
     np.testing.assert_allclose(terms["aux"], sums["aux"] / sums["n"], rtol=RELATIVE)
@@ -101,10 +100,7 @@ def test_hand_written_gradient_equals_autodiff_of_the_public_loss(variant, spars
 def test_auxk_adds_its_term_once_and_touches_dead_features_only(variant, sparse, examples):
     """AuxK's own gradient: 0 for rows of living features, and none through the detached error."""
     model, x_n, mask, dead = problem(examples, variant, 3)
-    prefixes = (10, F) if variant == "matryoshka" else ()
-    run = lambda dead, alpha: compute(  # noqa: E731
-        model, x_n, mask, dead, aux_alpha=alpha, sparse=sparse, prefixes=prefixes
-    )
+    run = lambda dead, alpha: compute(model, x_n, mask, dead, aux_alpha=alpha, sparse=sparse)  # noqa: E731
     (with_aux, grads, _), (without, plain, _) = run(dead, 1.0), run(dead, 0.0)
     np.testing.assert_allclose(with_aux["loss"], without["loss"] + with_aux["aux"], rtol=RELATIVE)
     half = run(dead, 0.5)[0]
@@ -133,10 +129,10 @@ def test_all_features_dead_gives_finite_gradients(examples):
 def test_padding_rows_count_for_nothing(examples):
     for variant in sae.VARIANTS:
         model, x_n, mask, dead = problem(examples, variant, 3)
-        terms = {"prefixes": (10, F), "bandwidth": 0.4, "aux_alpha": 1.0}
-        whole, grads, seen = compute(model, x_n, mask, dead, 0.3, **terms)
+        settings = {"aux_alpha": 1.0} if "aux_alpha" in sae.variants.settings_of(variant) else {}
+        whole, grads, stats = compute(model, x_n, mask, dead, 0.3, **settings)
         x_n[mask == 0] = 7.0
-        other, others, seen_too = compute(model, x_n, mask, dead, 0.3, **terms)
+        other, others, same_stats = compute(model, x_n, mask, dead, 0.3, **settings)
         for name, value in whole.items():
             np.testing.assert_allclose(other[name], value, rtol=RELATIVE, err_msg=f"{variant} {name}")
         for name, value in grads.items():
@@ -147,4 +143,4 @@ def test_padding_rows_count_for_nothing(examples):
                 atol=RELATIVE * np.abs(value).max(),
                 err_msg=f"{variant} {name}",
             )
-        jax.tree.map(np.testing.assert_array_equal, seen, seen_too)
+        jax.tree.map(np.testing.assert_array_equal, stats, same_stats)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from jsae import sae
-from jsae.sae.run import prefixes_of
 from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 PREFIXES = (5, 17, 40)
+SHARES = tuple(prefix / 40 for prefix in PREFIXES)
 
 
 def oracle(params, x_n, mask, k):
@@ -18,14 +18,14 @@ def oracle(params, x_n, mask, k):
     feats = np.where(pre >= cut, np.maximum(pre, 0), 0)
     losses = []
     for m in PREFIXES:
-        resid = feats[:, :m] @ params["w_dec"][:m] + params["b_dec"][None, :] - real
+        resid = real - (feats[:, :m] @ params["w_dec"][:m] + params["b_dec"][None, :])
         losses.append((resid**2).sum() / x_n.shape[1])
     return sum(losses), losses[-1] * x_n.shape[1]
 
 
 def test_sums_and_gradients_equal_the_oracle(examples):
-    model, x_n, mask, _ = problem(examples, "matryoshka")
-    sums, grads, _ = compute(model, x_n, mask, prefixes=PREFIXES)
+    model, x_n, mask, _ = problem(examples, "matryoshka", prefix_shares=SHARES)
+    sums, grads, _ = compute(model, x_n, mask)
     params, rows = in_float64(model), x_n.astype(np.float64)
     total, sse = oracle(params, rows, mask, model.k)
     np.testing.assert_allclose(sums["loss"], total, rtol=RELATIVE)
@@ -36,14 +36,16 @@ def test_sums_and_gradients_equal_the_oracle(examples):
 def test_one_prefix_is_batch_topk(examples):
     model, x_n, mask, dead = problem(examples, "matryoshka", 4)
     plain = examples.make("batch_topk")
-    one = compute(model, x_n, mask, dead, prefixes=(40,), aux_alpha=0.5)
+    one = compute(model, x_n, mask, dead, prefix_shares=(1.0,), aux_alpha=0.5)
     two = compute(plain, x_n, mask, dead, aux_alpha=0.5)
     for name, gradient in two[1].items():
         np.testing.assert_allclose(one[1][name], gradient, rtol=1e-5, atol=1e-5 * np.abs(gradient).max())
 
 
-@pytest.mark.parametrize("prefixes", [(), (10, 39), (10, 10, 40), (20, 10, 40), (0, 40), (10, 40, 50)])
-def test_prefixes_must_rise_to_all_features(prefixes, examples):
+@pytest.mark.parametrize("shares", [(), (0.25, 0.97), (0.25, 0.25, 1.0), (0.5, 0.25, 1.0), (0.001, 1.0)])
+def test_prefixes_must_rise_to_all_features(shares, examples):
     with pytest.raises(ValueError, match="rise from at least 1 to n_features=40"):
-        sae.loss(examples.make("matryoshka"), examples.activations(), prefixes=prefixes)
-    assert prefixes_of((1 / 16, 1 / 4, 1.0), 512) == (32, 128, 512)
+        examples.make("matryoshka", prefix_shares=shares)
+    with pytest.raises(ValueError, match=r"sae\.matryoshka\.prefix_shares=\(0\.25, 1\.25\) must be above 0"):
+        examples.make("matryoshka", prefix_shares=(0.25, 1.25))
+    assert sae.variants.Matryoshka(prefix_shares=(1 / 16, 1 / 4, 1.0)).prefixes(512) == (32, 128, 512)

@@ -13,13 +13,13 @@ def oracle_encode(model, x):
     p = {
         name: np.asarray(value, np.float64)
         for name, value in (vars(model) | model.own).items()
-        if name not in ("variant", "k", "own")
+        if name not in ("variant", "own", "mesh")
     }
     feats = np.zeros((len(x), model.n_features))
     for n, vector in enumerate(x.astype(np.float64)):
         pre = p["w_enc"] @ ((vector - p["mean"]) / p["scale"] - p["b_dec"]) + p["b_enc"]
         f_n = np.maximum(pre, 0.0)
-        match model.variant:
+        match model.variant.name:
             case "topk":
                 f_n[np.argsort(-pre, kind="stable")[model.k :]] = 0.0
             case "batch_topk" | "jumprelu" | "matryoshka":
@@ -105,8 +105,9 @@ def test_init_has_unit_rows_a_tied_encoder_and_zero_biases(examples):
         ({"variant": "topk", "k": 41}, "1..n_features=40"),
         ({"variant": "topk", "k": 0}, "1..n_features=40"),
         ({"variant": "topk", "k": None}, "integer k"),
-        ({"variant": "relu_l1", "k": 3}, "has no k"),
-        ({"variant": "relu_l1", "k": None, "n_features": 0}, "at least 1"),
+        ({"variant": "relu_l1", "k": 3}, "'relu_l1' has no k; its settings are l1, l1_warmup_steps, decoder"),
+        ({"variant": "relu_l1", "n_features": 0}, "at least 1"),
+        ({"variant": sae.variants.TopK(k=3), "k": 4}, "settings k beside a variant"),
     ],
 )
 def test_bad_settings_name_the_valid_ones(settings, message, examples):

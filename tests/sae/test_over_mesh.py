@@ -20,9 +20,9 @@ MESHES = ((1, 8), (4, 2))
 
 def whole(variant):
     """An SAE on one device, with biases and thresholds that are not zero."""
-    k = K if sae.VARIANTS[variant].has_k else None
+    k = {"k": K} if "k" in sae.variants.settings_of(variant) else {}
     fresh = sae.init(
-        jax.random.key(3), n_channels=C, n_features=F, variant=variant, k=k, mean=jnp.arange(C), scale=3.0
+        jax.random.key(3), n_channels=C, n_features=F, variant=variant, mean=jnp.arange(C), scale=3.0, **k
     )
     rng = np.random.default_rng(0)
     own = {name: jnp.float32(rng.uniform(0.1, 0.5, value.shape)) for name, value in fresh.own.items()}

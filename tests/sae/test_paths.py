@@ -34,26 +34,27 @@ def mesh_on(platform):
 )
 def test_the_gathered_step_is_taken_where_it_pays(monkeypatch, platform, version, variant, ratio, expected):
     monkeypatch.setattr(jax.version, "__version_info__", version)
-    assert paths.is_sparse(mesh_on(platform), variant, 16 * ratio, 16) is expected
-    assert not paths.is_sparse(mesh_on(platform), "relu_l1", 6144, None)
+    kind = variants.make(variant, k=16)
+    assert paths.is_sparse(mesh_on(platform), kind, 16 * ratio) is expected
+    assert not paths.is_sparse(mesh_on(platform), variants.ReluL1(), 6144)
     on_cpu = platform == "cpu" and expected
-    assert paths.is_sparse(mesh_on(platform), variant, 16 * ratio, 16, deterministic=True) is on_cpu
+    assert paths.is_sparse(mesh_on(platform), kind, 16 * ratio, deterministic=True) is on_cpu
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_deterministic_run_takes_no_scatters_on_a_gpu(monkeypatch, deterministic):
     """From config.runtime to the step and to the estimate of memory."""
-    monkeypatch.setattr(paths, "is_sparse", lambda mesh, *asked: asks.append(asked[3:]) or False)
+    monkeypatch.setattr(paths, "is_sparse", lambda mesh, *asked: asks.append(asked[2:]) or False)
     asks = []
     config = demo.get_config("small")
     recipe = run.recipe_of(config.sae, n_steps=100, dead_after_steps=1, deterministic=deterministic)
     assert (recipe.deterministic, recipe.stable_top_k) == (deterministic, deterministic)
-    sae = types.SimpleNamespace(variant="topk", n_features=64, k=4, own=())
+    sae = types.SimpleNamespace(variant=variants.TopK(k=4), n_features=64)
     train.sums_over_mesh(meshes.make_mesh(1, devices=jax.devices()[:1]), sae, recipe)
     store = types.SimpleNamespace(n_vectors=640, n_channels=8, vector_dtype=np.dtype("float32"))
     folder = epath.Path("nowhere")
     mesh = meshes.make_mesh(1, devices=jax.devices()[:1])
-    run.sources.choose(mesh, store, config.sae, folder, 0, deterministic=deterministic)
+    run.sources.choose(mesh, store, config.sae, variants.TopK(), folder, 0, deterministic=deterministic)
     assert asks == [(deterministic,), (deterministic,)]
 
 

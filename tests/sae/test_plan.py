@@ -28,6 +28,7 @@ def compiled():
                 n_features=F,
                 variant="topk",
                 k=K,
+                aux_alpha=0.0,
                 mean=jnp.zeros(C),
                 scale=1.0,
             ),
@@ -109,7 +110,7 @@ def test_a_run_that_does_not_fit_is_refused_with_what_to_lower(changes, advice):
     needed = memory.estimate(**settings | changes, data=1, model=1)
     with pytest.raises(ValueError, match=re.escape(advice)):
         memory.check(needed, 8 * memory.GIB, mesh, streamed=False)
-    with pytest.raises(ValueError, match=r"needs about .* GiB a device .* has 8.00 GiB"):
+    with pytest.raises(ValueError, match=r"needs about .* GiB per device .* has 8.00 GiB"):
         memory.check(needed, 8 * memory.GIB, mesh, streamed=False)
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jsae import sae
 from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 L1 = 0.7
@@ -23,14 +22,14 @@ def oracle(params, x_n, mask):
 
 
 def free_problem(examples):
-    model, x_n, mask, _ = problem(examples, "relu_l1")
+    model, x_n, mask, _ = problem(examples, "relu_l1", l1=L1)
     rows = model.w_dec * np.random.default_rng(5).uniform(0.2, 3, (examples.F, 1)).astype(np.float32)
     return dataclasses.replace(model, w_dec=rows), x_n, mask
 
 
 def test_the_penalty_weighted_by_norms_equals_the_oracle(examples):
     model, x_n, mask = free_problem(examples)
-    sums, grads, _ = compute(model, x_n, mask, None, L1, decoder_norm="free")
+    sums, grads, _ = compute(model, x_n, mask, decoder_norm="free")
     params, rows = in_float64(model), x_n.astype(np.float64)
     total, penalty = oracle(params, rows, mask)
     np.testing.assert_allclose(sums["penalty"], penalty, rtol=RELATIVE)
@@ -43,12 +42,12 @@ def test_the_weighted_penalty_does_not_change_when_size_moves_between_encoder_an
     model, x_n, mask = free_problem(examples)
     moved = dataclasses.replace(model, w_enc=model.w_enc / 10, b_enc=model.b_enc / 10, w_dec=model.w_dec * 10)
     for norm, alike in (("free", True), ("unit", False)):
-        one, two = (compute(m, x_n, mask, None, L1, decoder_norm=norm)[0]["loss"] for m in (model, moved))
+        one, two = (compute(m, x_n, mask, decoder_norm=norm)[0]["loss"] for m in (model, moved))
         assert (abs(one - two) < 1e-4 * one) == alike
 
 
 def test_only_relu_l1_may_leave_its_rows_free(examples):
-    with pytest.raises(ValueError, match="variant 'topk' needs 'unit'"):
-        sae.loss(examples.make("topk"), examples.activations(), decoder_norm="free")
-    with pytest.raises(ValueError, match="'unit' and 'free'"):
-        sae.loss(examples.make("relu_l1"), examples.activations(), decoder_norm="none")
+    with pytest.raises(ValueError, match="variant 'topk' has no decoder_norm; its settings are k, aux_alpha"):
+        examples.make("topk", decoder_norm="free")
+    with pytest.raises(ValueError, match="decoder_norm='none' is unknown; valid are 'unit', 'free'"):
+        examples.make("relu_l1", decoder_norm="none")

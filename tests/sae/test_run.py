@@ -6,8 +6,9 @@ import pytest
 
 from jsae import sae
 from jsae.runtime import artifacts, logs, preemption, profiling, stages
-from jsae.sae import evaluate, export, fit, train
-from jsae.sae.run import recipe_of, run
+from jsae.runtime.context import RunContext
+from jsae.sae import evaluate, export, loop, train
+from jsae.sae.run import note_warmup, recipe_of, run
 
 RESULTS = {
     *("variant", "n_channels", "n_features", "k", "l0", "fvu", "density_mean", "pca_fvu", "dead_fraction"),
@@ -87,7 +88,7 @@ def test_a_run_stopped_three_times_goes_on_bit_for_bit(finished, study, monkeypa
     config, workdir = study
     stops = (
         (evaluate, "over_store", 1, 4, 15),
-        (fit, "_report", 2, 7, 25),
+        (loop, "_report", 2, 7, 25),
         (evaluate, "over_store", 4, 3, 60),  # after the evaluations at 30, 45 and 60
     )
     for module, name, call, steps_per_dispatch, stopped_at in stops:
@@ -139,7 +140,7 @@ def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
     """
     config, workdir = study
     config.sae.update(save_every_steps=0, eval_every_steps=0, n_epochs=4.0)
-    told, make, report = [], train.make_dispatch, fit._report
+    told, make, report = [], train.make_dispatch, loop._report
 
     def make_dispatch(*args):
         dispatch = make(*args)
@@ -150,12 +151,12 @@ def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
 
         return told_dispatch
 
-    def told_report(log, every, first, n, *rest):
+    def told_report(log, pace, first, n, *rest):
         told.append(("read", n))
-        return report(log, every, first, n, *rest)
+        return report(log, pace, first, n, *rest)
 
     monkeypatch.setattr(train, "make_dispatch", make_dispatch)
-    monkeypatch.setattr(fit, "_report", told_report)
+    monkeypatch.setattr(loop, "_report", told_report)
     monkeypatch.setattr(profiling, "bounds", lambda: (3, 7))
     run(config, workdir)
     assert {3, 7} <= set(np.cumsum([steps for kind, steps in told if kind == "sent"]).tolist())
@@ -167,8 +168,8 @@ def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
 
 
 def test_finite_activations_that_blow_up_blame_the_learning_rate():
-    assert "lower sae.learning_rate" in fit._reason([])
-    assert ", ..." in fit._reason(list(range(20)))
+    assert "lower sae.learning_rate" in loop._reason([])
+    assert ", ..." in loop._reason(list(range(20)))
 
 
 def test_evaluation_touches_neither_the_order_nor_the_state(finished, study):
@@ -181,7 +182,8 @@ def test_evaluation_touches_neither_the_order_nor_the_state(finished, study):
 @pytest.mark.parametrize("variant", ["batch_topk", "gated"])
 def test_a_run_with_averaged_weights_is_evaluated_loaded_and_exported_with_them(variant, study, examples):
     config, workdir = study
-    config.sae.update(variant=variant, l1=0.05, l0=0.01, ema_decay=0.9, n_epochs=2.0, aux_alpha=1 / 32)
+    config.sae.update(variant=variant, ema_decay=0.9, n_epochs=2.0)
+    config.sae.gated.l1 = 0.05
     run(config, workdir)
     results = stages.results(config, workdir, "sae")
     model, store = sae.load(workdir / "sae"), examples.open_store(config, workdir, "test")
@@ -198,16 +200,21 @@ def test_a_run_with_averaged_weights_is_evaluated_loaded_and_exported_with_them(
     "changes, message",
     [
         ({"variant": "tokp"}, "relu_l1, topk, batch_topk, jumprelu, matryoshka, gated"),
-        ({"decoder_norm": "free"}, "for variant 'relu_l1'"),
-        ({"variant": "jumprelu", "bandwidth": 0.0}, "bandwidth above 0"),
-        ({"variant": "matryoshka", "prefix_shares": (0.5, 0.9)}, "n_features=64"),
+        (
+            {"k": 4},
+            r"sae\.k is a setting of single variants: config\.sae\.topk\.k, config\.sae\.batch_topk\.k",
+        ),
+        ({"topk": {"kk": 4}}, "variant 'topk' has no kk; its settings are k, aux_alpha"),
+        ({"variant": "relu_l1", "relu_l1": {"decoder_norm": "none"}}, "valid are 'unit', 'free'"),
+        ({"variant": "jumprelu", "jumprelu": {"bandwidth": 0.0}}, "bandwidth=0.0 must be above 0"),
+        ({"variant": "matryoshka", "matryoshka": {"prefix_shares": (0.5, 0.9)}}, "n_features=64"),
         ({"frozen": "both"}, "'decoder' and 'encoder'"),
         ({"ema_decay": 1.0}, "ema_decay"),
-        ({"k": 65}, r"1\.\.n_features=64"),
+        ({"topk": {"k": 65}}, r"1\.\.n_features=64"),
         ({"batch_size": 100}, "multiple of 64"),
         ({"store": "disk"}, "auto, resident, streamed"),
         ({"store": "streamed", "buffer_mib": 0.001}, "buffer_mib"),
-        ({"n_features": 2**40}, r"needs about .* GiB a device .*: lower sae\.n_features or raise runtime"),
+        ({"n_features": 2**40}, r"needs about .* GiB per device .*: lower sae\.n_features or raise runtime"),
     ],
 )
 def test_bad_settings_are_named_before_anything_is_trained(study, changes, message):
@@ -220,12 +227,16 @@ def test_bad_settings_are_named_before_anything_is_trained(study, changes, messa
 
 def test_a_warmup_longer_than_a_run_on_few_photos_is_cut_and_said(study, monkeypatch):
     config, _ = study
-    monkeypatch.setattr(logs, "_notes", [])
+    notes, context = [], RunContext()
+    monkeypatch.setattr(context, "note", notes.append)
     recipe = recipe_of(config.sae, n_steps=101, dead_after_steps=1)
-    assert recipe.lr_warmup_steps == config.sae.lr_warmup_steps and logs.notes() == ()
+    note_warmup(config.sae, recipe, context)
+    assert recipe.lr_warmup_steps == config.sae.lr_warmup_steps and notes == []
     config.sae.lr_warmup_steps = 100
-    assert recipe_of(config.sae, n_steps=100, dead_after_steps=1).lr_warmup_steps == 10
-    (note,) = logs.notes()
+    recipe = recipe_of(config.sae, n_steps=100, dead_after_steps=1)
+    assert recipe.lr_warmup_steps == 10
+    note_warmup(config.sae, recipe, context)
+    (note,) = notes
     assert "config.sae.lr_warmup_steps=100, and the run has 100 steps: 10 are taken" in note
 
 

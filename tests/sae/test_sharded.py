@@ -11,20 +11,21 @@ import pytest
 
 from jsae import sae
 from jsae.runtime import mesh as meshes
-from jsae.sae import evaluate, resident, train
+from jsae.sae import evaluate, train
+from jsae.sae.batches import resident
 
 C, F, K, N = 16, 1024, 4, 128
 COMMON = {"n_steps": 60, "learning_rate": 3e-3, "dead_after_steps": 3}
-TERMS = {
-    "topk": {"aux_alpha": 1 / 32},
-    "batch_topk": {"aux_alpha": 1 / 32, "ema_decay": 0.9},
-    "matryoshka": {"aux_alpha": 1 / 32, "prefixes": (100, 300, F)},  # cuts inside shards, none at their ends
-    "relu_l1": {"l1": 0.5},
-    "jumprelu": {"l0": 0.02, "bandwidth": 0.2},
-    "gated": {"l1": 0.5},
+VARIANTS = {
+    "topk": sae.variants.TopK(k=K),
+    "batch_topk": sae.variants.BatchTopK(k=K),
+    "matryoshka": sae.variants.Matryoshka(k=K, prefix_shares=(100 / F, 300 / F, 1.0)),  # cuts inside shards
+    "relu_l1": sae.variants.ReluL1(l1=0.5),
+    "jumprelu": sae.variants.JumpReLU(l0=0.02, bandwidth=0.2),
+    "gated": sae.variants.Gated(l1=0.5),
 }
 ROWS = ("w_enc", "w_dec")
-PATHS = [(name, False) for name in TERMS] + [("topk", True), ("batch_topk", True)]
+PATHS = [(name, False) for name in VARIANTS] + [("topk", True), ("batch_topk", True)]
 
 
 @functools.cache
@@ -33,14 +34,12 @@ def mesh_of(data, model):
 
 
 def recipe_of(variant, **changed):
-    return train.Recipe(**COMMON | TERMS[variant] | changed)
+    return train.Recipe(**COMMON | {"ema_decay": 0.9 if variant == "batch_topk" else 0.0} | changed)
 
 
 def fresh(variant):
-    k = K if sae.VARIANTS[variant].has_k else None
-    made = sae.init(
-        jax.random.key(1), n_channels=C, n_features=F, variant=variant, k=k, mean=jnp.zeros(C), scale=1.0
-    )
+    kind = VARIANTS[variant]
+    made = sae.init(jax.random.key(1), n_channels=C, n_features=F, variant=kind, mean=jnp.zeros(C), scale=1.0)
     rng = np.random.default_rng(0)
     biases = {"b_enc": 0.1 * rng.normal(size=F), "b_dec": 0.1 * rng.normal(size=C)}
     made = made.with_params(made.params | {name: jnp.float32(value) for name, value in biases.items()})
@@ -70,7 +69,7 @@ DEAD = np.arange(F) % np.where(np.arange(F) < 256, 16, 64) == 3  # most of them 
 
 @functools.cache
 def sums_on(variant, sparse, data, model):
-    """The compiled (params, x, mask, dead, sparsity) -> (sums, gradients, seen) of a whole batch."""
+    """The compiled (params, x, mask, dead, sparsity) -> (sums, gradients, batch_stats) of a whole batch."""
     mesh, sae_ = mesh_of(data, model), host_state(variant).sae
     params = train.shardings(mesh, host_state(variant)).sae.params
     dealt = {name: jax.device_put(value, params[name]) for name, value in sae_.params.items()}
@@ -105,7 +104,7 @@ def test_sums_and_gradients_are_those_of_one_device(variant, sparse):
         for name, value in one.items():
             # Sums in another order: the project's bound for a change of topology
             assert np.abs(four[name] - value).max() <= 1e-5 * np.abs(value).max(), name
-    if sae.VARIANTS[variant].has_auxk:
+    if VARIANTS[variant].aux_alpha:
         assert found[1][0]["aux"] > 0
 
 
@@ -187,7 +186,7 @@ def test_the_export_never_brings_the_dictionary_to_one_device(monkeypatch):
     dealt = jax.device_put(rows, states.sae.w_dec)
     monkeypatch.setattr(meshes, "_COLLECT_BYTES", 100 * C * 4)  # parts begin and end inside shards
     np.testing.assert_array_equal(meshes._collect_in_parts(dealt), rows)
-    part = meshes.rows_everywhere(mesh, 200, 300).lower(dealt).compile()
+    part = meshes.rows_on_all_devices(mesh, 200, 300).lower(dealt).compile()
     assert max(largest_sent(part)) < SHARD
 
 

@@ -10,17 +10,18 @@ import pytest
 
 from jsae import sae
 from jsae.runtime import mesh as meshes
-from jsae.sae import resident, train
+from jsae.sae import train
+from jsae.sae.batches import resident
 
 C, F, K, N = 16, 64, 4, 128
-COMMON = {"n_steps": 60, "learning_rate": 3e-3, "lr_warmup_steps": 5, "dead_after_steps": 6}
-RECIPES = {
-    "topk": train.Recipe(**COMMON, aux_alpha=1 / 32),
-    "relu_l1": train.Recipe(**COMMON, l1=0.5, l1_warmup_steps=10),
-    "batch_topk": train.Recipe(**COMMON, aux_alpha=1 / 32, ema_decay=0.9),
-    "jumprelu": train.Recipe(**COMMON, l0=0.02, l0_warmup_steps=10, bandwidth=0.2),
-    "matryoshka": train.Recipe(**COMMON, aux_alpha=1 / 32, prefixes=(8, 24, F)),
-    "gated": train.Recipe(**COMMON, l1=0.5, l1_warmup_steps=10),
+RECIPE = train.Recipe(n_steps=60, learning_rate=3e-3, lr_warmup_steps=5, dead_after_steps=6)
+VARIANTS = {
+    "topk": sae.variants.TopK(k=K),
+    "relu_l1": sae.variants.ReluL1(l1=0.5, l1_warmup_steps=10),
+    "batch_topk": sae.variants.BatchTopK(k=K, threshold_decay=0.999),
+    "jumprelu": sae.variants.JumpReLU(l0=0.02, l0_warmup_steps=10, bandwidth=0.2),
+    "matryoshka": sae.variants.Matryoshka(k=K, prefix_shares=(8 / F, 24 / F, 1.0)),
+    "gated": sae.variants.Gated(l1=0.5, l1_warmup_steps=10),
 }
 SHAPE = resident.shape_of(700, C, N)  # 64 blocks of 12 rows, 6 steps an epoch, 68 padding rows
 
@@ -38,12 +39,17 @@ def vectors():
     return (codes @ rng.normal(size=(32, C)) / 1.2).astype(np.float32)
 
 
+def recipe_of(variant):
+    """With a mean of the weights for one variant."""
+    return dataclasses.replace(RECIPE, ema_decay=0.9 if variant == "batch_topk" else 0.0)
+
+
 def fresh(variant):
-    k = K if sae.VARIANTS[variant].has_k else None
+    kind = VARIANTS[variant]
     model = sae.init(
-        jax.random.key(1), n_channels=C, n_features=F, variant=variant, k=k, mean=jnp.zeros(C), scale=1.0
+        jax.random.key(1), n_channels=C, n_features=F, variant=kind, mean=jnp.zeros(C), scale=1.0
     )
-    return train.init_state(model, RECIPES[variant])
+    return train.init_state(model, recipe_of(variant))
 
 
 @functools.cache
@@ -53,7 +59,7 @@ def programs(variant, n_devices=1, model=1, max_steps=16):
     abstract = jax.eval_shape(lambda: fresh(variant))
     make = jax.jit(lambda: fresh(variant), out_shardings=train.shardings(mesh, abstract))
     source = resident.Resident(mesh, [vectors()], SHAPE, seed=0)
-    dispatch = train.make_dispatch(mesh, abstract.sae, RECIPES[variant], SHAPE, max_steps)
+    dispatch = train.make_dispatch(mesh, abstract.sae, recipe_of(variant), SHAPE, max_steps)
     return make, source, dispatch
 
 
@@ -64,9 +70,9 @@ def train_for(variant, n_steps, *, group=16, n_devices=1, model=1, state=None):
     step, rows = int(state.step), []
     end = step + n_steps
     while step < end:
-        piece = source.at(step)
-        n = min(group, end - step, piece.stop - step)
-        state, values = dispatch(state, piece.x, piece.mask, piece.order, piece.first, n)
+        window = source.at(step)
+        n = min(group, end - step, window.stop - step)
+        state, values = dispatch(state, window.x, window.mask, window.order, window.first, n)
         rows += [{name: float(value[i]) for name, value in values.items()} for i in range(n)]
         step += n
     return state, rows
@@ -78,7 +84,7 @@ def assert_same(a, b):
 
 @functools.cache
 def one_step(variant):
-    return jax.jit(train.make_step(mesh_of(1), fresh(variant).sae, RECIPES[variant]))
+    return jax.jit(train.make_step(mesh_of(1), fresh(variant).sae, recipe_of(variant)))
 
 
 def first_batch():
@@ -86,7 +92,7 @@ def first_batch():
     return {"x": jnp.asarray(x), "mask": jnp.ones((64, 2))}
 
 
-@pytest.mark.parametrize("variant", list(RECIPES))
+@pytest.mark.parametrize("variant", list(VARIANTS))
 def test_decoder_rows_keep_unit_norm_and_adam_sees_no_gradient_along_them(variant):
     state = jax.device_get(fresh(variant))
     after, _ = one_step(variant)(state, first_batch())
@@ -102,7 +108,7 @@ def test_decoder_rows_keep_unit_norm_and_adam_sees_no_gradient_along_them(varian
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-@pytest.mark.parametrize("variant", list(RECIPES))
+@pytest.mark.parametrize("variant", list(VARIANTS))
 def test_a_bad_batch_leaves_the_state_bit_for_bit(variant, poison):
     state, _ = one_step(variant)(fresh(variant), first_batch())
     batch = first_batch()
@@ -118,7 +124,7 @@ def test_a_bad_batch_leaves_the_state_bit_for_bit(variant, poison):
 
 
 def test_silent_features_are_counted_and_auxk_moves_them_once_they_are_dead():
-    state, dead_after = fresh("topk"), RECIPES["topk"].dead_after_steps
+    state, dead_after = fresh("topk"), RECIPE.dead_after_steps
     b_enc = jnp.zeros(F).at[:8].set(-2.0)  # hardly ever among the k largest, now and then above 0
     state = dataclasses.replace(state, sae=dataclasses.replace(state.sae, b_enc=b_enc))
     rows = [np.asarray(state.sae.w_enc)]
@@ -147,7 +153,7 @@ def test_an_update_that_overflows_is_refused_though_its_gradient_is_finite():
 
 
 def test_the_mean_of_the_weights_follows_them_and_is_what_trained_sae_gives():
-    state, recipe = fresh("batch_topk"), RECIPES["batch_topk"]
+    state, recipe = fresh("batch_topk"), recipe_of("batch_topk")
     mean = np.asarray(state.sae.w_enc)
     for t in range(12):
         state, _ = one_step("batch_topk")(state, first_batch())
@@ -159,12 +165,12 @@ def test_the_mean_of_the_weights_follows_them_and_is_what_trained_sae_gives():
     np.testing.assert_allclose(np.linalg.norm(model.w_dec, axis=1), 1.0, rtol=1e-6)
     assert model.own["threshold"] == state.sae.own["threshold"] > 0
     assert not fresh("topk").ema
-    assert train.trained_sae(fresh("topk")).variant == "topk"
+    assert train.trained_sae(fresh("topk")).variant.name == "topk"
 
 
 @pytest.mark.parametrize("frozen, kept", [("decoder", "w_dec"), ("encoder", "w_enc")])
 def test_a_frozen_matrix_stays_as_it_was_drawn(frozen, kept):
-    recipe = dataclasses.replace(RECIPES["topk"], frozen=frozen)
+    recipe = dataclasses.replace(RECIPE, frozen=frozen)
     state = first = fresh("topk")
     step = jax.jit(train.make_step(mesh_of(1), first.sae, recipe))
     for _ in range(9):
@@ -188,9 +194,10 @@ def test_the_learning_rate_warms_up_holds_and_decays_over_the_last_share():
 
 
 def test_the_decoder_stays_free_only_where_it_is_asked_for():
-    recipe = dataclasses.replace(RECIPES["relu_l1"], decoder_norm="free")
+    free = dataclasses.replace(VARIANTS["relu_l1"], decoder_norm="free")
     state = fresh("relu_l1")
-    step = jax.jit(train.make_step(mesh_of(1), state.sae, recipe))
+    state = dataclasses.replace(state, sae=dataclasses.replace(state.sae, variant=free))
+    step = jax.jit(train.make_step(mesh_of(1), state.sae, RECIPE))
     for _ in range(9):
         state, _ = step(state, first_batch())
     assert np.ptp(np.linalg.norm(state.sae.w_dec, axis=1)) > 1e-3
@@ -203,7 +210,7 @@ def test_the_decoder_stays_free_only_where_it_is_asked_for():
 def test_gradients_on_one_and_eight_devices_agree(variant, meshes_):
     state, gradients = jax.device_get(fresh(variant)), {}
     for n_devices, model in ((1, 1), *meshes_):
-        sums = train.sums_over_mesh(mesh_of(n_devices, model), state.sae, RECIPES[variant])
+        sums = train.sums_over_mesh(mesh_of(n_devices, model), state.sae, recipe_of(variant))
         batch, dead = first_batch(), jnp.zeros(F, bool).at[:9].set(True)
         gradients[n_devices, model] = jax.jit(sums)(state.sae.params, batch["x"], batch["mask"], dead, 0.5)[1]
     for other in meshes_:
@@ -244,8 +251,8 @@ def test_every_setting_of_a_recipe_is_checked():
         train.Recipe(n_steps=10, learning_rate=1e-3, lr_warmup_steps=10)
     with pytest.raises(ValueError, match="learning_rate"):
         train.Recipe(n_steps=10, learning_rate=0.0)
-    with pytest.raises(ValueError, match="aux_alpha"):
-        train.Recipe(n_steps=10, learning_rate=1e-3, aux_alpha=-1.0)
+    with pytest.raises(ValueError, match=r"sae\.topk\.aux_alpha=-1\.0 must be at least 0"):
+        dataclasses.replace(VARIANTS["topk"], aux_alpha=-1.0).check(F)
     with pytest.raises(ValueError, match="'float32', 'default' and 'bfloat16'"):
         train.Recipe(n_steps=10, learning_rate=1e-3, precision="bf16")
     with pytest.raises(ValueError, match="model axis, 8"):
@@ -262,7 +269,7 @@ GOLDEN = {  # loss of steps 1 and 10, fvu and l0 of step 10
 }
 
 
-@pytest.mark.parametrize("variant", list(RECIPES))
+@pytest.mark.parametrize("variant", list(VARIANTS))
 def test_golden_values_of_ten_steps(variant):
     state, rows = fresh(variant), []
     for _ in range(10):

@@ -8,13 +8,12 @@ import pytest
 from jsae import sae
 from jsae.runtime import checkpoints
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, resident, train
+from jsae.sae import train
+from jsae.sae.batches import blocks, resident
 
 C, F, K, N = 16, 64, 4, 128
 SHAPE = resident.shape_of(700, C, N)  # 6 steps an epoch
-RECIPE = train.Recipe(
-    n_steps=60, learning_rate=3e-3, dead_after_steps=2, aux_alpha=1 / 32, precision="float32"
-)
+RECIPE = train.Recipe(n_steps=60, learning_rate=3e-3, dead_after_steps=2)
 STEPS = 8
 # Sums of a few hundred float32 terms in another order: the project's bound for a change of topology
 RELATIVE = 1e-5
@@ -43,9 +42,9 @@ class Topology:
         return self.saved.restore(checkpoints.abstract(self.abstract, self.shardings))
 
     def batch(self, step):
-        piece = self.source.at(step)
+        window = self.source.at(step)
         constants = np.zeros(C, np.float32), np.float32(1)
-        return blocks.take(piece.x, piece.mask, piece.order, step - piece.first, SHAPE, *constants)
+        return blocks.take(window.x, window.mask, window.order, step - window.first, SHAPE, *constants)
 
     def gradients(self, state, step):
         batch = self.batch(step)
@@ -56,8 +55,8 @@ class Topology:
     def run(self, state, step, n):
         dispatch = train.make_dispatch(self.mesh, self.abstract.sae, RECIPE, SHAPE, n)
         for i in range(step, step + n):
-            piece = self.source.at(i)
-            state, _ = dispatch(state, piece.x, piece.mask, piece.order, piece.first, 1)
+            window = self.source.at(i)
+            state, _ = dispatch(state, window.x, window.mask, window.order, window.first, 1)
         return state
 
 

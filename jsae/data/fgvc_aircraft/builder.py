@@ -83,7 +83,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, photos: Iterable[lists.Photo]) -> Iterator[tuple[str, dict]]:
         for photo in photos:
-            example = {"image": decode.file_bytes(photo.path), "id": photo.id} | photo.labels
+            example: dict[str, Any] = {"image": decode.file_bytes(photo.path), "id": photo.id} | photo.labels
             if photo.box is not None:
                 example["box"] = np.array(photo.box, np.int32)
             yield photo.id, example

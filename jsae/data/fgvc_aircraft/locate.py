@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
+from typing import Any
 
 from jsae.data import locks
 from jsae.data.image_folder import disk
@@ -102,7 +103,7 @@ def download(folder: pathlib.Path, alone: bool = False) -> pathlib.Path:
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     with urllib.request.urlopen(URL, timeout=60) as response, open(part, "wb") as file:
         mib = int(response.headers.get("Content-Length") or 0) >> 20
-        with logs.progress(mib, label="download", unit="MiB") as progress:
+        with logs.Progress(mib, 0, "download", "MiB") as progress:
             while block := response.read(1 << 20):
                 file.write(block)
                 progress.update(1)
@@ -147,7 +148,7 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path, *, md5: str | None) -> p
 
 def _extract(archive: pathlib.Path, target: pathlib.Path) -> None:
     root = target.resolve()
-    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before 3.11.4
+    safe: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # absent before 3.11.4
     try:
         with tarfile.open(archive) as tar:
             for member in tar:

@@ -23,7 +23,7 @@ def make(request: Request) -> Source:
     folder = folder.resolve()
     if locate.has_lists(folder):
         return fgvc_source.make(request)
-    how = {
+    how: dict[str, Any] = {
         "seed": request.seed,
         "val_share": request.shares["val"],
         "test_share": request.shares["test"],

@@ -22,7 +22,7 @@ def make(request: Request) -> Source:
             code.update(path.read_bytes())
     sizes = {f"n_{split}": n for split, n in request.sizes.items()}
     drawn = sizes | {"seed": request.seed, "image_size": request.image_size}
-    config = SyntheticAircraftConfig(**drawn, description="Drawn here.")
+    config = SyntheticAircraftConfig(name="", description="Drawn here.", **drawn)
     config.name += f"-{code.hexdigest()[:8]}"
 
     def open_() -> dict[str, Sequence]:

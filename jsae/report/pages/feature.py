@@ -7,7 +7,6 @@ from jsae.report import pictures
 from jsae.report.figures import strips
 from jsae.report.figures.histograms import value_histogram
 from jsae.report.formatting import is_known
-from jsae.report.pages.sentences import in_words
 from jsae.report.results import Results
 from jsae.tables import interval
 
@@ -68,7 +67,8 @@ def feature_data(results: Results, feature: int, image_page: dict[int, str]) -> 
         "nearest": nearest(results, feature),
         "twin": results.twin.get(feature),
         "more": {name: row[name] for name in row if name not in _PLACED},
-        "in_words": in_words(results, row),
+        "docs": results.docs,
+        "main_effect": results.main_effect(feature, scope="map"),
         "scopes": {
             text: groups
             for scope, text in SCOPES.items()

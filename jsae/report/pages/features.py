@@ -6,75 +6,32 @@ no number is rounded or compared twice; only purity16, which can be filtered by 
 
 import json
 
-from jsae import metrics
-from jsae.analysis.features import MAX_Q, MIN_ACTIVE_IMAGES
-from jsae.metrics import class_selectivity
+from jsae.analysis.features import MAX_Q
 from jsae.report.formatting import is_known, number, shown_p
 from jsae.report.results import Results
+from jsae.tables import documentation
 
 _MAX_CROPS = 3
-RARE = f"it fires on fewer than {MIN_ACTIVE_IMAGES} test images"
-_NO_EFFECT = f"{RARE}, or was not ablated"
-# name, head, explanation, why a number may be unknown. The first order of a column is by falling values
-# unless it is in _RISING.
-COLUMNS = (
-    (
-        "purity16",
-        "purity16",
-        f"share of the commonest class among the {metrics.N_PURITY} top test images",
-        f"fires in fewer than {metrics.N_PURITY} images",
-    ),
-    (
-        "selectivity_excess",
-        "selectivity excess",
-        "selectivity minus its mean over shuffled labels",
-        "silent on test",
-    ),
-    ("auroc", "auroc", "of the top class, chosen on train, against the rest of test", RARE),
-    ("density", "density", "share of test vectors on which it fires", "silent on test"),
-    (
-        "removed",
-        "removed",
-        "change of the top class's margin when the feature is removed at every position",
-        _NO_EFFECT,
-    ),
-    ("effect_minus_direction", "removed − control", "the same minus a direction of equal norm", _NO_EFFECT),
-    ("p_direction", "p", "of the difference to the control, two-sided", _NO_EFFECT),
-    ("q_direction", "q", "the same after Benjamini-Hochberg", _NO_EFFECT),
-    (
-        "blurred_minus_control",
-        "blurred − control",
-        "change of that margin when its patch is blurred, minus the matched patch",
-        _NO_EFFECT,
-    ),
-    (
-        "polysemanticity",
-        "poly\u00adsemanticity",
-        "share of the top patches whose class is not the commonest",
-        "silent on test",
-    ),
-    (
-        "n_parts",
-        "parts found",
-        f"number of parts with a part AUROC above {class_selectivity.N_PARTS_AUROC} on test",
-        "no masks",
-    ),
-    (
-        "erf_share",
-        "erf share",
-        "share of the gradient that falls inside the cell's own stride",
-        "not measured",
-    ),
-    (
-        "part_auroc",
-        "part auroc",
-        "how well it finds the part that it finds best, over cells on the foreground; 0.5 by chance",
-        "not measured",
-    ),
+COLUMNS = (  # head, table ("features": of `Results.features`), column; those that no row knows are left out
+    ("purity16", "features", "purity16"),
+    ("selectivity excess", "features", "selectivity_excess"),
+    ("auroc", "features", "auroc"),
+    ("density", "features", "density"),
+    ("removed", "all_features", "map_top_class_margin"),
+    ("removed − control", "feature_space", "effect_minus_direction"),
+    ("p", "feature_space", "p_direction"),
+    ("q", "feature_space", "q_direction"),
+    ("blurred − control", "input_space", "effect_minus_control"),
+    ("poly\u00adsemanticity", "features", "polysemanticity"),
+    ("parts found", "features", "n_parts"),
+    ("erf share", "features", "erf_share"),
+    ("part auroc", "features", "part_auroc"),
 )
-_RISING = {"removed", "effect_minus_direction", "p_direction", "q_direction", "blurred_minus_control"}
-_ALWAYS = {"purity16", "q_direction"}  # columns that are shown although no row knows them
-_P_VALUES = {"p_direction", "q_direction"}
+_ROWS = {  # table -> the rows shown: the margin of the top class, removed at every position or blurred
+    "feature_space": {"scope": "map", "target": "top_class", "measure": "margin"},
+    "input_space": {"target": "top_class", "measure": "margin"},
+    "all_features": {},
+}
 
 
 def features_data(results: Results) -> dict:
@@ -82,45 +39,42 @@ def features_data(results: Results) -> dict:
 
     Returns:
       feature, page (has one), name (of the top class), part, flags, crops: one entry per feature; classes:
-      those that can be asked for; columns: dicts name, head, doc, reason, rising, values, text, rank.
+      those that can be asked for; columns: dicts name, head, doc, rising, values, text, rank. The first order
+      of a column is by falling values unless it is `rising`, as effects and p values are.
     """
     found = results.features
     place = {feature: i for i, feature in enumerate(found["feature"])}
     order = list(dict.fromkeys([*results.chosen, *found["feature"]]))
-    rows = [place[feature] for feature in order]
-    listed = {name: [values[i] for i in rows] for name, values in (found | _effects(results)).items()}
-    ablated, pages = set(results.ablated), set(results.chosen)
-    differs = [is_known(q) and q <= MAX_Q for q in listed["q_direction"]]
+    listed = {name: [values[place[feature]] for feature in order] for name, values in found.items()}
+    columns = []
+    for head, table, name in COLUMNS:
+        values, doc = listed.get(name, []), results.docs.get(name, "")
+        if table in results.tables and table in _ROWS:
+            by_feature = _by_feature(results, table, name)
+            values = [by_feature.get(feature) for feature in order]
+            doc = documentation(results.tables[table])[name]
+        if name == "purity16" or any(map(is_known, values)):
+            text = [_text(name, value) for value in values]
+            column = {"name": name, "head": head, "doc": doc, "rising": table in _ROWS, "values": values}
+            columns.append(column | {"text": text, "rank": ranks(values)})
+    q = _by_feature(results, "feature_space", "q_direction")
     kinds = {
-        "s": listed["class_selective"],
-        "a": [feature in ablated for feature in order],
-        "e": listed["eligible"],
-        "d": [not alive for alive in listed["alive"]],
-        "q": differs,
+        "s": {f for f, is_selective in zip(order, listed["class_selective"], strict=True) if is_selective},
+        "a": set(results.ablated),
+        "e": {f for f, is_eligible in zip(order, listed["eligible"], strict=True) if is_eligible},
+        "d": {f for f, is_alive in zip(order, listed["alive"], strict=True) if not is_alive},
+        "q": {f for f, value in q.items() if is_known(value) and value <= MAX_Q},
     }
-    names = listed["top_class_name"]
+    pages = set(results.chosen)
     return {
         "feature": order,
         "page": [feature in pages for feature in order],
-        "name": names,
-        "classes": sorted({name for name in names if name is not None}),
+        "name": listed["top_class_name"],
+        "classes": sorted({name for name in listed["top_class_name"] if name is not None}),
         "part": listed.get("part"),
-        "flags": ["".join(kind for kind in kinds if kinds[kind][i]) for i in range(len(order))],
+        "flags": ["".join(kind for kind, those in kinds.items() if feature in those) for feature in order],
         "crops": [_crops(results, feature) if feature in pages else [] for feature in order],
-        "columns": [
-            {
-                "name": name,
-                "head": head,
-                "doc": doc,
-                "reason": reason,
-                "rising": name in _RISING,
-                "values": listed[name],
-                "text": [_text(name, value) for value in listed[name]],
-                "rank": ranks(listed[name]),
-            }
-            for name, head, doc, reason in COLUMNS
-            if name in _ALWAYS or any(map(is_known, listed.get(name, ())))
-        ],
+        "columns": columns,
     }
 
 
@@ -134,7 +88,7 @@ def data_script(page: dict, grid: tuple[int, int] | None) -> bytes:
         "purity16": [round(float(value), 6) if is_known(value) else None for value in purity],
         "grid": grid,
         "columns": [
-            {key: column[key] for key in ("text", "rank", "reason", "rising")} for column in page["columns"]
+            {key: column[key] for key in ("text", "rank", "doc", "rising")} for column in page["columns"]
         ],
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
@@ -151,7 +105,7 @@ def _text(name: str, value: float | None) -> str:
     """What a cell of a column shows, "" for an unknown number."""
     if not is_known(value):
         return ""
-    return str(shown_p(value)) if name in _P_VALUES else number(value)
+    return str(shown_p(value)) if name in ("p_direction", "q_direction") else number(value)
 
 
 def _crops(results: Results, feature: int) -> list[list[int]]:
@@ -160,22 +114,11 @@ def _crops(results: Results, feature: int) -> list[list[int]]:
     return [[patch["image"], patch["y"], patch["x"]] for patch in patches]
 
 
-def _effects(results: Results) -> dict[str, list]:
-    """Effects on the margin of the top class, in the order of features.parquet."""
-    features = results.features["feature"]
-    keys = {"target": "top_class", "measure": "margin"}
-    names = ("mean_delta", "effect_minus_direction", "p_direction", "q_direction")
-    direct = {name: _by_feature(results, "feature_space", name, scope="map", **keys) for name in names}
-    blurred = _by_feature(results, "input_space", "effect_minus_control", **keys)
-    removed = direct.pop("mean_delta") | _by_feature(results, "all_features", "map_top_class_margin")
-    found = {"removed": removed, "blurred_minus_control": blurred, **direct}
-    return {name: [values.get(feature) for feature in features] for name, values in found.items()}
-
-
-def _by_feature(results: Results, name: str, column: str, **equal: str) -> dict:
-    """feature -> `column` of the rows of a table in which the columns `equal` have these values."""
+def _by_feature(results: Results, name: str, column: str) -> dict:
+    """feature -> `column` of the rows of a table that are shown, {} where it does not exist."""
     if name not in results.tables:
         return {}
+    equal = _ROWS[name]
     columns = results.tables[name].select(["feature", column, *equal]).to_pydict()
     rows = zip(columns["feature"], columns[column], *(columns[k] for k in equal), strict=True)
     return {feature: value for feature, value, *keys in rows if tuple(keys) == tuple(equal.values())}

@@ -46,45 +46,17 @@ def images_data(results: Results, order: list[int], number: int, image_ids: Sequ
       image_ids: id of each test image, or None.
     """
     entries = results.survey.images
-
-    def name(index: int | None) -> str | None:
-        names = results.facts["class_names"]
-        return names[index] if index is not None and index < len(names) else None
-
-    images = []
-    for image in order[(number - 1) * PER_PAGE : number * PER_PAGE]:
-        entry = entries[image]
-        rows = []
-        for row in entry["features"]:
-            top = results.feature(row["feature"])["top_class_name"] if results.features else None
-            prediction = row.get("prediction")
-            rows.append(
-                row
-                | {
-                    "page": row["feature"] in results.chosen,
-                    "top_class_name": top,
-                    "flips": prediction is not None and prediction != entry["prediction"],
-                    "map": pictures.map_text(row["map"]),
-                    "prediction_name": name(prediction),
-                }
-            )
-        images.append(
-            {
-                "image": image,
-                "id": image if image_ids is None else image_ids[image],
-                "label_name": name(entry["label"]),
-                "prediction_name": name(entry["prediction"]),
-                "right": entry["label"] == entry["prediction"],
-                "confidence": entry["confidence"],
-                "n_flips": n_flips(entry),
-                "rows": rows,
-            }
-        )
+    listed = order[(number - 1) * PER_PAGE : number * PER_PAGE]
+    features = {row["feature"] for image in listed for row in entries[image]["features"]}
     return {
-        "images": images,
+        "images": [(i, i if image_ids is None else image_ids[i], entries[i]) for i in listed],
         "number": number,
         "pages": page_names(len(order)),
         "n_images": len(order),
         "n_flipped": sum(n_flips(entries[image]) > 0 for image in order),
+        "n_flips": n_flips,
+        "map_text": pictures.map_text,
         "has_effects": any(entries[image]["prediction"] is not None for image in order),
+        "feature_pages": features.intersection(results.chosen),
+        "top_classes": {feature: results.feature(feature)["top_class_name"] for feature in features},
     }

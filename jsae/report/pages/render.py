@@ -14,7 +14,6 @@ from jsae import metrics
 from jsae.ablation.input_space import controls
 from jsae.analysis import features
 from jsae.report import formatting
-from jsae.report.pages import sentences
 
 STATIC = ("style.css", "report.js")
 
@@ -28,16 +27,25 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    functions = ("shown", "shown_p", "interval", "with_interval", "estimate", "percent")
+    functions = ("shown", "shown_p", "interval", "with_interval", "estimate", "percent", "is_known")
     environment.globals |= {name: getattr(formatting, name) for name in functions}
     environment.globals |= {
-        "why_unknown": sentences.why_unknown,
+        "why_unknown": why_unknown,
         "min_active": features.MIN_ACTIVE_IMAGES,
         "max_q": features.MAX_Q,
+        "min_auroc": features.MIN_AUROC,
         "n_purity": metrics.N_PURITY,
         "energy_tolerance": controls.ENERGY_TOLERANCE,
     }
     return environment
+
+
+def why_unknown(n_active: int) -> str:
+    """Why an effect of a feature that fires on `n_active` test images may be unknown."""
+    if n_active < features.MIN_ACTIVE_IMAGES:
+        least = f"at least {features.MIN_ACTIVE_IMAGES} test images"
+        return f"stated for features that fire on {least}; this one fires on {n_active}"
+    return "not defined here: one class only, or too few images have a matching control"
 
 
 @functools.cache

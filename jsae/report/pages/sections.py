@@ -4,8 +4,8 @@ A section is (page data, figures by name); parts whose table does not exist are 
 """
 
 import pyarrow as pa
-import scipy.stats
 
+from jsae import metrics
 from jsae.report.figures import classifier as classifier_figures
 from jsae.report.figures import histograms, pareto
 from jsae.report.figures.lines import Series, learning_curves, line_panel
@@ -55,10 +55,8 @@ _PARTS = (
 
 def with_wilson(row: dict, n: int | None) -> dict:
     """The row with the 95% Wilson interval of its accuracy, a share of `n` images; None where unknown."""
-    ends = (None, None)
-    if is_known(row["accuracy"]) and n:
-        ends = scipy.stats.binomtest(round(row["accuracy"] * n), n).proportion_ci(method="wilson")
-    return row | interval("accuracy", row["accuracy"], *ends)
+    low, high = metrics.wilson(row["accuracy"], n) or (None, None)
+    return row | interval("accuracy", row["accuracy"], low, high)
 
 
 def classifier_section(results: Results) -> tuple[dict, dict]:
@@ -75,7 +73,7 @@ def classifier_section(results: Results) -> tuple[dict, dict]:
         drawn["confusion"] = classifier_figures.confusion("Confusion matrix of the test images", cells, names)
     if bins:
         drawn["calibration"] = classifier_figures.reliability("Accuracy against confidence", bins)
-    finished = results.finished["classifier"]
+    finished = results.finished("classifier")
     return {
         "curves": curves,
         "classes": classes,
@@ -108,12 +106,12 @@ def sae_section(results: Results) -> tuple[dict, dict]:
             *([columns[name][i] for i in firing] for name in ("density", "class_selective")),
         )
     swept = {f"sweep-{name}": figure for name, figure in pareto.plots(results.all_rows("sweep")).items()}
-    finished = results.finished["sae"]
+    finished = results.finished("sae")
     numbers = [(text, finished[key]) for key, text in _SAE_NUMBERS if finished.get(key) is not None]
     losses = [row["train/loss"] for row in results.curves["sae"] if "train/loss" in row]
     if losses:
         numbers.insert(0, ("loss of the last logged training step", losses[-1]))
-    splice = results.finished["ablation"].get("splice") or {}
+    splice = results.finished("ablation").get("splice") or {}
     counts = None
     if columns:
         counts = {name: sum(map(bool, columns[name])) for name in ("alive", "eligible", "class_selective")}
@@ -138,7 +136,7 @@ def effects_section(results: Results) -> tuple[dict, dict]:
     most = max((row["m"] for row in rows), default=0)
     ends = [row | {"text": _ORDERS[row["order"]]} for row in rows if row["m"] in (0, most // 2, most)]
     spaces = [results.summary["ablation"][space] for space in ("feature_space", "input_space")]
-    finished = results.finished["ablation"].get("all_features") or {}
+    finished = results.finished("ablation").get("all_features") or {}
     return {
         "means": [(text, [(space[key], space[f"{key}_ci95"]) for space in spaces]) for key, text in _MEANS],
         "forest": _forest(results),

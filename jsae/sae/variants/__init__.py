@@ -7,21 +7,31 @@
     matryoshka   batch_topk on nested dictionaries (arXiv 2503.17547)
     gated        one path for whether, one for how much (arXiv 2404.16014)
 
-A new variant is one file with a `base.Variant`, one line here, and one test file. What its SAE looks like
-in SAELens' format stands in `jsae.sae.export`.
+A new variant is one file with a subclass of `base.Variant` (its settings, what it computes, its form in
+SAELens' files), one line here, and one test file. Its settings are config.sae.<name>.
 """
 
-from jsae.sae.variants import batch_topk, gated, jumprelu, matryoshka, relu_l1, topk
-from jsae.sae.variants.base import Batch, Parts, Terms, Variant, preactivations
-from jsae.sae.variants.shard import WHOLE, Shard
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-VARIANTS: dict[str, Variant] = {
-    "relu_l1": relu_l1.VARIANT,
-    "topk": topk.VARIANT,
-    "batch_topk": batch_topk.VARIANT,
-    "jumprelu": jumprelu.VARIANT,
-    "matryoshka": matryoshka.VARIANT,
-    "gated": gated.VARIANT,
+from jsae.sae.variants import shard
+from jsae.sae.variants.base import Batch, Parts, SaeLens, Variant, preactivations
+from jsae.sae.variants.batch_topk import BatchTopK
+from jsae.sae.variants.gated import Gated
+from jsae.sae.variants.jumprelu import JumpReLU
+from jsae.sae.variants.matryoshka import Matryoshka
+from jsae.sae.variants.relu_l1 import ReluL1
+from jsae.sae.variants.shard import WHOLE, Shard
+from jsae.sae.variants.topk import TopK
+
+VARIANTS: dict[str, type[Variant]] = {
+    "relu_l1": ReluL1,
+    "topk": TopK,
+    "batch_topk": BatchTopK,
+    "jumprelu": JumpReLU,
+    "matryoshka": Matryoshka,
+    "gated": Gated,
 }
 
 __all__ = [
@@ -29,13 +39,16 @@ __all__ = [
     "WHOLE",
     "Batch",
     "Parts",
+    "SaeLens",
     "Shard",
-    "Terms",
     "Variant",
-    "check",
     "check_name",
-    "check_terms",
+    "defaults",
+    "make",
+    "of_section",
     "preactivations",
+    "settings_of",
+    "shard",
 ]
 
 
@@ -45,28 +58,40 @@ def check_name(variant: str) -> None:
         raise ValueError(f"unknown SAE variant {variant!r}; the variants are {', '.join(VARIANTS)}")
 
 
-def check(variant: str, *, n_channels: int, n_features: int, k: int | None) -> None:
-    """Raise ValueError unless these settings make an SAE; the message lists the valid ones."""
+def settings_of(variant: str) -> tuple[str, ...]:
+    """The names of a variant's settings."""
+    return tuple(field.name for field in dataclasses.fields(VARIANTS[variant]))
+
+
+def defaults() -> dict[str, dict[str, Any]]:
+    """Each variant's settings with their defaults, as they stand in config.sae."""
+    return {name: dataclasses.asdict(variant()) for name, variant in VARIANTS.items()}
+
+
+def make(variant: str, **settings: Any) -> Variant:
+    """The variant of a name with these settings, the others at their defaults.
+
+    Raises ValueError for a name that is no variant or a setting that it does not have; see also
+    `Variant.check`.
+    """
     check_name(variant)
-    if n_features < 1 or n_channels < 1:
-        raise ValueError(f"n_features={n_features} and n_channels={n_channels} must both be at least 1")
-    if not VARIANTS[variant].has_k:
-        if k is not None:
-            raise ValueError(f"variant {variant!r} has no k; got k={k}, expected k=None")
-    elif not isinstance(k, int) or not 1 <= k <= n_features:
-        raise ValueError(f"variant {variant!r} needs an integer k in 1..n_features={n_features}; got k={k!r}")
-
-
-def check_terms(variant: str, terms: Terms, n_features: int) -> None:
-    """Raise ValueError unless the variant can be trained with these terms."""
-    if terms.decoder_norm not in ("unit", "free"):
-        raise ValueError(f"decoder_norm={terms.decoder_norm!r}; the valid values are 'unit' and 'free'")
-    if terms.decoder_norm == "free" and variant != "relu_l1":
+    unknown = [name for name in settings if name not in settings_of(variant)]
+    if unknown:
         raise ValueError(
-            f"decoder_norm='free' is for variant 'relu_l1', whose penalty is then weighted by the norms; "
-            f"variant {variant!r} needs 'unit'"
+            f"variant {variant!r} has no {unknown[0]}; its settings are {', '.join(settings_of(variant))}"
         )
-    if variant == "jumprelu" and not terms.bandwidth > 0:
-        raise ValueError(f"variant 'jumprelu' needs a bandwidth above 0; got {terms.bandwidth}")
-    if variant == "matryoshka":
-        matryoshka.check_prefixes(terms.prefixes, n_features)
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    return VARIANTS[variant](**values)
+
+
+def of_section(c: Mapping | Any) -> Variant:
+    """The variant that `config.sae` chooses, with the settings in its section.
+
+    Raises ValueError for an unknown variant or setting, and for a variant's setting outside its section.
+    """
+    check_name(c.variant)
+    for name in sorted(set(c) - set(VARIANTS)):
+        having = [f"config.sae.{variant}.{name}" for variant in VARIANTS if name in settings_of(variant)]
+        if having:
+            raise ValueError(f"config.sae.{name} is a setting of single variants: {', '.join(having)}")
+    return make(c.variant, **c.get(c.variant, {}))

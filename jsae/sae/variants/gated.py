@@ -10,31 +10,55 @@ The step [gate > 0] has no gradient: the gate learns from the last two terms onl
 keeps the last one from bending the dictionary. The b_dec inside `gate` stays trainable.
 """
 
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from jsae.runtime import settings
 from jsae.sae.variants import base
+from jsae.sae.variants.shard import WHOLE, Shard
 
 
-def _activate(pre, arrays, k, shard):
-    strength = jnp.exp(arrays["r_mag"])[None, :] * (pre - arrays["b_enc"][None, :])
-    strength = base.relu(strength + arrays["b_mag"][None, :])
-    return jnp.where(pre <= 0, 0.0, strength)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gated(base.Variant):
+    """Settings.
 
+    Attributes:
+      l1: coefficient of the L1 term.
+      l1_warmup_steps: steps over which it rises linearly to its value.
+    """
 
-def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
-    feats = batch.mask[:, None] * _activate(pre, params, k, batch.shard)  # [N, F]
-    mse, resid = base.reconstruct(feats, params, batch)
-    gate = batch.mask[:, None] * base.relu(pre)  # [N, F]
-    aux, _ = base.reconstruct(gate, lax.stop_gradient(params), batch)
-    penalty = batch.shard.over_features(gate.sum()) / batch.x_n.shape[1]
-    return mse + batch.sparsity * penalty + aux, base.Parts(feats, resid, penalty, aux)
+    l1: float = 0.0
+    l1_warmup_steps: int = 0
 
+    name = "gated"
+    saelens = base.SaeLens("gated", bias="b_gate", arrays={"b_mag": True, "r_mag": False})
+    ranges: ClassVar = {"l1": settings.NOT_NEGATIVE, "l1_warmup_steps": settings.NONE_OR_MORE}
+    learned = by_feature = ("r_mag", "b_mag")
 
-def _own(n_features):
-    return {name: jnp.zeros(n_features, jnp.float32) for name in ("r_mag", "b_mag")}
+    def sparsity(self, step: jax.Array | None = None) -> jax.Array | float:
+        return base.warm_up(self.l1, self.l1_warmup_steps, step)
 
+    def own(self, n_features: int) -> dict[str, jax.Array]:
+        return {name: jnp.zeros(n_features, jnp.float32) for name in ("r_mag", "b_mag")}
 
-VARIANT = base.Variant(
-    activate=_activate, objective=_objective, own=_own, learned=("r_mag", "b_mag"), coefficient="l1"
-)
+    def activate(self, pre: jax.Array, arrays: dict, shard: Shard = WHOLE) -> jax.Array:
+        strength = jnp.exp(arrays["r_mag"])[None, :] * (pre - arrays["b_enc"][None, :])
+        strength = base.relu(strength + arrays["b_mag"][None, :])
+        return jnp.where(pre <= 0, 0.0, strength)
+
+    def objective(self, pre: jax.Array, params: dict, batch: base.Batch) -> tuple[jax.Array, base.Parts]:
+        feats = batch.mask[:, None] * self.activate(pre, params)  # [N, F]
+        mse, resid = base.reconstruct(feats, params, batch)
+        gate = batch.mask[:, None] * base.relu(pre)  # [N, F]
+        aux, _ = base.reconstruct(gate, lax.stop_gradient(params), batch)
+        penalty = batch.shard.over_features(gate.sum()) / batch.x_n.shape[1]
+        return mse + batch.sparsity * penalty + aux, base.Parts(feats, resid, penalty, aux)
+
+    def fold_input_bias(self, own: dict, shift: Any) -> dict:
+        """The magnitude does not read b_enc: its bias moves too."""
+        return own | {"b_mag": own["b_mag"] + np.exp(own["r_mag"]) * shift}

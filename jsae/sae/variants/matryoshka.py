@@ -1,29 +1,61 @@
 """Matryoshka SAE over BatchTopK (arXiv 2503.17547): the first features must do without the later ones.
 
-    loss = sum over prefixes m of  mean || f_n[:m] @ w_dec[:m] + b_dec - x_n ||^2 / C
+    loss = sum over prefixes m of  mean || x_n - f_n[:m] @ w_dec[:m] - b_dec ||^2 / C
 
 The prefixes are nested dictionaries, the last one is the whole. Selection, threshold and AuxK are
 BatchTopK's, over all F features; AuxK sees the error of the whole dictionary, and the reported mse is
 that of the whole too.
 """
 
+import dataclasses
 import itertools
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jsae.runtime import settings
 from jsae.sae.variants import base, batch_topk
 
 
-def _objective(pre, params, batch: base.Batch, terms: base.Terms, k):
-    feats, at = batch_topk.select(pre, batch, k)  # [N, F]
-    check_prefixes(terms.prefixes, feats.shape[1] * batch.shard.n_model)
-    resid = params["b_dec"][None, :] - batch.x_n  # [N, C]
-    total = 0.0
-    for part in batch.shard.over_features(_by_band(feats, params["w_dec"], terms.prefixes, batch.shard)):
-        resid = resid + part
-        total = total + base.squares(resid, batch)
-    return total, base.Parts(feats, resid, seen={"cut": at})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Matryoshka(batch_topk.BatchTopK):
+    """Settings: those of BatchTopK, and
+
+    Attributes:
+      prefix_shares: sizes of the nested dictionaries as shares of F, rising to 1.
+    """
+
+    prefix_shares: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
+    name = "matryoshka"
+    ranges: ClassVar = batch_topk.BatchTopK.ranges | {"prefix_shares": settings.PART}
+    sparse = None
+
+    def check(self, n_features: int) -> None:
+        super().check(n_features)
+        prefixes = self.prefixes(n_features)
+        rising = all(a < b for a, b in itertools.pairwise((0, *prefixes)))
+        if not prefixes or not rising or prefixes[-1] != n_features:
+            raise ValueError(
+                f"variant 'matryoshka' needs prefixes that rise from at least 1 to n_features={n_features}; "
+                f"got {prefixes} from prefix_shares={self.prefix_shares}"
+            )
+
+    def prefixes(self, n_features: int) -> tuple[int, ...]:
+        """Sizes of the nested dictionaries of F features."""
+        return tuple(round(share * n_features) for share in self.prefix_shares)
+
+    def objective(self, pre: jax.Array, params: dict, batch: base.Batch) -> tuple[jax.Array, base.Parts]:
+        feats, at = batch_topk.select(pre, batch, self.k)  # [N, F]
+        prefixes = self.prefixes(feats.shape[1] * batch.shard.n_model)
+        resid = batch.x_n - params["b_dec"][None, :]  # [N, C]
+        total = 0.0
+        for part in batch.shard.over_features(_by_band(feats, params["w_dec"], prefixes, batch.shard)):
+            resid = resid - part
+            total = total + base.squares(resid, batch)
+        return total, base.Parts(feats, resid, batch_stats={"cut": at})
 
 
 def _by_band(feats, w_dec, prefixes: tuple, shard) -> list:
@@ -45,23 +77,3 @@ def _by_band(feats, w_dec, prefixes: tuple, shard) -> list:
         sum(jnp.where(here[i] == band, part, 0.0) for i, part in enumerate(parts))
         for band in range(len(prefixes))
     ]
-
-
-def check_prefixes(prefixes: tuple, n_features: int) -> None:
-    """Raise ValueError unless the prefixes rise from at least 1 to F."""
-    rising = all(a < b for a, b in itertools.pairwise((0, *prefixes)))
-    if not prefixes or not rising or prefixes[-1] != n_features:
-        raise ValueError(
-            f"variant 'matryoshka' needs prefixes that rise from at least 1 to n_features={n_features}; "
-            f"got {tuple(prefixes)}"
-        )
-
-
-VARIANT = base.Variant(
-    activate=batch_topk.activate,
-    objective=_objective,
-    own=batch_topk.own,
-    follow=batch_topk.follow,
-    has_k=True,
-    has_auxk=True,
-)

@@ -9,6 +9,7 @@ a reconstruction [N, C].
 import dataclasses
 import functools
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,48 +38,48 @@ class Shard:
     dtype: str = "float32"
     stable: bool = True
 
-    def over_rows(self, value):
+    def over_rows(self, value: Any) -> Any:
         """The sum of a value over the devices that hold the other rows."""
         return lax.psum(value, self.data) if self.data else value
 
-    def over_features(self, value):
+    def over_features(self, value: Any) -> Any:
         """The sum of a partial value over the devices that hold the other features.
 
         The gradient is that of a plain sum whose result is used once: devices get the cotangent as it is.
         """
         return _sum_once(value, self.model) if self.model else value
 
-    def everywhere(self, value):
-        """The sum over both."""
+    def over_all(self, value: Any) -> Any:
+        """The sum over the devices that hold the other rows or features."""
         return self.over_features(self.over_rows(value))
 
-    def largest(self, value):
+    def largest(self, value: jax.Array) -> jax.Array:
         """The largest of a value over the devices that hold the other features."""
         return lax.pmax(value, self.model) if self.model else value
 
-    def candidates(self, values):
-        """All devices' few candidates of a row, [N, m] each, side by side [N, n_model * m]."""
+    def candidates(self, values: jax.Array) -> jax.Array:
+        """The few candidates of each row of all devices, [N, m] each, side by side [N, n_model * m]."""
         return lax.all_gather(values, self.model, axis=1, tiled=True) if self.model else values
 
-    def index(self):
+    def index(self) -> jax.Array | int:
         """Which shard of the features this is, from 0."""
         return lax.axis_index(self.model) if self.model else 0
 
-    def top_k(self, values, k: int):
+    def top_k(self, values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         """The k largest of each row of this device and their indices [N, k]."""
         if self.stable or not HAS_UNSTABLE_TOP_K:
             return lax.top_k(values, k)
         return lax.top_k(values, k, is_stable=False)
 
-    def product(self, a, b):
+    def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a [N, F] @ b [F, C], differentiable."""
         return a @ b if self.dtype == "float32" else _product(a, b, self.dtype)
 
-    def product_t(self, a, b):
+    def product_t(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a [N, C] times the rows of b [F, C] -> [N, F]."""
         return _dot(a, b, 1, 1, self.dtype)
 
-    def outer_sum(self, a, b):
+    def outer_sum(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Sum over rows of a [N, F] times b [N, C] -> [F, C]."""
         return _dot(a, b, 0, 0, self.dtype)
 

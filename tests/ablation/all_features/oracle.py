@@ -83,4 +83,4 @@ def make_network(n_classes=6):
     rows = np.concatenate([near, rng.normal(size=(60, 16))])
     rows = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
     zeros = [jnp.zeros(80), jnp.zeros(16), jnp.zeros(16)]
-    return params, sae.SAE(rows, zeros[0], rows, *zeros[1:], jnp.float32(1.5), "topk", 20), acts
+    return params, sae.SAE(rows, zeros[0], rows, *zeros[1:], jnp.float32(1.5), sae.variants.TopK(k=20)), acts

@@ -12,7 +12,8 @@ from jsae import sae
 from jsae.activations import store
 from jsae.runtime import artifacts, preemption, stages
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, fit, memory, mixing, sources, streamed
+from jsae.sae import loop, memory, variants
+from jsae.sae.batches import blocks, mixing, sources, streamed
 from jsae.sae.run import run
 
 C, GRID, IMAGES = 3, (2, 2), (250, 130, 320)  # 700 images, 2,800 vectors
@@ -49,9 +50,9 @@ def source_on(folder, n_devices=1, *, seed=0, last_step=200):
 
 def batch_of(source, step):
     """The real vectors of a step as the devices see them, in order."""
-    piece = source.at(step)
+    window = source.at(step)
     constants = np.zeros(C, np.float32), np.float32(1)
-    batch = blocks.take(piece.x, piece.mask, piece.order, step - piece.first, source.shape, *constants)
+    batch = blocks.take(window.x, window.mask, window.order, step - window.first, source.shape, *constants)
     return np.asarray(batch["x"])[np.asarray(batch["mask"]) > 0]
 
 
@@ -66,16 +67,16 @@ def epoch_of(source, epoch):
 
 def test_each_vector_comes_once_an_epoch_in_another_order_each_time(folder):
     source = source_on(folder)
-    assert source.shape.n_pieces > 3
+    assert source.shape.n_windows > 3
     epochs = [epoch_of(source, epoch) for epoch in (0, 1)]
     for batches in epochs:
         vectors = np.concatenate(batches)
         np.testing.assert_array_equal(np.sort(vectors[:, 0]), np.arange(2800))
         np.testing.assert_array_equal(vectors[:, 1:], np.stack([2 * vectors[:, 0], np.full(2800, 0.5)], 1))
-    per_piece = source.shape.steps_per_piece
-    first_pieces = [set(np.concatenate(batches[:per_piece])[:, 0]) for batches in epochs]
-    # Other images meet in a window each epoch: about one in n_pieces of them by chance alone
-    assert len(first_pieces[0] & first_pieces[1]) < 0.5 * len(first_pieces[0])
+    per_window = source.shape.steps_per_window
+    first_windows = [set(np.concatenate(batches[:per_window])[:, 0]) for batches in epochs]
+    # Other images meet in a window each epoch: about one in n_windows of them by chance alone
+    assert len(first_windows[0] & first_windows[1]) < 0.5 * len(first_windows[0])
     other = epoch_of(source_on(folder, seed=1), 0)
     assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(other))
     source.close()
@@ -90,23 +91,23 @@ def test_the_order_is_that_of_any_number_of_devices_and_of_a_run_that_starts_any
         np.testing.assert_array_equal(numbers[numbers >= 0], expected[:, 0])
 
 
-def test_two_pieces_at_most_are_there_and_the_next_is_read_ahead(folder, monkeypatch):
+def test_two_windows_at_most_are_there_and_the_next_is_read_ahead(folder, monkeypatch):
     source, loads = source_on(folder, last_step=12), []
     original = source._load
     monkeypatch.setattr(source, "_load", lambda number: loads.append(number) or original(number))
-    per_piece = source.shape.steps_per_piece
+    per_window = source.shape.steps_per_window
     source.at(0)
     assert loads == [0]
-    source.done(0)  # nothing is finished yet: the piece before may still be in use
+    source.done(0)  # nothing is finished yet: the window before may still be in use
     assert loads == [0] and source._next is None
     source.done(1)
     source.done(2)
     source._next[1].result()
     assert loads == [0, 1]
-    source.at(per_piece)
-    source.done(per_piece)
+    source.at(per_window)
+    source.done(per_window)
     assert loads == [0, 1]
-    last = (12 - 1) // per_piece
+    last = (12 - 1) // per_window
     source.at(12 - 1)
     source.done(12)
     assert source._next is None and max(loads) == last  # nothing is read beyond the run
@@ -151,13 +152,13 @@ def test_a_short_store_is_streamed_too(tmp_path):
 
 def stop_in_report(monkeypatch, call):
     """A run is asked to stop when it writes the metrics of its call-th dispatch."""
-    calls, original = [], fit._report
+    calls, original = [], loop._report
 
     def report(*args):
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(fit, "_report", report)
+    monkeypatch.setattr(loop, "_report", report)
     monkeypatch.setattr(preemption, "requested", lambda: len(calls) >= call)
 
 
@@ -165,7 +166,9 @@ def test_a_streamed_run_resumes_bit_for_bit(examples, tmp_path, monkeypatch):
     finals = []
     for name in ("whole", "stopped"):
         config, workdir = examples.small_config(), tmp_path / name
-        config.sae.update(store="streamed", buffer_mib=64 * 4 * 68 / 2**20, n_epochs=3.0)  # two steps a piece
+        config.sae.update(
+            store="streamed", buffer_mib=64 * 4 * 68 / 2**20, n_epochs=3.0
+        )  # two steps a window
         examples.make_activations(config, workdir)
         if name == "stopped":
             with monkeypatch.context() as patch:
@@ -187,7 +190,7 @@ import re, sys
 import jax, numpy as np
 from jsae.activations import store
 from jsae.runtime import mesh as meshes
-from jsae.sae import streamed
+from jsae.sae.batches import streamed
 source = streamed.Streamed(meshes.make_mesh(), store.ActivationStore.open(sys.argv[1]), 4096,
     buffer_mib=4.0, seed=0, last_step=10**6)
 use = jax.jit(lambda x, order: x.sum() + order.sum())
@@ -195,12 +198,12 @@ def anonymous_mib():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 seen = []
 for step in range(3 * source.shape.steps_per_epoch):
-    piece = source.at(step)
-    use(piece.x, piece.order).block_until_ready()
+    window = source.at(step)
+    use(window.x, window.order).block_until_ready()
     source.done(step + 1)
     seen.append(anonymous_mib())
 first = seen[source.shape.steps_per_epoch // 2]
-print(source.shape.n_pieces, source.shape.mib, first, max(seen))
+print(source.shape.n_windows, source.shape.mib, first, max(seen))
 """
 
 
@@ -221,10 +224,10 @@ def test_memory_stays_flat_while_a_store_of_five_buffers_streams_by(clean_enviro
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    n_pieces, piece_mib, early, most = map(float, done.stdout.split())
-    assert n_pieces >= 5 and piece_mib <= 4
-    # Two pieces on the device and one on its way through the host; what leaked would be 60 MiB by the end
-    assert most - early <= 3 * piece_mib, done.stdout
+    n_windows, window_mib, early, most = map(float, done.stdout.split())
+    assert n_windows >= 5 and window_mib <= 4
+    # Two windows on the device and one on its way through the host; what leaked would be 60 MiB by the end
+    assert most - early <= 3 * window_mib, done.stdout
 
 
 def test_auto_streams_what_does_not_fit_and_a_run_keeps_its_source(folder, tmp_path, monkeypatch):
@@ -234,7 +237,7 @@ def test_auto_streams_what_does_not_fit_and_a_run_keeps_its_source(folder, tmp_p
 
     def choose(available):
         monkeypatch.setattr(memory, "of_device", lambda mesh: available)
-        return sources.choose(mesh, opened, c, tmp_path, 0)
+        return sources.choose(mesh, opened, c, variants.TopK(k=2), tmp_path, 0)
 
     beside = memory.estimate(
         n_channels=C, n_features=8, batch_size=64, data=1, model=1, sparse=False, vector_bytes=0
@@ -243,7 +246,7 @@ def test_auto_streams_what_does_not_fit_and_a_run_keeps_its_source(folder, tmp_p
     assert choose(2 * (beside + resident_bytes))[0] is False
     assert choose(None)[0] is False
     is_streamed, shape = choose(beside + 0.8 * resident_bytes)
-    assert is_streamed and shape.n_pieces > 1
+    assert is_streamed and shape.n_windows > 1
     with pytest.raises(ValueError, match=r"lower sae\.buffer_mib"):
         choose(beside)
     sources.remember(tmp_path, True)

@@ -3,35 +3,39 @@
 The store is cut into runs of a few consecutive images, long enough to be read at once. One seeded
 permutation deals the runs to the 64 blocks. Every epoch each block's runs are put into a new order, from
 (seed, epoch, block), and the block's vectors come in that order through a window of L rows, in which they are
-permuted once more on the device. A window of every block is a piece; while the devices work on one piece
-threads read the next one, so that it is there before it is needed. At most two pieces lie on the devices,
-whatever the store's size.
+permuted once more on the device. While the devices work on one window of all blocks, threads read the next
+one, so that it is there before it is needed. At most two windows lie on the devices, whatever the store's
+size.
 
 The order is a function of (seed, step) and of the window's size, which follows from the settings alone: it
-does not depend on devices or processes, each vector comes once an epoch, and a run can go on from any step.
-A process reads only the runs of its own blocks.
+does not depend on devices or processes, each vector comes once per epoch, and a run can go on from any step.
+A process reads only the runs of the blocks it holds.
 """
 
 import concurrent.futures
 import functools
 
 import numpy as np
+from jax.sharding import Mesh
 
+from jsae.activations import ActivationStore
 from jsae.runtime import logs
-from jsae.sae import blocks
+from jsae.sae.batches import blocks
 
 _RUN_BYTES = 1 << 16  # of a read; smaller ones are slow on disk
 _RUNS_PER_BLOCK = 16  # at least, if the store has as many images: blocks shall be of even length
 _READERS = 4  # threads; reads of the page cache and copies release the interpreter's lock
 
 
-def plan(store, batch_size: int, buffer_mib: float, seed: int) -> tuple[blocks.Shape, np.ndarray, np.ndarray]:
+def plan(
+    store: ActivationStore, batch_size: int, buffer_mib: float, seed: int
+) -> tuple[blocks.Shape, np.ndarray, np.ndarray]:
     """(shape, starts, lengths): sizes, and where the vectors of each run lie in the store.
 
     Args:
       store: an ActivationStore.
       batch_size: N.
-      buffer_mib: the most that one piece may take, over all devices; two lie there at a time.
+      buffer_mib: the most that one window may take, over all devices; two lie there at a time.
       seed: of the deal.
 
     Raises ValueError if N is not a multiple of 64, there is no vector, or the buffer is less than one batch.
@@ -51,11 +55,11 @@ def plan(store, batch_size: int, buffer_mib: float, seed: int) -> tuple[blocks.S
     starts = np.arange(0, store.n_vectors, images * cells)
     lengths = np.diff(np.append(starts, store.n_vectors))
     longest = max(lengths[runs].sum() for runs in _deal(len(starts), seed))
-    n_pieces = -(-int(longest) // most)
-    length = -(-int(longest) // (n_pieces * rows)) * rows
-    n_pieces = -(-int(longest) // length)
+    n_windows = -(-int(longest) // most)
+    length = -(-int(longest) // (n_windows * rows)) * rows
+    n_windows = -(-int(longest) // length)
     shape = blocks.Shape(
-        store.n_vectors, store.n_channels, batch_size, length, n_pieces, np.dtype(store.vector_dtype).name
+        store.n_vectors, store.n_channels, batch_size, length, n_windows, np.dtype(store.vector_dtype).name
     )
     return shape, starts, lengths
 
@@ -78,53 +82,66 @@ class Streamed:
     Raises ValueError as `plan` does, or if the data axis does not divide 64.
     """
 
-    def __init__(self, mesh, store, batch_size: int, *, buffer_mib: float, seed: int, last_step: int):
+    def __init__(
+        self,
+        mesh: Mesh,
+        store: ActivationStore,
+        batch_size: int,
+        *,
+        buffer_mib: float,
+        seed: int,
+        last_step: int,
+    ):
         blocks.check_mesh(mesh)
         self.shape, self._starts, self._lengths = plan(store, batch_size, buffer_mib, seed)
         shape = self.shape
         logs.get_logger().info(
-            "sae: %d vectors of %d channels are streamed, %d piece(s) an epoch; two of %.0f MiB at most lie "
-            "on %d device(s) of the data axis, %.0f MiB each",
-            *(shape.n_vectors, shape.n_channels, shape.n_pieces, shape.mib, mesh.shape["data"]),
+            "sae: %d vectors of %d channels are streamed, %d window(s) per epoch; two of %.0f MiB at most "
+            "lie on %d device(s) of the data axis, %.0f MiB each",
+            shape.n_vectors,
+            shape.n_channels,
+            shape.n_windows,
+            shape.mib,
+            mesh.shape["data"],
             2 * shape.mib / mesh.shape["data"],
         )
         self._mesh, self._store, self._seed = mesh, store, seed
-        self._last_piece = (last_step - 1) // shape.steps_per_piece
+        self._last_window = (last_step - 1) // shape.steps_per_window
         self._runs = _deal(len(self._starts), seed)
         self._order_of = blocks.make_order(mesh, shape, seed)
-        self._whole_order_of = blocks.make_order(mesh, shape, seed, everywhere=True)
-        self._ahead = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pieces")
+        self._whole_order_of = blocks.make_order(mesh, shape, seed, replicated=True)
+        self._ahead = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="windows")
         self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="runs")
-        self._piece, self._next = None, None  # the next one is (its number, a future)
+        self._window, self._next = None, None  # the next one is (its number, a future)
 
-    def at(self, step: int) -> blocks.Piece:
-        """The piece that holds the batch of `step`; waits if it is not read yet."""
-        if self._piece is None or not self._piece.first <= step < self._piece.stop:
-            self._piece = None
-            wanted = step // self.shape.steps_per_piece
+    def at(self, step: int) -> blocks.Window:
+        """The window that holds the batch of `step`; waits if it is not read yet."""
+        if self._window is None or not self._window.first <= step < self._window.stop:
+            self._window = None
+            wanted = step // self.shape.steps_per_window
             number, coming = self._next or (None, None)
             self._next = None
             if number != wanted:
                 coming = self._ahead.submit(self._load, wanted)
-            self._piece = coming.result()
-        return self._piece
+            self._window = coming.result()
+        return self._window
 
     @property
     def most_steps(self) -> int:
-        """The most steps that one dispatch should run: with two a piece, the next one is read meanwhile."""
-        return max(1, self.shape.steps_per_piece // 2)
+        """The most steps of one dispatch: half a window, so that the next one is read meanwhile."""
+        return max(1, self.shape.steps_per_window // 2)
 
     def done(self, step: int) -> None:
-        """The devices have finished all steps before `step`: if that frees a piece, read the next one."""
-        if self._piece is None or step <= self._piece.first or self._next is not None:
+        """The devices have finished all steps before `step`: if that frees a window, read the next one."""
+        if self._window is None or step <= self._window.first or self._next is not None:
             return
-        number = self._piece.stop // self.shape.steps_per_piece
-        if number <= self._last_piece:
+        number = self._window.stop // self.shape.steps_per_window
+        if number <= self._last_window:
             self._next = number, self._ahead.submit(self._load, number)
 
     def numbers(self, step: int) -> np.ndarray:
         """Number in the store's order of each vector of a batch [64, N/64], -1 for padding."""
-        number, position = divmod(step, self.shape.steps_per_piece)
+        number, position = divmod(step, self.shape.steps_per_window)
         order = np.asarray(self._whole_order_of(number))
         rows = order[:, position * self.shape.rows : (position + 1) * self.shape.rows]
         found = np.full(rows.shape, -1)
@@ -139,11 +156,11 @@ class Streamed:
         """End the threads and free the devices' memory."""
         self._ahead.shutdown(cancel_futures=True)
         self._readers.shutdown()
-        self._piece = self._next = None
+        self._window = self._next = None
 
     def _spans(self, number: int, block: int):
         """(row of the window, first vector, vectors) of everything that a block's window holds."""
-        epoch, window = divmod(number, self.shape.n_pieces)
+        epoch, window = divmod(number, self.shape.n_windows)
         runs = np.random.default_rng([self._seed, epoch, block, 2]).permutation(self._runs[block])
         ends = np.cumsum(self._lengths[runs])
         low, high = window * self.shape.length, (window + 1) * self.shape.length
@@ -153,14 +170,14 @@ class Streamed:
             if a < b:
                 yield a - low, int(self._starts[run]) + a - begin, b - a
 
-    def _load(self, number: int) -> blocks.Piece:
+    def _load(self, number: int) -> blocks.Window:
         first, stop = blocks.local_blocks(self._mesh)
         shape = self.shape
         x = np.empty((stop - first, shape.length, shape.n_channels), shape.dtype)
         mask = np.zeros((stop - first, shape.length), np.float32)
         list(self._readers.map(functools.partial(self._read, number, first, x, mask), range(first, stop)))
-        steps = number * shape.steps_per_piece, (number + 1) * shape.steps_per_piece
-        return blocks.Piece(
+        steps = number * shape.steps_per_window, (number + 1) * shape.steps_per_window
+        return blocks.Window(
             blocks.put(self._mesh, x), blocks.put(self._mesh, mask), self._order_of(number), *steps
         )
 

@@ -1,17 +1,33 @@
 """Where a run's vectors come from: all of them on the devices if they fit, else streamed through a buffer."""
 
 import functools
+from typing import Any
 
-from jsae.runtime import artifacts, logs, preemption
+from etils import epath
+from jax.sharding import Mesh
+
+from jsae.activations import ActivationStore
+from jsae.runtime import artifacts, logs
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, memory, paths, resident, streamed
+from jsae.runtime.context import RunContext
+from jsae.sae import memory, paths
+from jsae.sae.batches import blocks, resident, streamed
+from jsae.sae.variants import Variant
 
 FILE = "source.json"
 STORES = ("auto", "resident", "streamed")
 _CHUNK_BYTES = 1 << 25
 
 
-def choose(mesh, store, c, folder, seed: int, deterministic: bool = False) -> tuple[bool, blocks.Shape]:
+def choose(
+    mesh: Mesh,
+    store: ActivationStore,
+    c: Any,
+    variant: Variant,
+    folder: epath.Path,
+    seed: int,
+    deterministic: bool = False,
+) -> tuple[bool, blocks.Shape]:
     """(whether the vectors are streamed, the blocks' sizes) for `config.sae`.
 
     "auto" streams only what does not fit beside the SAE. The order of the vectors depends on the choice, so a
@@ -31,7 +47,7 @@ def choose(mesh, store, c, folder, seed: int, deterministic: bool = False) -> tu
         batch_size=c.batch_size,
         data=mesh.shape["data"],
         model=mesh.shape["model"],
-        sparse=paths.is_sparse(mesh, c.variant, c.n_features, c.k, deterministic),
+        sparse=paths.is_sparse(mesh, variant, c.n_features, deterministic),
         has_ema=c.ema_decay > 0,
     )
     available = memory.of_device(mesh)
@@ -49,22 +65,32 @@ def choose(mesh, store, c, folder, seed: int, deterministic: bool = False) -> tu
     return chosen == "streamed", shape
 
 
-def remember(folder, is_streamed: bool) -> None:
+def remember(folder: epath.Path, is_streamed: bool) -> None:
     """Write the choice into the stage's folder, once all settings have been found good."""
     artifacts.write_json(folder / FILE, {"store": "streamed" if is_streamed else "resident"})
 
 
-def open_source(mesh, store, c, shape: blocks.Shape, *, is_streamed: bool, seed: int, last_step: int):
-    """The source that `choose` decided on, a `resident.Resident` or a `streamed.Streamed`."""
+def open_source(
+    mesh: Mesh,
+    store: ActivationStore,
+    c: Any,
+    shape: blocks.Shape,
+    context: RunContext,
+    *,
+    is_streamed: bool,
+    seed: int,
+    last_step: int,
+) -> resident.Resident | streamed.Streamed:
+    """The source that `choose` decided on."""
     if is_streamed:
         size = {"buffer_mib": c.buffer_mib, "seed": seed, "last_step": last_step}
         return streamed.Streamed(mesh, store, c.batch_size, **size)
-    return resident.Resident(mesh, _chunks(store), shape, seed=seed)
+    return resident.Resident(mesh, _chunks(store, context), shape, seed=seed)
 
 
-def _chunks(store):
+def _chunks(store, context):
     """All vectors of a store as stored, in its order, some MiB at a time."""
     n = max(1, _CHUNK_BYTES // (store.n_channels * store.vector_dtype.itemsize))
     for start in range(0, store.n_vectors, n):
-        preemption.check()
+        context.check()
         yield store.stored_vectors(start, min(start + n, store.n_vectors))

@@ -1,15 +1,17 @@
 """All training vectors on the devices, dealt once: the source of batches where they fit.
 
 One seeded permutation deals the vectors to the blocks, so every block is a fair sample and a step is a fair
-draw from the whole split. An epoch is one piece.
+draw from the whole split. An epoch is one window.
 """
 
 import functools
+from collections.abc import Iterable
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jsae.runtime import logs
-from jsae.sae import blocks
+from jsae.sae.batches import blocks
 
 
 def shape_of(n_vectors: int, n_channels: int, batch_size: int, dtype: str = "float32") -> blocks.Shape:
@@ -42,33 +44,36 @@ class Resident:
     The host holds this process's blocks once while they are filled.
     """
 
-    def __init__(self, mesh, chunks, shape: blocks.Shape, *, seed: int):
+    def __init__(self, mesh: Mesh, chunks: Iterable[np.ndarray], shape: blocks.Shape, *, seed: int):
         blocks.check_mesh(mesh)
         logs.get_logger().info(
             "sae: %d vectors of %d channels go to the devices: %.0f MiB over %d device(s) of the data axis, "
             "%.0f MiB each",
-            *(shape.n_vectors, shape.n_channels, shape.mib, mesh.shape["data"]),
+            shape.n_vectors,
+            shape.n_channels,
+            shape.mib,
+            mesh.shape["data"],
             shape.mib / mesh.shape["data"],
         )
         self.shape = shape
         self._seed = seed
         self._x, self._mask = (blocks.put(mesh, array) for array in _fill(mesh, chunks, shape, seed))
         self._order_of = blocks.make_order(mesh, shape, seed)
-        self._whole_order_of = blocks.make_order(mesh, shape, seed, everywhere=True)
-        self._piece = None
+        self._whole_order_of = blocks.make_order(mesh, shape, seed, replicated=True)
+        self._window = None
 
-    def at(self, step: int) -> blocks.Piece:
-        """The piece that holds the batch of `step` (0 is the first of the run)."""
+    def at(self, step: int) -> blocks.Window:
+        """The window that holds the batch of `step` (0 is the first of the run)."""
         epoch = step // self.shape.steps_per_epoch
-        if self._piece is None or not self._piece.first <= step < self._piece.stop:
+        if self._window is None or not self._window.first <= step < self._window.stop:
             first, stop = (e * self.shape.steps_per_epoch for e in (epoch, epoch + 1))
-            self._piece = blocks.Piece(self._x, self._mask, self._order_of(epoch), first, stop)
-        return self._piece
+            self._window = blocks.Window(self._x, self._mask, self._order_of(epoch), first, stop)
+        return self._window
 
     @property
     def most_steps(self) -> int:
         """The most steps that one dispatch should run."""
-        return self.shape.steps_per_piece
+        return self.shape.steps_per_window
 
     def done(self, step: int) -> None:
         """The devices have finished all steps before `step`: nothing to do."""
@@ -90,7 +95,7 @@ class Resident:
 
     def close(self) -> None:
         """Free the devices' memory."""
-        self._x = self._mask = self._piece = None
+        self._x = self._mask = self._window = None
 
 
 def _fill(mesh, chunks, shape: blocks.Shape, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,16 +4,18 @@ A fair draw from the whole split is the ideal; a shuffle buffer holds only a par
 more vectors of one image meet in a step.
 """
 
+from typing import Any
+
 import numpy as np
 
 _STEPS = 8  # measured
 
 
-def shares(source, labels: np.ndarray, cells: int, *, seed: int) -> dict:
+def shares(source: Any, labels: np.ndarray, cells: int, *, seed: int) -> dict:
     """The largest share of one image, and of one class, in a step: means over the first steps of a run.
 
     Args:
-      source: `resident.Resident` or `streamed.Streamed`.
+      source: `Resident` or `Streamed`.
       labels: of the images [n_images].
       cells: vectors of an image.
       seed: of the fair draws beside them.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsae.runtime import mesh as meshes
-from jsae.sae import blocks, resident
+from jsae.sae.batches import blocks, resident
 
 
 @functools.cache
@@ -66,9 +66,9 @@ def test_the_numbers_of_a_batch_are_those_of_its_vectors():
     shape = resident.shape_of(700, 1, 128)
     source = resident.Resident(mesh, [np.arange(700, dtype=np.float32)[:, None]], shape, seed=3)
     for step in (0, 5, shape.steps_per_epoch + 2):
-        piece, numbers = source.at(step), source.numbers(step)
+        window, numbers = source.at(step), source.numbers(step)
         batch = blocks.take(
-            *(piece.x, piece.mask, piece.order, step - piece.first, shape), np.zeros(1, np.float32), 1.0
+            *(window.x, window.mask, window.order, step - window.first, shape), np.zeros(1, np.float32), 1.0
         )
         real = np.asarray(batch["mask"]) > 0
         np.testing.assert_array_equal(np.asarray(batch["x"])[..., 0][real], numbers[real])
@@ -80,9 +80,9 @@ def test_scaling_happens_in_float32_about_the_mean():
     rng = np.random.default_rng(0)
     x = (1000 + 0.5 * rng.normal(size=(63, 3))).astype(np.float32)
     shape = resident.shape_of(63, 3, 64)
-    piece = resident.Resident(mesh, [x], shape, seed=0).at(0)
+    window = resident.Resident(mesh, [x], shape, seed=0).at(0)
     batch = blocks.take(
-        *(piece.x, piece.mask, piece.order, 0, shape), np.full(3, 1000, np.float32), np.float32(0.5)
+        *(window.x, window.mask, window.order, 0, shape), np.full(3, 1000, np.float32), np.float32(0.5)
     )
     assert batch["mask"].sum() == 63
     assert batch["x"].dtype == jnp.float32

@@ -2,21 +2,24 @@
 
 All vectors are dealt to 64 blocks, the blocks to the mesh's `data` axis. A step takes the next N/64 vectors
 of every block; its batch is therefore the same set on 1 and on 8 devices, each device takes its share from
-its own memory, and each real vector comes once an epoch. What lies on the devices is a piece: the whole of
-the blocks (`jsae.sae.resident`) or a window of each (`jsae.sae.streamed`), [64, L, C] as stored, with a mask
-[64, L]. Every time a piece is used each block of it is permuted by itself, from
-fold_in(fold_in(key, number of the piece), block). Blocks are filled up with masked rows.
+its own memory, and each real vector comes once per epoch. What lies on the devices is a window of the
+blocks: all their rows (`batches.resident`) or L of them (`batches.streamed`), [64, L, C] as stored, with a
+mask [64, L]. Every time a window is used each block of it is permuted by itself, from
+fold_in(fold_in(key, number of the window), block). Blocks are filled up with masked rows.
 
-Both sources are used alike: `at(step)` gives the piece of a step, `done(step)` says how far the devices are,
+Both sources are used alike: `at(step)` gives the window of a step, `done(step)` says how far the devices are,
 `numbers(step)` which vectors a batch holds.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from jsae.runtime import mesh as meshes
 
@@ -31,8 +34,8 @@ class Shape:
       n_vectors: real vectors, over all blocks.
       n_channels: C.
       batch_size: N, vectors of a step, real and masked.
-      length: L, rows of a block in one piece, a multiple of N/64.
-      n_pieces: pieces of an epoch.
+      length: L, rows of a block in one window, a multiple of N/64.
+      n_windows: windows of an epoch.
       dtype: of the activations on the devices, as they are stored.
     """
 
@@ -40,7 +43,7 @@ class Shape:
     n_channels: int
     batch_size: int
     length: int
-    n_pieces: int = 1
+    n_windows: int = 1
     dtype: str = "float32"
 
     @property
@@ -49,21 +52,21 @@ class Shape:
         return self.batch_size // N_BLOCKS
 
     @property
-    def steps_per_piece(self) -> int:
+    def steps_per_window(self) -> int:
         return self.length // self.rows
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.n_pieces * self.steps_per_piece
+        return self.n_windows * self.steps_per_window
 
     @property
     def mib(self) -> float:
-        """Size of a piece with its mask, over all devices."""
+        """Size of a window with its mask, over all devices."""
         return N_BLOCKS * self.length * (self.n_channels * jnp.dtype(self.dtype).itemsize + 4) / 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Window:
     """What the devices hold for the steps first..stop-1 of a run.
 
     Attributes:
@@ -91,7 +94,7 @@ def check_batch(batch_size: int, n_vectors: int) -> None:
         raise ValueError("there are no activation vectors to train on")
 
 
-def check_mesh(mesh) -> None:
+def check_mesh(mesh: Mesh) -> None:
     """Raise ValueError unless the mesh's data axis divides the 64 blocks."""
     data = mesh.shape["data"]
     if N_BLOCKS % data:
@@ -100,14 +103,14 @@ def check_mesh(mesh) -> None:
         )
 
 
-def local_blocks(mesh) -> tuple[int, int]:
+def local_blocks(mesh: Mesh) -> tuple[int, int]:
     """(first, stop) of the blocks that lie on this process's devices."""
     indices = meshes.sharded(mesh).addressable_devices_indices_map((N_BLOCKS,)).values()
     spans = [index[0].indices(N_BLOCKS)[:2] for index in indices]
     return min(a for a, _ in spans), max(b for _, b in spans)
 
 
-def put(mesh, array: np.ndarray) -> jax.Array:
+def put(mesh: Mesh, array: np.ndarray) -> jax.Array:
     """This process's blocks [n, ...] as a part of the global array [64, ...], dealt over `data`."""
     first, _ = local_blocks(mesh)
 
@@ -118,25 +121,35 @@ def put(mesh, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback((N_BLOCKS, *array.shape[1:]), meshes.sharded(mesh), part)
 
 
-def make_order(mesh, shape: Shape, seed: int, *, everywhere: bool = False):
-    """A jitted (number of the piece) -> order [64, L] int32: each block's permutation of its rows.
+def make_order(
+    mesh: Mesh, shape: Shape, seed: int, *, replicated: bool = False
+) -> Callable[[int], jax.Array]:
+    """A jitted (number of the window) -> order [64, L] int32: each block's permutation of its rows.
 
-    Pieces are counted on through all epochs. The order is dealt over `data`, or whole on every device.
+    Windows are counted on through all epochs. The order is dealt over `data`, or whole on every device.
     """
 
-    def order(piece):
-        key = jax.random.fold_in(jax.random.key(seed), piece)
+    def order(window):
+        key = jax.random.fold_in(jax.random.key(seed), window)
 
         def of_block(block):
             return jax.random.permutation(jax.random.fold_in(key, block), shape.length)
 
         return jax.vmap(of_block)(jnp.arange(N_BLOCKS)).astype(jnp.int32)
 
-    return jax.jit(order, out_shardings=meshes.replicated(mesh) if everywhere else meshes.sharded(mesh))
+    return jax.jit(order, out_shardings=meshes.replicated(mesh) if replicated else meshes.sharded(mesh))
 
 
-def take(x, mask, order, position, shape: Shape, mean, scale) -> dict:
-    """The batch at `position` of a piece: {"x": float32 [64, N/64, C], "mask": [64, N/64]}.
+def take(
+    x: jax.Array,
+    mask: jax.Array,
+    order: jax.Array,
+    position: jax.Array | int,
+    shape: Shape,
+    mean: jax.Array,
+    scale: jax.Array,
+) -> dict[str, jax.Array]:
+    """The batch at `position` of a window: {"x": float32 [64, N/64, C], "mask": [64, N/64]}.
 
     x is scaled, (x - mean) / scale, and 0 in padding rows.
     """
@@ -147,14 +160,14 @@ def take(x, mask, order, position, shape: Shape, mean, scale) -> dict:
     return {"x": jnp.where(mask[:, :, None] > 0, scaled, 0.0), "mask": mask}
 
 
-def bad_vectors(mesh, source, step: int) -> list[int]:
+def bad_vectors(mesh: Mesh, source: Any, step: int) -> list[int]:
     """Numbers, in the store's order, of the vectors of one step's batch that are not finite, rising."""
-    shape, piece = source.shape, source.at(step)
+    shape, window = source.shape, source.at(step)
 
     def find(x, order):
-        rows = lax.dynamic_slice_in_dim(order, (step - piece.first) * shape.rows, shape.rows, axis=1)
+        rows = lax.dynamic_slice_in_dim(order, (step - window.first) * shape.rows, shape.rows, axis=1)
         return ~jax.vmap(lambda block, index: jnp.isfinite(jnp.take(block, index, axis=0)).all(-1))(x, rows)
 
-    bad = jax.jit(find, out_shardings=meshes.replicated(mesh))(piece.x, piece.order)
+    bad = jax.jit(find, out_shardings=meshes.replicated(mesh))(window.x, window.order)
     numbers = source.numbers(step)
     return sorted(int(i) for i in numbers[np.asarray(meshes.to_host(bad))] if i >= 0)
