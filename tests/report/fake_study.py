@@ -50,7 +50,8 @@ def make_workdir(workdir, *, without=()) -> epath.Path:
     for position, (name, found) in enumerate(fake_results.results().items()):
         if name in without:
             continue
-        manifest = {"stage": name, "status": "complete", "digest": name, "upstream": None, "results": found}
+        manifest = {"format": stages.FORMAT, "stage": name, "status": "complete", "digest": name}
+        manifest |= {"upstream": None, "results": found}
         manifest |= {"seconds": 12.345 * (position + 1), "compile_seconds": 3.21, "config": {}}
         manifest |= {
             "device": {"kind": "cpu", "count": 1},
