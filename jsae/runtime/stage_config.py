@@ -32,7 +32,7 @@ NO_RESULT = {
     "workdir",
     "cache_dir",
 }
-_BY_CONTENT = ("pretrained", "embedding_workdir")  # paths whose content a result depends on
+_BY_CONTENT = ("pretrained", "head", "embedding_workdir")  # paths whose content a result depends on
 
 
 class ConfigMismatch(ValueError):
