@@ -1,10 +1,9 @@
 """The report stage: reads what the other stages left, writes report/ and summary.json, always again."""
 
 import dataclasses
+import functools
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 
 from jsae.activations import ActivationStore
@@ -18,6 +17,7 @@ from jsae.runtime.context import RunContext
 from jsae.study import Study
 
 RANGES = {"n_features": settings.NONE_OR_MORE, "n_images": settings.NONE_OR_MORE}
+_BATCH = 16  # images encoded at once, or the next multiple of the mesh's data axis
 _FOLDERS = ("features", "images", "tables", "figures")
 
 
@@ -28,8 +28,9 @@ def run(config: Any, workdir: str | epath.Path, context: RunContext | None = Non
     are left out, and the page says so.
     """
     context = context or RunContext()
-    stage = stages.begin(config, workdir, "report", always=True)
-    study = Study(paths.resolve(workdir), stages.plain(config))
+    stage = stages.begin(config, workdir, "report", context, always=True)
+    devices = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    study = Study(paths.resolve(workdir), stages.plain(config), devices)
     split, store = _test_images(study), _test_activations(study)
     summary = summarise(config, workdir)
     facts = results.facts_of(study.config, split, store, summary)
@@ -57,13 +58,13 @@ def check_config(config: Any) -> None:
     twins.check(config.report.twin)
 
 
-def _has_classifier(study: Study) -> bool:
+def _has_images(study: Study) -> bool:
     return "classifier" not in stages.skipped(study.config)
 
 
 def _test_images(study: Study) -> cache.Split | None:
     """The test images, None where the study was made on bare activations."""
-    return study.data["test"] if _has_classifier(study) else None
+    return study.data["test"] if _has_images(study) else None
 
 
 def _test_activations(study: Study) -> ActivationStore | None:
@@ -77,7 +78,7 @@ def _test_activations(study: Study) -> ActivationStore | None:
 def _augmented(study: Study) -> bytes | None:
     """The classifier's picture of its augmented images, of this workdir or the one it was taken from."""
     path = stages.folder(study.config, study.workdir, "classifier") / "augmented.png"
-    return path.read_bytes() if _has_classifier(study) and path.exists() else None
+    return path.read_bytes() if _has_images(study) and path.exists() else None
 
 
 def _surveyed(
@@ -86,23 +87,25 @@ def _surveyed(
     """The results with what is drawn from activations and the SAE's weights, as they are without either."""
     if store is None or not found.features:
         return found
-    sae, settings_of_report = jax.tree.map(np.asarray, study.sae), study.config["report"]
-    logits_from, images = None, []
-    if _has_classifier(study):
+    c, logits_from, images = study.config["report"], None, []
+    if _has_images(study):
         logits_from = LogitsFromActs(study.params, store.site)
-        images = survey.spread(store.n_images, settings_of_report["n_images"])
+        images = survey.spread(store.n_images, c["n_images"])
+    n_data = study.mesh.shape["data"]
     measured = survey.take(
-        store.read,
-        sae,
+        functools.partial(
+            study.run_pass,
+            "test",
+            batch_size=-(-_BATCH // n_data) * n_data,
+            context=context,
+            label="report: activations",
+        ),
         found.features["max"],
-        n_images=store.n_images,
         maps={(patch["image"], feature) for feature in found.chosen for patch in found.patches(feature)},
         images=images,
         logits_from=logits_from,
-        labels=store.labels,
-        context=context,
     )
-    twin = twins.matches(settings_of_report["twin"], sae.w_dec, found.chosen)
+    twin = twins.matches(c["twin"], study.sae, found.chosen)
     return dataclasses.replace(found, survey=measured, twin=twin)
 
 

@@ -6,17 +6,17 @@ import numpy as np
 from etils import epath
 
 from jsae import sae
-from jsae.runtime import paths
+from jsae.runtime import mesh, paths
 
 _BLOCK = 256  # features compared at a time: F x F cosines may not fit
 
 
-def matches(folder: str, w_dec: np.ndarray, features: Iterable[int]) -> dict[int, tuple[int, float]]:
+def matches(folder: str, this: sae.SAE, features: Iterable[int]) -> dict[int, tuple[int, float]]:
     """feature -> (the other SAE's feature of largest cosine, that cosine); {} without another SAE.
 
     Args:
       folder: the other study's workdir, or the folder of an SAE (sweep/<digest>); "" for none.
-      w_dec: decoder rows of this SAE [F, C].
+      this: the SAE of this study.
       features: those that are looked up.
 
     Raises:
@@ -25,6 +25,7 @@ def matches(folder: str, w_dec: np.ndarray, features: Iterable[int]) -> dict[int
     """
     if not folder:
         return {}
+    w_dec = mesh.collect(this.w_dec)  # [F, C]
     other = np.asarray(sae.load(_sae_folder(folder)).w_dec)
     if other.shape[1] != w_dec.shape[1]:
         raise ValueError(

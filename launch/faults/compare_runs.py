@@ -127,6 +127,8 @@ class Comparison:
             self._column(f"{name}: {column}", one[column], other[column])
 
     def _column(self, name: str, one: np.ndarray, other: np.ndarray) -> None:
+        if {one.dtype, other.dtype} == {np.dtype(np.int64), np.dtype(np.float64)}:  # 1 and 1.0 in JSON, CSV
+            one, other = one.astype(np.float64), other.astype(np.float64)
         if one.shape != other.shape or one.dtype != other.dtype:
             self.differences.append(
                 f"{name}: {one.dtype} {list(one.shape)} became {other.dtype} {list(other.shape)}"

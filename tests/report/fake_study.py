@@ -4,12 +4,14 @@ python tests/report/fake_study.py FOLDER   # writes FOLDER/report/index.html to 
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 
 import numpy as np
 from etils import epath
 
+from jsae.activations import run_pass
 from jsae.report import results, survey
 from jsae.report.build import build
 from jsae.report.summary import summarise
@@ -26,8 +28,8 @@ from tests.report.fake_world import (
     N_FEATURES,
     N_IMAGES,
     SAE,
+    FakeStore,
     images,
-    read_acts,
 )
 
 CONFIG = {
@@ -105,14 +107,11 @@ def make_report(workdir, out, **changes) -> int:
 def surveyed(found, with_images=True):
     """The survey of the made-up activations."""
     return survey.take(
-        read_acts,
-        SAE,
+        functools.partial(run_pass, FakeStore(), SAE, batch_size=16),
         np.full(N_FEATURES, LARGEST),
-        n_images=N_IMAGES,
         maps={(patch["image"], feature) for feature in found.chosen for patch in found.patches(feature)},
         images=survey.spread(N_IMAGES, 12) if with_images else [],
         logits_from=HEAD if with_images else None,
-        labels=LABELS,
     )
 
 

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from jsae.activations import ActivationStore
 from jsae.report import run as report_run
 from jsae.runtime import artifacts, stages
 from jsae.study import Study
@@ -34,10 +35,13 @@ def study(tmp_path, monkeypatch):
     class StandIn(Study):
         data, sae, params = {"test": split}, fake_world.SAE, None
 
+        def activations(self, split):
+            return ActivationStore.open(self.workdir / "activations" / split)
+
     monkeypatch.setattr(report_run, "Study", StandIn)
     monkeypatch.setattr(report_run, "LogitsFromActs", lambda params, site: fake_world.HEAD)
     config = ml_collections.ConfigDict(fake_study.CONFIG)
-    config.runtime = {"deterministic": False}
+    config.runtime = {"deterministic": False, "data_axis": -1, "model_axis": 1}
     return config, workdir
 
 

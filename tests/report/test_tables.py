@@ -175,14 +175,14 @@ def test_the_match_in_another_sae_is_the_row_of_largest_cosine(monkeypatch, tmp_
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(300, 16)).astype(np.float32)
     order = rng.permutation(300)
-    other = types.SimpleNamespace(w_dec=3 * rows[order])
+    this, other = types.SimpleNamespace(w_dec=rows), types.SimpleNamespace(w_dec=3 * rows[order])
     monkeypatch.setattr(twins.sae, "load", lambda path: other)
-    found = twins.matches(str(tmp_path), rows, range(300))
+    found = twins.matches(str(tmp_path), this, range(300))
     assert {f: int(order[match]) for f, (match, _) in found.items()} == {f: f for f in range(300)}
     assert all(cosine == pytest.approx(1, abs=1e-5) for _, cosine in found.values())
-    assert twins.matches("", rows, range(300)) == {}
+    assert twins.matches("", this, range(300)) == {}
     with pytest.raises(ValueError, match=r"report\.twin=.* has 16 channels, this study's SAE 8"):
-        twins.matches(str(tmp_path), rows[:, :8], [0])
+        twins.matches(str(tmp_path), types.SimpleNamespace(w_dec=rows[:, :8]), [0])
 
 
 def make_card(all_features=None, with_effect=True, **changes):

@@ -13,9 +13,11 @@ def index_data(results: Results) -> dict:
     classifier, figures = classifier_section(results)
     sae, sae_figures = sae_section(results)
     effects, effect_figures = effects_section(results)
+    is_bare = results.facts["site"] == stages.IMPORTED  # activations that were extracted elsewhere
     accuracy = results.summary["classifier"]["test_accuracy"]
     return {
-        "has_classifier": results.facts["site"] != stages.IMPORTED,
+        "is_bare": is_bare,
+        "has_effects": not is_bare or bool(results.manifests["ablation"]),
         "summary": results.summary,
         "n_selective": n_selective(results),
         "accuracy": with_wilson({"accuracy": accuracy}, results.facts["n_test"]),
