@@ -12,7 +12,7 @@ from jsae.ablation import atlas, atlas_survey, atlas_tables
 from jsae.ablation.atlas_survey import STATISTICS
 from jsae.analysis.tables import documentation, make
 from jsae.classifier import convnext
-from jsae.sae import variants
+from jsae.sae.variants import ReluL1
 from tests.ablation.oracle import make_network, measures_of
 from tests.ablation.toy import batches
 
@@ -189,7 +189,7 @@ def test_the_class_table_counts_silent_images_as_zero(found):
 
 def test_one_class_has_no_margin_and_dead_features_are_null():
     params, model, acts = make_network(n_classes=1)
-    model = dataclasses.replace(model, b_enc=jnp.full(F, -1e6), variant=variants.ReluL1())
+    model = dataclasses.replace(model, b_enc=jnp.full(F, -1e6), variant=ReluL1())
     seen = survey((params, model, acts), labels=np.zeros(N, np.int32), tops=np.full(F, -1, np.int32))
     rows = make(atlas_tables.atlas_columns(seen, np.full(F, -1)), atlas_tables.ATLAS).to_pylist()
     assert all(row["n_active"] == 0 and row["map_label_logit"] is None for row in rows)
