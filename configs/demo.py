@@ -113,12 +113,7 @@ def get_config(form: str = "full") -> ConfigDict:
         batch_size=128,
         n_bootstrap=1000,
         n_joint=32,  # features removed together, at most
-        n_atlas_images=128,  # at a site other than the final one, where every pair takes a forward pass
-        sweep_fills=("blur", "mean", "shuffle"),  # () sweeps nothing
-        sweep_sigmas_px=(3.0, 6.0, 12.0),
-        sweep_sizes_cells=(1, 3),
-        n_sweep_features=4,
-        n_sweep_images=16,  # of each
+        n_all_features_images=128,  # where all features take forward passes, not the closed form
     )
     config.report = dict(
         n_features=1000,  # features with a page of their own; the table has all
@@ -138,8 +133,6 @@ def get_config(form: str = "full") -> ConfigDict:
         config.classifier.n_epochs = 12.0
         config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
-        config.ablation.n_sweep_features, config.ablation.n_sweep_images = 2, 8
-        config.ablation.sweep_sigmas_px = (6.0,)
         config.report.n_features, config.report.n_images = 8, 64
     return config
 

@@ -1,64 +1,94 @@
-"""A finished study opened in Python: its classifier, SAE, data and tables.
+"""An opened study: its classifier, SAE, stores, images and tables, each read once, when first asked for.
 
-study = jsae.load("runs/demo")
-logits, acts = study.classifier(images)
-feats = study.sae.encode(acts[study.site])
-ablated, _ = study.classifier(images, edits={study.site: study.suppress([12, 407])})
+    study = jsae.load("runs/demo")
+    logits, acts = study.classifier(images)
+    feats = study.sae.encode(acts[study.site])
+    ablated, _ = study.classifier(images, edits={study.site: study.suppress([12, 407])})
+
+The stages analysis, ablation and report and the experiments work on the same object that a notebook gets.
+With a `mesh` the SAE lies dealt over its axis `model` and passes are dealt over both axes, so that a
+dictionary that only fits on M devices is used on M devices.
 """
 
 import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
+from jax.sharding import Mesh
 
-from jsae import classifier, edits, sae
-from jsae.activations import ActivationStore
-from jsae.classifier import convnext, inputs
+from jsae import classifier as classifiers
+from jsae import edits
+from jsae import sae as saes
+from jsae.activations import ActivationStore, Reducer, run_pass
+from jsae.classifier import inputs
 from jsae.data import cache, decode, identity
-from jsae.report import card
+from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, logs, paths, remote, stages
+from jsae.runtime import mesh as meshes
+from jsae.runtime.context import RunContext
 from jsae.runtime.paths import resolve
 
-_SPLITS = ("train", "val", "test")
+if TYPE_CHECKING:
+    from jsae.report.card import FeatureCard
+
 _PARTS = "the data of this study say nowhere where parts are (masks, or boxes)"
-_TABLES = {  # name -> (its stage, why a study with this stage finished may lack it)
-    "features": ("analysis", ""),
-    "top_patches": ("analysis", ""),
-    "nearest": ("analysis", ""),
-    "localisation": ("analysis", _PARTS),
-    "receptive": ("analysis", "it needs a classifier, and this study is of bare activations"),
-    "monosemanticity": (
+_BARE = "it needs images, and this study is of bare activations"
+
+
+class Listed(NamedTuple):
+    """A table in the list: which module declares it as TABLE, who writes it, why it may be missing."""
+
+    module: str
+    stage: str
+    why_missing: str = ""
+
+
+TABLES = {
+    **{
+        name: Listed("jsae.classifier.evaluate", "classifier", "this study is of bare activations")
+        for name in ("per_class", "confusion", "calibration")
+    },
+    "features": Listed("jsae.analysis.features", "analysis"),
+    "top_patches": Listed("jsae.analysis.top_patches", "analysis"),
+    "nearest": Listed("jsae.analysis.nearest", "analysis"),
+    "localisation": Listed("jsae.analysis.localisation", "analysis", _PARTS),
+    "parts": Listed("jsae.analysis.parts", "analysis", _PARTS),
+    "receptive": Listed("jsae.analysis.receptive", "analysis", _BARE),
+    "monosemanticity": Listed(
+        "jsae.analysis.monosemanticity",
         "analysis",
         "it is made with config.analysis.embedding_workdir, a study of another seed",
     ),
-    "parts": ("analysis", _PARTS),
-    "feature_space": ("ablation", ""),
-    "input_space": ("ablation", ""),
-    "agreement": ("ablation", ""),
-    "atlas": ("ablation", ""),
-    "atlas_classes": ("ablation", ""),
-    "cumulative": (
+    "feature_space": Listed("jsae.ablation.feature_space.table", "ablation"),
+    "input_space": Listed("jsae.ablation.input_space.table", "ablation", _BARE),
+    "all_features": Listed("jsae.ablation.all_features.table", "ablation"),
+    "all_features_by_class": Listed("jsae.ablation.all_features.table_by_class", "ablation"),
+    "cumulative": Listed(
+        "jsae.ablation.all_features.cumulative",
         "ablation",
-        f"it exists at {convnext.FINAL_SITE} only; feature_space has the features chosen",
+        "it exists at a classifier's last site only; feature_space has the features chosen",
     ),
-    "known_answer": ("ablation", "it needs masks of the parts, which drawn data have"),
-    "sigma_sweep": ("ablation", "config.ablation.sweep_fills lists no fill, or no feature was ablated"),
-    "baselines": ("ablation", "python -m launch.baselines writes it"),
-    "sweep": ("sae", "python -m launch.sweep writes it"),
+    "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
+    "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
 }
 
 
-def load(workdir, *, data_dir=None) -> "Study":
+def load(
+    workdir: str | os.PathLike, *, data_dir: str | os.PathLike | None = None, mesh: Mesh | None = None
+) -> "Study":
     """Open the study in `workdir`; weights are restored from its orbax checkpoints.
 
     Args:
       workdir: as it was moved, copied or linked.
       data_dir: where its images lie, if that is not where they lay when it was made.
+      mesh: devices to deal the SAE over (`jsae.runtime.mesh.make_mesh`); None for one local device.
 
     Raises FileNotFoundError if there is no study, or its classifier, extraction or SAE is not finished.
     """
@@ -72,7 +102,7 @@ def load(workdir, *, data_dir=None) -> "Study":
     for stage in ("classifier", "activations", "sae"):
         if stage not in stages.skipped(config):
             stages.require(config, workdir, stage)
-    return Study(workdir, config)
+    return Study(workdir, config, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +110,11 @@ class Classifier:
     """The study's classifier (EMA weights); call it on images.
 
     Attributes:
-      params: weights and architecture.
+      params: weights and their network.
       image_px: side S of the images that it was trained on; None where that is not known.
     """
 
-    params: classifier.Params
+    params: classifiers.Params
     image_px: int | None = None
 
     def __call__(
@@ -114,7 +144,7 @@ class Classifier:
         if start is None:
             images = inputs.pixels(images, self.image_px, normalised=normalised, any_size=any_size)
         else:
-            images = inputs.activations(images, self.params.arch, start, self.image_px, any_size=any_size)
+            images = inputs.activations(images, self.params.model, start, self.image_px, any_size=any_size)
         arrays = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(edits))
         run = _jitted if arrays else _apply
         return run(self.params, images, edits, start)
@@ -135,33 +165,66 @@ def _as_edits(edits) -> dict:
 
 def _apply(params, images, edits, start):
     with jax.default_matmul_precision("float32"):
-        return classifier.apply(params, images, edits=edits, start=start)
+        return classifiers.apply(params, images, edits=edits, start=start)
 
 
 _jitted = jax.jit(_apply, static_argnums=3)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Study:
     """What `load` returns; everything is read when first asked for.
 
     Attributes:
       workdir: the study's folder.
       config: its resolved config, a nested dict.
+      mesh: the devices it is opened on; None for one local device.
     """
 
     workdir: epath.Path
     config: dict
+    mesh: Mesh | None = None
+
+    def __repr__(self) -> str:
+        return f"Study({os.fspath(self.workdir)!r})"
 
     @functools.cached_property
     def classifier(self) -> Classifier:
-        """The classifier. Raises StageMissing in a study of bare activations, which has none."""
-        self._needs_images("no classifier")
-        return Classifier(classifier.load(self._folder("classifier")), self.config["data"]["image_size"])
+        """The classifier; of bare activations with a head, that head, to be called with start="arrays".
+
+        Raises StageMissing in a study of bare activations without one.
+        """
+        bare = "classifier" in stages.skipped(self.config)
+        if "ablation" in stages.skipped(self.config):
+            self._needs_images("no classifier")
+        if bare:
+            params = classifiers.load_head(self._folder("activations"))
+        else:
+            params = classifiers.load(self._folder("classifier"))
+        if self.mesh is not None:
+            params = meshes.replicate(self.mesh, meshes.to_host(params))
+        return Classifier(params, None if bare else self.config["data"]["image_size"])
 
     @functools.cached_property
-    def sae(self) -> sae.SAE:
-        return sae.load(self._folder("sae"))
+    def sae(self) -> saes.SAE:
+        """The trained SAE, its dictionary dealt over the mesh."""
+        return saes.load(self._folder("sae"), self.mesh)
+
+    @property
+    def params(self) -> classifiers.Params:
+        """The classifier's weights and what it is, on the mesh."""
+        return self.classifier.params
+
+    @property
+    def model(self) -> classifiers.Model:
+        """What the classifier is, without its weights."""
+        return self.params.model
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether only pooling and a linear head follow on the SAE's site."""
+        last = self.site == self.model.sites[-1]
+        return last and self.model.linear_head(self.params.variables) is not None
 
     @property
     def site(self) -> str:
@@ -187,37 +250,65 @@ class Study:
 
     def activations(self, split: str) -> ActivationStore:
         """The stored activations of a split. Raises ValueError for another name than train, val and test."""
-        if split not in _SPLITS:
-            raise ValueError(f"there is no split {split!r}; the splits are {', '.join(_SPLITS)}")
-        return ActivationStore.open(self._folder("activations") / split)
+        if split not in SPLITS:
+            raise ValueError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+        return self._stores[split]
 
-    def table(self, name: str):
-        """A result table as a pyarrow Table.
+    @functools.cached_property
+    def _stores(self) -> dict[str, ActivationStore]:
+        return {split: ActivationStore.open(self._folder("activations") / split) for split in SPLITS}
 
-        What a feature sees: features, top_patches, nearest, receptive; where it fires, if masks or boxes say
-        where things are: localisation, parts; with another study's embeddings: monosemanticity. What it does:
-        feature_space, input_space, agreement, sigma_sweep for the features chosen, atlas, atlas_classes for
-        all, at the final site cumulative for many at once; known_answer where parts are known. baselines and
-        sweep are written by launch.baselines and launch.sweep.
+    def table(self, name: str) -> pa.Table:
+        """A result table as a pyarrow Table; `TABLES` lists them, `jsae.tables.documentation` their columns.
 
         Raises StageMissing for a table that this study does not have, with the reason; ValueError for an
         unknown name.
         """
-        if name not in _TABLES:
-            raise ValueError(f"there is no table {name!r}; the tables are {', '.join(_TABLES)}")
         path = self._table_path(name)
         if not path.exists():
-            stage, why = _TABLES[name]
-            if name != "cumulative" or self.site == convnext.FINAL_SITE:  # else no run will make it
-                stages.require(self.config, self.workdir, stage)
+            listed = TABLES[name]
+            if name != "cumulative" or self.has_closed_form:  # else no run will make it
+                stages.require(self.config, self.workdir, listed.stage)
             raise stages.StageMissing(
-                f"this study of {self.site} has no table {name!r}: {why or 'it is gone'}"
+                f"this study of {self.site} has no table {name!r}: {listed.why_missing or 'it is gone'}"
             )
         return artifacts.read_table(path)
 
+    def has_table(self, name: str) -> bool:
+        """Whether the table was written. Raises ValueError for an unknown name."""
+        return self._table_path(name).exists()
+
     def _table_path(self, name: str) -> epath.Path:
-        folder = self.workdir / "sweep" if name == "sweep" else self._folder(_TABLES[name][0])
-        return folder / ("table.parquet" if name == "sweep" else f"{name}.parquet")
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; the tables are {', '.join(TABLES)}")
+        if name == "sweep":
+            return self.workdir / "sweep" / "table.parquet"
+        return self._folder(TABLES[name].stage) / f"{name}.parquet"
+
+    def run_pass(
+        self,
+        split: str,
+        reducers: Mapping[str, Reducer],
+        *,
+        batch_size: int,
+        dictionary: Any = None,
+        images: np.ndarray | None = None,
+        context: RunContext | None = None,
+        label: str = "",
+        keep: Any = None,
+    ) -> dict[str, Any]:
+        """Pass over a split on the study's mesh (`jsae.activations.run_pass`); `dictionary` None: its SAE."""
+        return run_pass(
+            self.activations(split),
+            self.sae if dictionary is None else dictionary,
+            reducers,
+            batch_size=batch_size,
+            mesh=self.mesh,
+            images=images,
+            context=context,
+            label=label,
+            keep=keep,
+        )
 
     def _needs_images(self, lacks: str) -> None:
         if "classifier" in stages.skipped(self.config):
@@ -285,7 +376,7 @@ class Study:
         """Add `amount` (raw units) to features at every position."""
         return edits.steer(self.sae, features, amount, mode=mode)
 
-    def show(self, feature: int, n_patches: int = 12) -> card.FeatureCard:
+    def show(self, feature: int, n_patches: int = 12) -> "FeatureCard":
         """A card of one feature, which a notebook displays: numbers, top patches with maps, effect.
 
         The effect stands beside its control for the features that were ablated one by one; for the others it
@@ -294,6 +385,8 @@ class Study:
         Raises TypeError unless both are whole numbers, ValueError for a feature that the SAE does not have or
         no patch, StageMissing before the analysis.
         """
+        from jsae.report import card
+
         feature, n_patches = _whole(feature, "show takes one feature,"), _whole(n_patches, "n_patches is")
         if not 0 <= feature < self.sae.n_features:
             raise ValueError(f"there is no feature {feature}; the SAE has 0 to {self.sae.n_features - 1}")
@@ -320,12 +413,12 @@ class Study:
             maps=maps,
             grid=store.grid,
             effect=next(iter(effects), None),
-            atlas=next(iter(self._rows("atlas", feature)), None),
+            atlas=next(iter(self._rows("all_features", feature)), None),
         )
 
     def _rows(self, name: str, feature: int) -> list[dict]:
         """Rows of a feature; none where the study does not have the table."""
-        if not self._table_path(name).exists():
+        if not self.has_table(name):
             return []
         table = self.table(name)
         return table.filter(pc.equal(table["feature"], feature)).to_pylist()

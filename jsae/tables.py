@@ -7,10 +7,12 @@ three: the number, and NAME_low and NAME_high, the ends of its interval.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 ENDS = ("low", "high")  # of an interval: NAME_low and NAME_high
 
@@ -90,28 +92,28 @@ def documentation(table_or_schema: pa.Table | pa.Schema) -> dict[str, str]:
     return {field.name: (field.metadata or {}).get(b"doc", b"").decode() for field in fields}
 
 
-def interval(name: str, mean, low, high) -> dict:
+def interval(name: str, mean: Any, low: Any, high: Any) -> dict[str, Any]:
     """The three columns of a number with its interval."""
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def known_class(label) -> np.ma.MaskedArray:
+def known_class(label: ArrayLike) -> np.ma.MaskedArray:
     """Class indices with the unknown ones (-1) masked."""
     label = np.asarray(label)
     return np.ma.masked_array(label, label < 0)
 
 
-def class_name(label, class_names) -> list[str | None]:
+def class_name(label: Iterable[int], class_names: Sequence[str]) -> list[str | None]:
     """Name of each class index, None for -1."""
     return [class_names[i] if i >= 0 else None for i in label]
 
 
-def _known(value):
+def _known(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _array(values, kind: pa.DataType) -> pa.Array:
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(kind):
         values = np.asarray(values)
         offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]

@@ -14,7 +14,7 @@ from launch import start
 
 def _baselines(config, workdir, context):
     baselines = importlib.import_module("jsae.experiments.baselines")
-    baselines.run(config, workdir)
+    baselines.run(config, workdir, context)
     if start.mesh.is_writer():
         print(baselines.markdown(baselines.load(config, workdir)))
 

@@ -78,7 +78,7 @@ for ((i = 0; i < PROCESSES; i++)); do
         ids=$(device_ids "$i" "$PROCESSES" "$gpus")
         process+=("JSAE_LOCAL_DEVICE_IDS=$ids")
     fi
-    # A session of its own: Ctrl-C reaches this script only, which passes it on once. A second one ends at once.
+    # A new session: Ctrl-C reaches this script only, which passes it on once. A second one ends at once.
     setsid "${process[@]}" "${command[@]}" </dev/null &
     pids+=($!)
 done
@@ -97,7 +97,7 @@ while ((${#pids[@]})); do
         if ((code != 0 && status == 0)); then
             status=$code
             deadline=$((SECONDS + GRACE_S))
-            # 75: all have seen the request and write their checkpoint; a second signal would cut that short.
+            # 75: all have heard the request and write their checkpoint; a second signal would cut that short.
             if ((code != 75)); then
                 say "a process ended with exit code $code; stopping the others"
                 stop TERM

@@ -3,6 +3,8 @@
 import os
 import pathlib
 import runpy
+from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,8 +18,8 @@ def _boolean(text: str) -> None:
 _TYPES = {bool: ("true or false", _boolean), int: ("a whole number", int), float: ("a number", float)}
 
 
-def explain(argv: list[str]) -> str | None:
-    """What is wrong with --config and its overrides; None where nothing is, as far as this looks."""
+def explain(argv: Sequence[str]) -> str | None:
+    """What is wrong with --config and its overrides; None where nothing is, as far as this can tell."""
     files = [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
     if not any(a.split("=")[0].lstrip("-") == "config" for a in argv):
         return "--config=FILE is missing, for example --config=configs/demo.py"
@@ -37,7 +39,7 @@ def explain(argv: list[str]) -> str | None:
     return next(filter(None, (_wrong(argument, config) for argument in overrides)), None)
 
 
-def _wrong(argument: str, config) -> str | None:
+def _wrong(argument: str, config: Any) -> str | None:
     """What is wrong with --config.KEY or --config.KEY=VALUE."""
     name, has_value, value = argument.removeprefix("--config.").partition("=")
     node, path = config, "config"

@@ -1,4 +1,4 @@
-"""Write the HTML report anew: `python -m launch.report --config=configs/demo.py --workdir=runs/demo`."""
+"""Write the HTML report again: `python -m launch.report --config=configs/demo.py --workdir=runs/demo`."""
 
 from launch import start
 

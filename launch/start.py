@@ -5,11 +5,13 @@ Importing this module installs the signal handlers; it comes before jax in every
 
 from jsae.runtime import preemption
 
-preemption.install()
+SIGNALS = preemption.install()
 
 import importlib
 import os
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -17,20 +19,20 @@ from ml_collections import config_flags
 
 from jsae.runtime import (
     allocator,
+    compilation,
     digests,
     disks,
     environment,
     logs,
     mesh,
     paths,
-    peers,
-    profiling,
     remote,
     stages,
     watchdog,
     workdirs,
 )
-from jsae.runtime.context import RunContext
+from jsae.runtime.context import RunContext, make_current
+from jsae.runtime.profiling import Profiler
 from launch import mistyped, usage
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,39 +50,39 @@ _SHOW_CONFIG = flags.DEFINE_bool(
 )
 
 
-def run_stages(names) -> None:
+def run_stages(names: Sequence[str]) -> None:
     """Run the named stages of the config in the workdir, in order; the whole body of a launch script.
 
     Exit codes: 0 done, 1 bad input (the message says what), 75 preempted: start the same command again.
     """
 
-    def work(config, workdir, context):
+    def work(config: Any, workdir: str, context: RunContext) -> None:
         modules = {name: importlib.import_module(f"jsae.{name}.run") for name in names}
         for name, module in modules.items():  # a mistake in the last stage shall not wait for the first
             if hasattr(module, "check_config") and stages.is_ahead(config, workdir, name):
                 module.check_config(config)
         workdirs.write_config(config, workdir)
         for name, module in modules.items():
-            preemption.check()
+            context.check()
             if name in stages.skipped(config):
-                logs.get_logger().info("%s: skipped, %s", name, stages.WHY_SKIPPED)
+                context.log.info("%s: skipped, %s", name, stages.WHY_SKIPPED)
             else:
                 module.run(config, workdir, context)
             importlib.import_module("jsae.report.summary").write_summary(config, workdir)
-        preemption.check()  # told to stop during the last stage
+        context.check()  # told to stop during the last stage
 
     run(work)
 
 
-def run(work) -> None:
+def run(work: Callable[[Any, str, RunContext], None]) -> None:
     """Call `work(config, workdir, context)` with all that a long run needs around it; exit codes as above."""
     environment.use_utf8()
     environment.keep_streams()
-    with preemption.ending_together():
+    with SIGNALS.ending_together():
         app.run(lambda argv: _main(argv, work), flags_parser=_parse)
 
 
-def _parse(argv):
+def _parse(argv: list[str]) -> list[str]:
     """Parse the command line; a mistake ends the run with one line that says what is valid."""
     if usage.wants_help(argv):
         usage.show_help(
@@ -103,7 +105,7 @@ def _parse(argv):
     return rest
 
 
-def _keys(config, path: str = "config") -> list[str]:
+def _keys(config: Any, path: str = "config") -> list[str]:
     """A line for each key of a config with its value, as Python writes it."""
     lines = []
     for key, value in config.items():
@@ -112,13 +114,13 @@ def _keys(config, path: str = "config") -> list[str]:
     return lines
 
 
-def _last_line(error) -> str:
+def _last_line(error: Exception) -> str:
     """The message without the traceback that config_flags puts into it."""
     text = str(error.args[0]) if error.args else str(error)
     return text.strip().splitlines()[-1].strip() if "Traceback" in text else text
 
 
-def _main(argv, work) -> None:
+def _main(argv: list[str], work: Callable[[Any, str, RunContext], None]) -> None:
     if len(argv) > 1:
         sys.exit(
             f"error: unexpected argument {argv[1]!r}; flags are --config, --config.KEY=VALUE, "
@@ -137,33 +139,38 @@ def _main(argv, work) -> None:
     allocator.keep_freed_memory()
     changed = environment.settle_jax()
     try:
-        mesh.initialize()
+        mesh.initialize(SIGNALS)
         environment.check_platform()
     except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
-    log = logs.get_logger()
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of orbax and tfds is raised
     logs.to_terminal()
+    context = RunContext(signals=SIGNALS, compiling=compilation.Seconds())
+    make_current(context)
+    log = context.log
+    log.addFilter(context.notes)
     try:
-        mesh.cache_compilations(config.runtime.compile_cache)
-        mesh.check_accelerator()
+        compilation.cache(config.runtime.compile_cache)
+        environment.check_accelerator()
         remote.check(workdir, *remote.strings_in(stages.plain(config)))
+        stages.check_format(workdir)
         held = workdirs.lock(workdir)  # noqa: F841 - held until the process ends
         logs.to_file(workdir)
-        watchdog.start(workdir, config.runtime.stuck_after_s)
+        watchdog.start(workdir, config.runtime.stuck_after_s, lambda: context.n_steps)
+        context.compiling.start()
         if config.runtime.tensorboard:
-            logs.to_tensorboard()
+            context.tensorboard = logs.tensorboard_writer()
         log.info("%s", workdirs.describe_start(config, workdir))
         if changed:
             log.warning(
                 "set for this run as for every study, whatever the environment says: %s", ", ".join(changed)
             )
         if _PROFILE.value:
-            profiling.request(_PROFILE.value, workdir)
+            context.profiler = Profiler(_PROFILE.value, workdir)
         if _RESTART.value:
             stages.restart(config, workdir, _RESTART.value)
-        work(config, workdir, RunContext())
-        for text in logs.notes():
+        work(config, workdir, context)
+        for text in context.notes.texts:
             log.warning("note: %s", text)
         log.info("results: %s", workdir)
     except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError) as error:
@@ -172,10 +179,11 @@ def _main(argv, work) -> None:
         sys.exit(1)
 
 
-def _explained(error: Exception, workdir) -> str:
+def _explained(error: Exception, workdir: str) -> str:
     """The message, and what to do about a full disk, a damaged file or a process that is gone."""
-    if peers.explain(error):
-        return peers.explain(error)
+    lost = SIGNALS.peers and SIGNALS.peers.explain(error)
+    if lost:
+        return lost
     if isinstance(error, MemoryError):
         return f"there is not enough memory{f': {error}' if str(error) else ''}"
     if isinstance(error, OSError):
@@ -187,4 +195,6 @@ def _explained(error: Exception, workdir) -> str:
     stage = stages.reopen(workdir, error.path) if isinstance(error, digests.Damaged) else None
     if stage is None:
         return str(error)
-    return f"{error}. Stage {stage!r} is open again: start launch.pipeline, and it makes anew what is damaged"
+    return (
+        f"{error}. Stage {stage!r} is open again: start launch.pipeline, and it makes again what is damaged"
+    )

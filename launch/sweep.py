@@ -15,7 +15,7 @@ from launch import start
 def _sweep(config, workdir, context):
     sweep = importlib.import_module("jsae.experiments.sweep")
     sweep.run(config, workdir, context)
-    importlib.import_module("jsae.report.pareto").run(workdir)
+    importlib.import_module("jsae.report.figures.pareto").run(workdir)
     if start.mesh.is_writer():
         print(sweep.markdown(sweep.load(workdir)))
 

@@ -2,7 +2,7 @@
 # launch/tpu_vm.sh CONFIG=configs/X.py WORKDIR=gs://BUCKET/FOLDER [KEY=VALUE ...] [--pipeline-argument ...]
 #
 # The study on a TPU VM. Without NAME it runs here, on this worker; with NAME it is started on all workers
-# of that slice through gcloud, each from its own checkout: detached, so that a lost connection stops nothing.
+# of that slice through gcloud, each from its checkout: detached, so that a lost connection stops nothing.
 # It says how to follow and how to stop it. Started again, it goes on where it stopped.
 #
 #   CONFIG       the experiment
@@ -14,7 +14,7 @@
 #   COORDINATOR  auto (default): jax finds the slice's other workers. none: this worker is alone
 #   NAME         the TPU VM to start on; needs gcloud here, and a checkout of the repository on each worker
 #   ZONE         its zone
-#   PROJECT      its project, if it is not gcloud's own
+#   PROJECT      its project, if it is not the one of gcloud
 #   REPO         the checkout on the workers, from their home folder (default jsae)
 #
 # Exit code 75 of a worker means preempted: the checkpoint is written, start again to go on.
@@ -71,7 +71,7 @@ if [[ $DETACH ]]; then
     if ((code == 1)); then
         fail "a run is going on here, process $(cat "$root/runs/tpu_vm.pid"); its log is $root/runs/tpu_vm.log"
     fi
-    trap '' HUP # the run inherits it: the connection may be lost before it has a session of its own
+    trap '' HUP # the run inherits it: the connection may be lost before it has a session
     setsid "$root/launch/tpu_vm.sh" ${there[@]+"${there[@]}"} \
         >>"$root/runs/tpu_vm.log" 2>&1 </dev/null &
     echo "$!" >"$root/runs/tpu_vm.pid"

@@ -1,17 +1,19 @@
-"""What a command says of itself: --help lists its own flags, a mistyped flag is told which there are."""
+"""What a command says of itself: --help lists its flags, a mistyped flag is told which there are."""
 
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 
 _HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 
 
-def run(main) -> None:
+def run(main: Callable[[list[str]], Any]) -> None:
     """app.run for the commands without a study: wrong input ends them with one line and 1."""
 
-    def told(argv):
+    def told(argv: list[str]) -> Any:
         try:
             return main(argv)
         except (app.UsageError, ValueError, OSError) as error:
@@ -20,7 +22,7 @@ def run(main) -> None:
     app.run(told, flags_parser=parse)
 
 
-def parse(argv):
+def parse(argv: list[str]) -> list[str]:
     """`flags_parser` of app.run: --help prints and exits with 0, a mistake with one line and 1."""
     if wants_help(argv):
         show_help()
@@ -30,7 +32,7 @@ def parse(argv):
         sys.exit(f"error: {explain(error)}")
 
 
-def wants_help(argv) -> bool:
+def wants_help(argv: Sequence[str]) -> bool:
     """Whether help is asked for among the flags of the command, which end at "--"."""
     words = argv[: argv.index("--")] if "--" in argv else argv
     return any(word in _HELP for word in words)

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from jsae.classifier import convnext
+from jsae import classifier
 from jsae.runtime import stages
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -18,10 +18,10 @@ def test_a_config_can_be_built(name):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
     c = config.classifier
-    arch = convnext.make_arch(c.arch, 100, stem_stride=c.stem_stride, depths=c.depths, dims=c.dims)
+    arch = classifier.make_model(c.arch, 100, stem_stride=c.stem_stride, depths=c.depths, dims=c.dims)
     if "classifier" not in stages.skipped(config):
         arch.check_site(config.activations.site)
-        grid = config.data.image_size // arch.stride(config.activations.site)
+        grid = config.data.image_size // arch.stride_px(config.activations.site)
         channels = arch.dims[3]
         assert grid >= 6 and channels >= 128
         assert config.sae.n_features >= 4 * channels and config.sae.topk.k <= channels / 8

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jsae.classifier import convnext
+from jsae.classifier import make_model
 from jsae.classifier import train as classifier_train
 from jsae.data import cache, pipeline
 from jsae.runtime import checkpoints, mesh
@@ -51,7 +51,7 @@ def classifier(one_device):
     images = rng.integers(0, 256, (48, 16, 16, 3), np.uint8)
     labels = (np.arange(48) % 4).astype(np.int32)
     split = cache.Split("train", images, labels, tuple(map(str, range(48))), ("a", "b", "c", "d"))
-    arch = convnext.make_arch("own", 4, stem_stride=2, depths=(1, 0, 0, 1), dims=(4, 4, 4, 8))
+    arch = make_model("own", 4, stem_stride=2, depths=(1, 0, 0, 1), dims=(4, 4, 4, 8))
     recipe = classifier_train.Recipe(
         n_steps=N_STEPS + 1,
         warmup_steps=10,

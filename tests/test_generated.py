@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import demo
 from jsae.activations import store
-from jsae.runtime import artifacts, stages
+from jsae.runtime import artifacts, stage_config, stages
 from launch import mistyped
 
 
@@ -50,7 +50,7 @@ def test_an_override_changes_the_digests_of_its_stages_and_of_no_other(key, data
     for stage in stages.STAGES:
         before, after = (stages.section(c, stage) for c in (CONFIG, config))
         assert json.loads(json.dumps(after)) == after
-        depends = section in stages._SECTIONS[stage] and name.split(".")[0] not in stages._NO_RESULT
+        depends = section in stage_config.SECTIONS[stage] and name.split(".")[0] not in stage_config.NO_RESULT
         if section == "sae" and "." in name:  # a setting of a variant
             depends = depends and name.split(".")[0] == config.sae.variant
         same = stages.digest_of(before, "up") == stages.digest_of(after, "up")

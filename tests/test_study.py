@@ -1,5 +1,6 @@
 """The whole study in its small form, run once by `launch.pipeline`: artifacts, the Python API, the README."""
 
+import importlib
 import json
 import pathlib
 import re
@@ -16,7 +17,8 @@ import jsae
 from jsae import edits
 from jsae.report import formatting
 from jsae.runtime import artifacts, stages
-from jsae.study import Study
+from jsae.study import TABLES, Study
+from jsae.tables import Table, documentation
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -27,26 +29,16 @@ def study(study_dir):
 
 
 def test_the_artifacts_of_the_contract(study_dir):
-    expected = [
-        *(
-            "config.json",
-            "summary.json",
-            "classifier/metrics.jsonl",
-            "sae/metrics.jsonl",
-            "report/index.html",
-        ),
-        *("sae/export/cfg.json", "sae/export/sae_weights.safetensors"),
-        *("analysis/features.parquet", "analysis/top_patches.parquet", "analysis/nearest.parquet"),
-        *("analysis/receptive.parquet", "analysis/localisation.parquet", "analysis/parts.parquet"),
-        *("ablation/feature_space.parquet", "ablation/input_space.parquet", "ablation/agreement.parquet"),
-        *("ablation/atlas.parquet", "ablation/atlas_classes.parquet", "ablation/cumulative.parquet"),
-        *("ablation/known_answer.parquet", "ablation/sigma_sweep.parquet"),
-        *(f"activations/{split}/manifest.json" for split in ("train", "val", "test")),
-        *(
-            f"{stage}/manifest.json"
-            for stage in ("classifier", "activations", "sae", "analysis", "ablation", "report")
-        ),
-    ]
+    written = {  # the other tables are made on demand, or by another study
+        name: f"{listed.stage}/{name}.parquet"
+        for name, listed in TABLES.items()
+        if name not in ("monosemanticity", "baselines", "sweep")
+    }
+    expected = ["config.json", "summary.json", "report/index.html", *written.values()]
+    expected += ["sae/export/cfg.json", "sae/export/sae_weights.safetensors"]
+    expected += [f"{stage}/metrics.jsonl" for stage in ("classifier", "sae")]
+    expected += [f"activations/{split}/manifest.json" for split in ("train", "val", "test")]
+    expected += [f"{stage}/manifest.json" for stage in stages.STAGES]
     missing = [name for name in expected if not (study_dir / name).exists()]
     assert not missing
     assert not list(study_dir.rglob("*.tmp*"))
@@ -104,8 +96,8 @@ def test_show_takes_one_feature_and_says_so(study):
 
 def test_a_feature_that_was_not_chosen_has_the_effect_of_the_table_of_all(study):
     chosen = set(study.table("feature_space")["feature"].to_pylist())
-    atlas = study.table("atlas").to_pylist()
-    row = next(r for r in atlas if r["feature"] not in chosen and r["map_top_class_margin"] is not None)
+    rows = study.table("all_features").to_pylist()
+    row = next(r for r in rows if r["feature"] not in chosen and r["map_top_class_margin"] is not None)
     html = study.show(row["feature"]).html
     assert formatting.number(row["map_top_class_margin"]) in html
     assert "not among the features that were ablated beside a control" in html
@@ -130,7 +122,7 @@ def test_a_study_of_bare_activations_is_not_told_to_set_what_it_has_set(tmp_path
         "it has no classifier": lambda: study.classifier,
         "it has no images; study.activations": lambda: study.data,
         "it has no images to prepare": lambda: study.preprocess("plane.png"),
-        "has no stage 'ablation'": lambda: study.table("atlas"),
+        "has no stage 'ablation'": lambda: study.table("all_features"),
     }
     for words, ask in lacks.items():
         with pytest.raises(stages.StageMissing, match=words) as raised:
@@ -276,10 +268,11 @@ def test_a_finished_study_is_up_to_date(study_dir, clean_environment):
 
 
 @pytest.mark.parametrize("name", ["cumulative"])
-def test_a_table_of_the_final_site_is_missed_by_name_elsewhere(name, tmp_path):
+def test_a_table_of_the_last_site_is_missed_by_name_elsewhere(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "_is_at_last_site", lambda _: False)
     study = Study(tmp_path, {"activations": {"site": "stage3"}})
     with pytest.raises(
-        stages.StageMissing, match=f"study of stage3 has no table '{name}': it exists at stage4"
+        stages.StageMissing, match=f"study of stage3 has no table '{name}': it exists at a classifier's last"
     ):
         study.table(name)
 
@@ -326,3 +319,16 @@ def test_a_workdir_that_cannot_be_written_is_named(clean_environment, tmp_path):
         command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1 and "file is not writable" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_table_is_declared_once_and_documents_its_columns(study):
+    for name, listed in TABLES.items():
+        declared = next(
+            value
+            for value in vars(importlib.import_module(listed.module)).values()
+            if isinstance(value, Table) and value.name == name
+        )
+        assert all(len(doc) > 3 for doc in documentation(declared.schema).values())
+        if study.has_table(name):
+            assert study.table(name).schema.equals(declared.schema)
+            assert documentation(study.table(name)) == documentation(declared.schema)

@@ -10,26 +10,33 @@ import sys
 
 import pytest
 
-from launch import fault_process
+from launch.faults import runs
 
 START = """
 import os, pathlib, signal, sys, time
 from jsae.runtime import preemption
-preemption.install()
+signals = preemption.install()
 import jax, numpy as np
 from etils import epath
 from jsae.classifier import run as classifier_run
 from jsae.data import cache
 from jsae.runtime import mesh, passes, stages
-mesh.initialize()
+from jsae.runtime.context import RunContext
+mesh.initialize(signals)
+context = RunContext()
 here, folder = jax.process_index(), pathlib.Path(sys.argv[1])
 told = here == int(sys.argv[2])
 """
 END = """
-with preemption.ending_together():
+with signals.ending_together():
     end()
 """
 PROGRAM = """
+signals._number = 15 if told else None  # one is asked to stop, and both say so at the same poll
+assert context.requested_by_any() and signals.is_asked() == told
+signals._number, signals.deadline = None, preemption.Deadline(3)
+assert not context.requested_by_any()
+
 rng = np.random.default_rng(here)  # other pixels: another number of iterations, and another accuracy
 def split(name):
     images = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -40,12 +47,13 @@ preemption.check_here, check = lambda: iterations.append(1) or check(), preempti
 accuracy = classifier_run._pixel_baseline({n: split(n) for n in ("train", "val", "test")}, 0)
 assert bool(iterations) == mesh.is_writer(), len(iterations)
 
-own = passes.Passes(folder / f"host{here}", ())  # two disks of which only one shows the file
+stage = stages.Stage("ablation", epath.Path(folder) / f"host{here}", {}, False)
+own = passes.Passes(stage, ())  # two disks of which only one shows the file
 kept = own("effects", lambda: [float(here), accuracy])()
 for _ in range(3 + 4 * here):  # pairs that a process has by its own numbers
     check()
 assert mesh.of_writer(lambda: {"rows": [here]}) == {"rows": [0]}
-again = passes.Passes(folder / f"host{here}", ())
+again = passes.Passes(stage, ())
 found = again("effects", lambda: sys.exit("process %d passes anew" % here))()
 assert kept == found and kept[0] == 0.0, (kept, found)
 
@@ -62,7 +70,7 @@ mesh.wait_for_all("end")
 def end():
     if told:  # in work of its own, while the other waits for it
         os.kill(os.getpid(), signal.SIGUSR1)
-        check()
+        context.check_here()
     mesh.wait_for_all("never")
 """
 STUCK = """
@@ -84,7 +92,7 @@ def end():
 
 def run(program, folder, which, environment):
     """[(exit code, stdout, stderr)] of both processes; `which` is the one that something befalls."""
-    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "10"}
+    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "3"}
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         environment["JSAE_COORDINATOR"] = f"127.0.0.1:{s.getsockname()[1]}"
@@ -92,7 +100,7 @@ def run(program, folder, which, environment):
         subprocess.Popen(
             [sys.executable, "-c", START + program + END, str(folder), str(which)],
             env=environment | {"JSAE_PROCESS_ID": str(i)},
-            cwd=fault_process.ROOT,
+            cwd=runs.ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

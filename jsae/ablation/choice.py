@@ -1,16 +1,42 @@
 """Which features are ablated."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from jsae.runtime import logs
 
 
-def choose_features(table: dict, n_features: int, given=()) -> list[int]:
+class Chosen(NamedTuple):
+    """The features to ablate.
+
+    Attributes:
+      features: in the order of their evidence.
+      selective: those of them that are class-selective.
+      top_classes: of all features, int32 [F]; -1 for one without.
+    """
+
+    features: list[int]
+    selective: list[int]
+    top_classes: np.ndarray
+
+
+def choose(table: Mapping[str, Sequence[Any]], n_features: int, given: Sequence[int] = ()) -> Chosen:
+    """The features to ablate, with what is known of them; arguments as for `choose_features`."""
+    features = choose_features(table, n_features, given)
+    tops = np.array([-1 if top is None else top for top in table["top_class"]], np.int32)
+    return Chosen(features, [f for f in features if table["class_selective"][f]], tops)
+
+
+def choose_features(
+    table: Mapping[str, Sequence[Any]], n_features: int, given: Sequence[int] = ()
+) -> list[int]:
     """The features to ablate, in the order of their evidence.
 
     If none are given: first the class-selective ones by falling AUROC, then the other eligible ones by
     falling mean when active; at most `n_features`. Features that fire on fewer than 20 test images
-    (not eligible) are never chosen, as no effect could be stated. AUROC is measured on test, but it knows
+    (not eligible) are never chosen, as no effect could be reported. AUROC is measured on test, but it knows
     nothing about the classifier's logits, so the choice does not favour features with an effect.
 
     Args:
@@ -38,7 +64,7 @@ def choose_features(table: dict, n_features: int, given=()) -> list[int]:
     return chosen
 
 
-def check_given(features, n_features: int) -> None:
+def check_given(features: Sequence[int], n_features: int) -> None:
     """Raise ValueError unless all of config.ablation.features are features of an SAE of that size."""
     unknown = [f for f in features if isinstance(f, bool) or f != int(f) or not 0 <= f < n_features]
     if unknown:

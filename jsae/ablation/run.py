@@ -1,48 +1,45 @@
 """The stage `ablation`: what single features do to the prediction, with controls, as tables.
 
-Reads features.parquet, parts.parquet, the stores of train (for the covariance) and test, the test images, the
-classifier and the SAE. Writes feature_space.parquet, input_space.parquet, agreement.parquet and
-sigma_sweep.parquet for the chosen features; at the final site also atlas.parquet and atlas_classes.parquet
-for all features and cumulative.parquet for many at once; where parts are known known_answer.parquet. Hands
-the headline numbers to the manifest. An interrupted stage goes on behind the last whole pass.
-
-Every process of a multi-process run computes the same on its first local device, and one writes.
+Reads features.parquet, the stores of train (for the covariance) and test, the test images, the classifier and
+the SAE. Writes feature_space.parquet and input_space.parquet for the chosen features, and
+all_features.parquet and all_features_by_class.parquet for all of them; where only pooling and a linear head
+follow on the site, cumulative.parquet for many at once. Hands the headline numbers to the manifest. The work
+is dealt over all devices; an interrupted stage goes on behind the last whole pass.
 """
+
+import functools
+from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 
-from jsae import classifier, sae
-from jsae.ablation import (
-    agreement,
-    atlas_survey,
-    choice,
-    controls,
-    cumulative,
-    feature_space,
-    fill_sweep,
-    fills,
-    input_space,
-    splice,
-    stage_tables,
-    statistics,
-    tables,
-)
-from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS
-from jsae.activations import ActivationStore
+from jsae.ablation import choice, splice, statistics
+from jsae.ablation.all_features import closed_form, cumulative, forward_pass, table_by_class, totals
+from jsae.ablation.all_features import table as all_features_table
+from jsae.ablation.all_features.reducer import MeasureAllFeatures
+from jsae.ablation.effects import Named
+from jsae.ablation.feature_space import controls, pairs
+from jsae.ablation.feature_space import table as feature_space_table
+from jsae.ablation.headline import headline
+from jsae.ablation.input_space import patches
+from jsae.ablation.input_space import table as input_space_table
 from jsae.analysis import cells
+from jsae.classifier import Head
 from jsae.classifier.forward import LogitsAndActs, LogitsFromActs
-from jsae.data import augment, identity
-from jsae.runtime import artifacts, logs, passes, preemption, settings, stages
+from jsae.runtime import artifacts, passes, settings, stages
+from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
+from jsae.study import Study
 
 KEPT = (  # what the passes return
-    feature_space.FeatureEffects,
-    input_space.InputEffects,
-    atlas_survey.AtlasEffects,
+    Named,
+    pairs.FeatureEffects,
+    patches.InputEffects,
+    totals.AllFeatureEffects,
+    closed_form.EffectMoments,
     cumulative.Curves,
 )
-
 RANGES = {
     "n_features": settings.COUNT,
     "features": settings.NOT_NEGATIVE,
@@ -52,204 +49,202 @@ RANGES = {
     "batch_size": settings.COUNT,
     "n_bootstrap": settings.at_least(2, "of which the interval is made; 1000 is usual"),
     "n_joint": settings.COUNT,
-    "n_atlas_images": settings.COUNT,
-    "sweep_sigmas_px": settings.POSITIVE,
-    "sweep_sizes_cells": settings.COUNT,
-    "n_sweep_features": settings.NONE_OR_MORE,
-    "n_sweep_images": settings.NONE_OR_MORE,
+    "n_all_features_images": settings.COUNT,
 }
 
 
-def run(config, workdir, context: RunContext | None = None) -> None:
+def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
     """Make the ablation stage of a workdir.
 
     Raises:
       stages.StageMissing: an earlier stage is not finished.
-      ValueError: an unknown feature in config.ablation.features, or other test images than the store's.
+      ValueError: an unknown feature in config.ablation.features, a batch_size that the devices cannot share,
+        or other test images than the store's.
     """
+    check_config(config)
+    mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     stage = stages.begin(config, workdir, "ablation")
     if stage.up_to_date:
         return
-    with jax.default_matmul_precision("float32"):
-        results, written = _measure(config, workdir, passes.Passes(stage.folder, KEPT))
+    study = Study(workdir, stages.plain(config), mesh)
+    ablation = Ablation(study, config, passes.Passes(stage.folder, KEPT), context or RunContext())
+    columns = study.table("features").to_pydict()
+    chosen = choice.choose(columns, config.ablation.n_features, config.ablation.features)
+    found = ablation.pass_over_test(chosen)
+    inside = ablation.in_feature_space(found["pairs"], chosen)
+    outside = ablation.in_input_space(inside, chosen)
+    everything = found["all_features"] if ablation.head else ablation.by_forward_passes(chosen.top_classes)
+    results, written = tables_of(config, chosen, inside, outside, everything, ablation.context)
     for name, table in written.items():
         artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
-    stage.finish(results)
+    stage.finish({"splice": found["splice"], **results})
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c = config.ablation
     settings.check("config", config, {"seed": settings.SEED})
     settings.check("config.ablation", c, RANGES)
-    for fill in c.sweep_fills:
-        fills.check(fill)
+    mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    meshes.check_batch(mesh, c.batch_size, "config.ablation.batch_size")
     choice.check_given(c.features, config.sae.n_features)
 
 
-def _measure(config, workdir, keep: passes.Passes) -> tuple[dict, dict]:
-    """(results, table name -> pa.Table); `keep` keeps what each pass has found."""
-    c = config.ablation
-    where = {name: stages.folder(config, workdir, name) for name in stages.STAGES}
-    table = artifacts.read_table(where["analysis"] / "features.parquet").to_pydict()
-    stores = {name: ActivationStore.open(where["activations"] / name) for name in ("train", "test")}
-    splits = {name: split for name, split in identity.splits_of(config, workdir).items() if name in stores}
-    (train, test), split = stores.values(), splits["test"]
-    if list(split.ids) != list(test.image_ids):
-        raise ValueError(
-            f"the {len(split.ids)} test images of config.data are not the {test.n_images} whose activations "
-            f"lie in {test.folder}; extract them anew with --restart=activations"
-        )
-    params, model = classifier.load(where["classifier"]), sae.load(where["sae"])
-    from_acts = LogitsFromActs(params, test.site)
-    features = choice.choose_features(table, c.n_features, c.features)
-    tops = {f: -1 if table["top_class"][f] is None else int(table["top_class"][f]) for f in features}
+class Ablation:
+    """The passes of the stage, over an opened study; each is kept when it is whole.
 
-    with logs.progress(test.n_images, label="ablation: splice", unit="image") as bar:
-        spliced = keep("splice", splice.measure)(
-            from_acts,
-            model,
-            test.batches(c.batch_size),
-            labels=test.labels,
-            mean=test.mean,
-            on_batch=lambda n: stage_tables.step(bar, n),
-        )
-    root = controls.covariance_root(_unpadded(train, c.batch_size), train.mean)
-    with logs.progress(test.n_images, label="ablation: feature space", unit="image") as bar:
-        inside = keep("feature_space", feature_space.measure)(
-            from_acts,
-            model,
-            test.batches(c.batch_size),
-            labels=test.labels,
-            features=features,
-            top_classes=[tops[f] for f in features],
-            root=root,
-            key=jax.random.key(config.seed),
-            pair_batch=c.batch_size,
-            on_batch=lambda n: stage_tables.step(bar, n),
-        )
-    pairs = input_space.choose_images(inside.features, inside.images, c.max_images, config.seed)
-    stride_px = params.arch.stride(test.site)
-    n_passes = len(np.unique(inside.images[pairs])) + 2 * len(pairs)
-    normalised, on_aircraft = (
-        _normalised(split, c.batch_size),
-        cells.aircraft_cells(split, test.grid, stride_px),
-    )
+    Attributes:
+      head: of the classifier where only pooling and this follow on the site, else None.
+      logits_from_acts: the rest of the network from the site on.
+    """
 
-    def blurring(rows):
-        """Arguments of `input_space.measure` for rows of `inside`, less the fill."""
-        return (LogitsAndActs(params, test.site), model, normalised), {
-            "features": inside.features[rows],
-            "images": inside.images[rows],
-            "peaks": inside.peaks[rows],
-            "labels": test.labels[inside.images[rows]],
-            "top_classes": np.array([tops[f] for f in inside.features[rows].tolist()], np.int32),
-            "grid": test.grid,
-            "stride_px": stride_px,
-            "batch_size": c.batch_size,
-            "on_aircraft": on_aircraft,
+    def __init__(self, study: Study, config: Any, keep: passes.Passes, context: RunContext):
+        self.study, self.config, self.keep, self.context = study, config, keep, context
+        self.test = study.activations("test")
+        self.head: Head | None = None
+        if study.has_closed_form:
+            self.head = study.params.model.linear_head(study.params.variables)
+        self.logits_from_acts = LogitsFromActs(study.params, study.site)
+        self.key = jax.random.key(config.seed)
+        self.batches = {"batch_size": config.ablation.batch_size, "context": context}
+
+    def pass_over_test(self, chosen: choice.Chosen) -> dict[str, Any]:
+        """The SAE spliced in, the pairs of the chosen features, and in closed form all features."""
+        c = self.config.ablation
+        reducers = {
+            "splice": splice.MeasureSplice(self.logits_from_acts, self.test.mean),
+            "pairs": pairs.FindPairs(np.array(chosen.features, np.int32)),
         }
+        if self.head is not None:
+            devices = self.study.mesh.devices
+            reducers["all_features"] = MeasureAllFeatures(
+                self.head,
+                chosen.top_classes,
+                self.key,
+                n_joint=c.n_joint,
+                block=closed_form.block_features(
+                    c.batch_size // len(devices), len(self.head.offset), devices.flat[0].platform
+                ),
+            )
+        return self.study.run_pass("test", reducers, label="ablation of test", keep=self.keep, **self.batches)
 
-    with logs.progress(n_passes, label="ablation: input space", unit="image") as bar:
-        measured, of_pairs = blurring(pairs)
-        outside = keep("input_space", input_space.measure)(
-            *measured,
-            **of_pairs,
+    def in_feature_space(self, found: dict[str, Any], chosen: choice.Chosen) -> pairs.FeatureEffects:
+        """Each chosen feature removed from the activations it fires on, beside its controls."""
+        return self.keep("feature_space", pairs.effects_of_pairs)(
+            self.logits_from_acts,
+            self.study.sae,
+            self.test,
+            found,
+            top_classes=chosen.top_classes,
+            root=self.keep("covariance", self._covariance_root)(),
+            key=self.key,
+            mesh=self.study.mesh,
+            label="ablation: feature space",
+            **self.batches,
+        )
+
+    def in_input_space(
+        self, inside: pairs.FeatureEffects, chosen: choice.Chosen
+    ) -> patches.InputEffects | None:
+        """The images blurred where the features fire; None for bare activations, which have no images."""
+        c = self.config.ablation
+        if "classifier" in stages.skipped(self.config):
+            self.context.log.info("ablation: no input space, since bare activations have no images")
+            return None
+        split, stride_px = self.study.data["test"], self.study.params.model.stride_px(self.study.site)
+        if list(split.ids) != list(self.test.image_ids):
+            raise ValueError(
+                f"the {len(split.ids)} test images of config.data are not the {self.test.n_images} whose "
+                f"activations lie in {self.test.folder}; extract them again with --restart=activations"
+            )
+        rows = patches.choose_images(inside.features, inside.images, c.max_images, self.config.seed)
+        images = inside.images[rows]
+        return self.keep("input_space", patches.effects_of_blurring)(
+            LogitsAndActs(self.study.params, self.study.site),
+            self.study.sae,
+            lambda numbers: split.images[numbers],
+            features=inside.features[rows],
+            images=images,
+            peaks=inside.peaks[rows],
+            labels=self.test.labels[images],
+            top_classes=chosen.top_classes[inside.features[rows]],
+            grid=self.test.grid,
+            stride_px=stride_px,
             sigma_px=c.sigma_px,
             size_cells=c.size_cells,
-            on_batch=lambda n: stage_tables.step(bar, n),
+            on_foreground=cells.foreground_cells(split, self.test.grid, stride_px),
+            mesh=self.study.mesh,
+            label="ablation: input space",
+            **self.batches,
         )
+
+    def by_forward_passes(self, top_classes: np.ndarray) -> totals.AllFeatureEffects:
+        """All features on the first n_all_features_images images in an order drawn from the seed."""
+        n = min(self.config.ablation.n_all_features_images, self.test.n_images)
+        drawn = np.random.default_rng([self.config.seed, 8]).permutation(self.test.n_images)[:n]
+        self.context.log.info(
+            "ablation: no closed form at %s: all features take forward passes, on %d images",
+            self.study.site,
+            n,
+        )
+        label = "ablation: all features"
+        return self.keep("all_features", forward_pass.effects_of_images)(
+            self.logits_from_acts,
+            self.study.sae,
+            self.test,
+            np.sort(drawn),
+            functools.partial(self.study.run_pass, "test", label=label, **self.batches),
+            top_classes=top_classes,
+            n_classes=len(self.test.class_names),
+            mesh=self.study.mesh,
+            label=label,
+            **self.batches,
+        )
+
+    def _covariance_root(self) -> np.ndarray:
+        train = self.study.activations("train")
+        return controls.covariance_root(train, self.batches["batch_size"], self.context)
+
+
+def tables_of(
+    config: Any,
+    chosen: choice.Chosen,
+    inside: pairs.FeatureEffects,
+    outside: patches.InputEffects | None,
+    everything: totals.AllFeatureEffects,
+    context: RunContext,
+) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """(results, table name -> table) of what the passes found."""
+    features, drawn = chosen.features, (config.ablation.n_bootstrap, config.seed)
     n_active = {f: int((inside.features == f).sum()) for f in features}
-    agreed = agreement.rows(inside, outside, pairs, features)
-    of_tables = {
-        "feature_space": (
-            tables.feature_space_rows(inside, features, c.n_bootstrap, config.seed),
-            tables.FEATURE_SPACE,
-        ),
-        "input_space": (
-            tables.input_space_rows(outside, features, n_active, c.n_bootstrap, config.seed),
-            tables.INPUT_SPACE,
-        ),
-        "agreement": (agreed, tables.AGREEMENT),
-    }
-    stated = [f for f in features if n_active[f] >= statistics.MIN_ACTIVE]
-    selective = [f for f in stated if table["class_selective"][f]]
+    known = [f for f in features if n_active[f] >= statistics.MIN_ACTIVE]
+    selective = [f for f in known if f in chosen.selective]
     if not selective:
-        logs.get_logger().warning(
+        context.log.warning(
             "ablation: no class-selective feature was ablated; mean_effect_minus_control_margin is null"
         )
-    seen = (stated, selective, c.n_bootstrap, config.seed)
-    at = SCOPES.index("map")
+    at_map = inside.deltas.select(scope="map")
+    columns = {
+        feature_space_table.TABLE: feature_space_table.columns(inside, features, *drawn),
+        all_features_table.TABLE: all_features_table.columns(everything, chosen.top_classes),
+        table_by_class.TABLE: table_by_class.columns(everything),
+    }
     results = {
-        "feature_space": headline(inside.features, inside.images, inside.deltas[:, at], *seen),
-        "input_space": headline(outside.features, outside.images, outside.deltas, *seen),
-        "agreement": agreement.summary(agreed, c.n_bootstrap, config.seed),
-        "splice": spliced,
+        "feature_space": headline(inside.features, inside.images, at_map, known, selective, *drawn),
+        "input_space": None,
         "n_features_ablated": len(features),
-        "n_pairs": {"feature_space": len(inside.features), "input_space": len(outside.features)},
+        "n_pairs": {"feature_space": len(inside.features), "input_space": 0},
+        "all_features": totals.headline(everything)
+        | {"attribution": all_features_table.attribution_agreement(everything, *drawn)},
     }
-    written = {name: tables.table(*parts) for name, parts in of_tables.items()}
-    of_atlas = params, model, test, table["top_class"]
-    results["atlas"], more = stage_tables.every_feature(config, keep, *of_atlas)
-    results["known_answer"], known = stage_tables.known_parts(
-        config, keep, where, from_acts, model, stores, splits, stride_px, root
-    )
-    kept = fill_sweep.first_of_each(inside.features[pairs], features[: c.n_sweep_features], c.n_sweep_images)
-    swept = stage_tables.fills(config, keep, *blurring(pairs[kept]), n_active)
-    return results, written | more | known | swept
-
-
-def _unpadded(store: ActivationStore, batch_size: int):
-    for _, acts, mask in store.batches(batch_size):
-        preemption.check_here()
-        yield acts[mask > 0]
-
-
-def _normalised(split, batch_size: int):
-    """A function image numbers [n <= batch_size] -> float32 [n, S, S, 3], always computed in one shape."""
-
-    def read(images: np.ndarray) -> np.ndarray:
-        pixels = np.zeros((batch_size, *split.images.shape[1:]), np.uint8)
-        pixels[: len(images)] = split.images[images]
-        return np.asarray(augment.normalise(pixels))[: len(images)]
-
-    return read
-
-
-def headline(features, images, deltas, stated, selective, n_bootstrap: int, seed: int) -> dict:
-    """The numbers of summary.json for one space, each mean with its `_ci95`.
-
-    Args:
-      features, images: int [M], the pairs.
-      deltas: [M, kind, target, measure]; kind 0 the effect, 1 its control (direction or matched patch),
-        2 the matched feature (feature space only).
-      stated: features with enough active images; the means are over these.
-      selective: the class-selective ones among them.
-      n_bootstrap, seed: of the intervals, which resample images.
-    """
-    label, top = TARGETS.index("label"), TARGETS.index("top_class")
-    margin = MEASURES.index("margin")
-    ours = np.isin(features, stated)
-    numbers = {
-        "n_features": len(np.unique(features[ours])),
-        "n_images": len(np.unique(images[ours])),
-    }
-
-    def add(name, values, rows):
-        rng = np.random.default_rng([seed, 3])
-        found = None, None, None
-        if values is not None:
-            found = statistics.mean_over_features(
-                values[rows], features[rows], images[rows], n_bootstrap, rng
-            )
-        numbers[name] = found[0]
-        numbers[f"{name}_ci95"] = None if found[0] is None else [found[1], found[2]]
-
-    for measure in ("logit", "margin", "confidence"):
-        add(f"mean_delta_{measure}", deltas[:, 0, label, MEASURES.index(measure)], ours)
-    add("control_mean_delta_margin", deltas[:, 1, label, margin], ours)
-    of_feature = deltas[:, 2, label, margin] if deltas.shape[1] > 2 else None
-    add("control_feature_mean_delta_margin", of_feature, ours)
-    difference = deltas[:, 0, top, margin].astype(np.float64) - deltas[:, 1, top, margin]
-    add("mean_effect_minus_control_margin", difference, np.isin(features, selective))
-    return numbers
+    if outside is not None:
+        columns[input_space_table.TABLE] = input_space_table.columns(outside, features, n_active, *drawn)
+        results["n_pairs"]["input_space"] = len(outside.features)
+        results["input_space"] = headline(
+            outside.features, outside.images, outside.deltas, known, selective, *drawn
+        )
+    if everything.curves is not None:
+        columns[cumulative.TABLE] = cumulative.columns(everything.curves, *drawn)
+    counts = results["all_features"]
+    context.log.info("ablation: all features, %d pairs, %d guarded", counts["n_pairs"], counts["n_guarded"])
+    return results, {table.name: table.make(values) for table, values in columns.items()}

@@ -7,78 +7,68 @@ as clean, 0 as bad as no information. The clean side is computed here, by the sa
 reconstruction recovers exactly 1.
 """
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jsae import metrics
-from jsae.classifier.forward import as_argument
+from jsae.activations import Encoded, Reducer
 from jsae.edits import MeanAblation
 
 VERSIONS = ("clean", "spliced", "mean_ablated")
 KEYS = ("accuracy", "mean_per_class_accuracy", "cross_entropy", "margin")
 
 
-@jax.jit
-def _sums(logits_from_acts, sae, mean, acts, labels, mask):
-    """Sums of one batch, acts [B, H, W, C], with a leading axis for the VERSIONS."""
-    spliced = sae.decode(sae.encode(acts)).astype(acts.dtype)
-    versions = jnp.stack([acts, spliced, MeanAblation(mean)(acts)])
-    logits = jax.lax.map(logits_from_acts, versions)  # [3, B, L]
-    return jax.vmap(lambda version: metrics.classifier_sums(version, labels, mask, logits[0]))(logits)
-
-
-def measure(
-    logits_from_acts: Callable,
-    sae,
-    batches: Iterable,
-    *,
-    labels: np.ndarray,
-    mean: np.ndarray,
-    on_batch: Callable[[int], None] = lambda n_images: None,
-) -> dict:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MeasureSplice(Reducer):
     """Splice metrics over a split (METRICS, "splice").
 
-    Args:
-      logits_from_acts: acts [B, H, W, C] -> logits [B, L]; a pytree or a plain function.
-      sae: the SAE of the site.
-      batches: yields (start, acts [B, H, W, C] raw, mask [B]) over the split, all of one B.
-      labels: int [n_images].
+    The result is {"clean", "spliced", "mean_ablated": {"accuracy", "mean_per_class_accuracy",
+    "cross_entropy", "margin"}, "kl", "accuracy_recovered", "ce_recovered"}; None where a number does not
+    exist.
+
+    Attributes:
+      logits_from_acts: acts [B, H, W, C] -> logits [B, L]; a pytree (`classifier.forward.as_argument`).
       mean: [C], the train mean of the activations.
-      on_batch: called with the number of images after each batch.
-
-    Returns:
-      {"clean", "spliced", "mean_ablated": {"accuracy", "mean_per_class_accuracy", "cross_entropy",
-      "margin"}, "kl", "accuracy_recovered", "ce_recovered"}; None where a number does not exist.
     """
-    logits_from_acts, mean, sums = as_argument(logits_from_acts), jnp.asarray(mean), [None] * len(VERSIONS)
-    for start, acts, mask in batches:
-        n = int(np.sum(np.asarray(mask) > 0))
-        of_batch = np.zeros(len(acts), np.int32)
-        of_batch[:n] = labels[start : start + n]
-        new = jax.tree.map(np.asarray, _sums(logits_from_acts, sae, mean, acts, of_batch, mask))
-        sums = [
-            metrics.add_sums(old, jax.tree.map(lambda each, i=i: each[i], new)) for i, old in enumerate(sums)
-        ]
-        on_batch(n)
-    seen = [metrics.classifier_metrics(each) for each in sums]
-    numbers = {
-        name: {key: known(each[key]) for key in KEYS} for name, each in zip(VERSIONS, seen, strict=True)
-    }
 
-    def recovered(key):
-        ablated, spliced, clean = (numbers[name][key] for name in ("mean_ablated", "spliced", "clean"))
-        return known(metrics.recovered(ablated, spliced, clean))
+    logits_from_acts: Callable
+    mean: np.ndarray
 
-    return numbers | {
-        "kl": known(seen[VERSIONS.index("spliced")]["kl"]),
-        "accuracy_recovered": recovered("accuracy"),
-        "ce_recovered": recovered("cross_entropy"),
-    }
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> list:
+        return [None] * len(VERSIONS)
+
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, metrics.ClassifierSums]:
+        acts = batch.acts
+        spliced = dictionary.decode(batch.feats).astype(acts.dtype)
+        versions = jnp.stack([acts, spliced, MeanAblation(jnp.asarray(self.mean))(acts)])
+        logits = jax.lax.map(self.logits_from_acts, versions)  # [3, B, L]
+        return carry, jax.vmap(
+            lambda version: metrics.classifier_sums(version, batch.labels, batch.real, logits[0])
+        )(logits)
+
+    def add(self, total: list, part: metrics.ClassifierSums, rows: slice, n: int) -> list:
+        return [metrics.add_sums(old, type(part)(*(each[i] for each in part))) for i, old in enumerate(total)]
+
+    def finish(self, carry: Any, total: list) -> dict[str, Any]:
+        found = dict(zip(VERSIONS, map(metrics.classifier_metrics, total), strict=True))
+        numbers = {name: {key: known(each[key]) for key in KEYS} for name, each in found.items()}
+
+        def recovered(key):
+            return known(metrics.recovered(*(numbers[name][key] for name in reversed(VERSIONS))))
+
+        return numbers | {
+            "kl": known(found["spliced"]["kl"]),
+            "accuracy_recovered": recovered("accuracy"),
+            "ce_recovered": recovered("cross_entropy"),
+        }
 
 
-def known(number) -> float | None:
+def known(number: float | None) -> float | None:
     """The number as a Python float, None where it is unknown (None, NaN or infinite)."""
     return None if number is None or not np.isfinite(number) else float(number)

@@ -15,6 +15,8 @@ on with the first shard that is missing.
 import bisect
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +26,42 @@ from jsae.activations import local_copy
 from jsae.runtime import artifacts, paths
 
 DTYPES = ("float32", "bfloat16")
+
+
+class ActivationBatch(NamedTuple):
+    """B images of a split; a padded row is zeros, with mask 0 and label -1.
+
+    Attributes:
+      acts: raw activations, float32 [B, H, W, C].
+      labels: int32 [B], -1 for unknown.
+      images: int32 [B], their numbers in the split.
+      mask: float32 [B], 1 for an image and 0 for padding.
+    """
+
+    acts: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
+    mask: np.ndarray
+
+
+def make_batches(store, batch_size: int, images=None) -> Iterator[ActivationBatch]:
+    """The batches of anything with n_images, labels and read(start, stop) -> [n, H, W, C]."""
+    numbers = np.arange(store.n_images) if images is None else np.asarray(images)
+    for start in range(0, len(numbers), batch_size):
+        chosen = numbers[start : start + batch_size].astype(np.int32)
+        n, padding = len(chosen), batch_size - len(chosen)
+        if chosen[-1] - chosen[0] == n - 1:
+            acts = store.read(int(chosen[0]), int(chosen[-1]) + 1)
+        else:
+            acts = np.concatenate([store.read(i, i + 1) for i in chosen.tolist()])
+        if padding:
+            acts = np.concatenate([acts, np.zeros((padding, *acts.shape[1:]), np.float32)])
+        yield ActivationBatch(
+            acts=acts,
+            labels=np.pad(np.asarray(store.labels, np.int32)[chosen], (0, padding), constant_values=-1),
+            images=np.pad(chosen, (0, padding), mode="edge"),
+            mask=np.pad(np.ones(n, np.float32), (0, padding)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,18 +206,9 @@ class ActivationStore:
         if tuple(shape) != expected:
             raise ValueError(f"{path} has shape {shape}, its manifest says {expected}; it is damaged")
 
-    def batches(self, batch_size: int):
-        """Yield (start, acts float32 [batch_size, H, W, C], mask float32 [batch_size]) over all images.
-
-        The last batch is padded with zeros, whose mask is 0.
-        """
-        for start in range(0, self.n_images, batch_size):
-            acts = self.read(start, min(start + batch_size, self.n_images))
-            n = len(acts)
-            mask = (np.arange(batch_size) < n).astype(np.float32)
-            if n < batch_size:
-                acts = np.concatenate([acts, np.zeros((batch_size - n, *acts.shape[1:]), np.float32)])
-            yield start, acts, mask
+    def batches(self, batch_size: int, images=None) -> Iterator["ActivationBatch"]:
+        """All images, or the numbers `images` [n] of some, `batch_size` at a time; the last one is padded."""
+        return make_batches(self, batch_size, images)
 
 
 def open_shard(path) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Which cells of the grid are on the aircraft and on its parts, where masks or boxes say so.
+"""Which cells of the grid are on the foreground and on its parts, where masks or boxes say so.
 
-A cell is positive for a mask that covers at least 10% of it; a box counts as a mask of the aircraft.
+A cell is positive for a mask that covers at least 10% of it; a box counts as a mask of the foreground.
 """
 
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from collections.abc import Callable
 import numpy as np
 
 COVERED = 0.1  # of a positive cell
-AIRCRAFT = "aircraft"
-_AIRCRAFT_BIT = 15
+FOREGROUND = "foreground"
+_FOREGROUND_BIT = 15
 
 
 class PartCells:
     """Reads the cells of a split's images, part by part.
 
     Attributes:
-      names: the parts of the masks, then "aircraft"; boxes know the aircraft only.
+      names: the parts of the masks, then "foreground"; boxes know the foreground only.
     """
 
     def __init__(self, split, grid: tuple[int, int], stride_px: int):
@@ -24,29 +24,29 @@ class PartCells:
         if split.masks is None and split.boxes is None:
             raise ValueError(f"the split {split.name} has neither masks nor boxes")
         self._split, self._grid, self._stride_px = split, grid, stride_px
-        self.names = (*(split.part_names if split.masks is not None else ()), AIRCRAFT)
+        self.names = (*(split.part_names if split.masks is not None else ()), FOREGROUND)
 
     def __call__(self, images) -> tuple[np.ndarray, np.ndarray]:
         """Positive and negative cells of image numbers [n], bool [n, H * W, P] each.
 
-        A part is compared with the rest of the aircraft, in the images that have the part: else any aircraft
-        detector would find every part. The aircraft is compared with the rest of the image.
+        A part is compared with the rest of the foreground, in the images that have the part: else any
+        foreground detector would find every part. The foreground is compared with the rest of the image.
         """
         images = np.asarray(images)
-        on_aircraft = self.on_aircraft(images).reshape(len(images), -1, 1)
+        on_foreground = self.on_foreground(images).reshape(len(images), -1, 1)
         if self._split.masks is None:
-            return on_aircraft, ~on_aircraft
+            return on_foreground, ~on_foreground
         masks = self._masks(images)
         parts = [self._covered(masks >> bit & 1) for bit in range(len(self.names) - 1)]
         parts = np.stack(parts, -1).reshape(len(images), -1, len(parts))  # [n, H * W, P - 1]
-        has = parts_seen(self._split, images)
-        negative = on_aircraft & ~parts & has[:, None, :]
-        return np.concatenate([parts, on_aircraft], -1), np.concatenate([negative, ~on_aircraft], -1)
+        has = parts_visible(self._split, images)
+        negative = on_foreground & ~parts & has[:, None, :]
+        return np.concatenate([parts, on_foreground], -1), np.concatenate([negative, ~on_foreground], -1)
 
-    def on_aircraft(self, images) -> np.ndarray:
-        """Cells on the aircraft of image numbers [n], bool [n, H, W]."""
+    def on_foreground(self, images) -> np.ndarray:
+        """Cells on the foreground of image numbers [n], bool [n, H, W]."""
         if self._split.masks is not None:
-            return self._covered(self._masks(images) >> _AIRCRAFT_BIT & 1)
+            return self._covered(self._masks(images) >> _FOREGROUND_BIT & 1)
         x0, y0, x1, y1 = np.asarray(self._split.boxes[images], np.float64).T
 
         def cover(low, high, n):
@@ -67,14 +67,14 @@ class PartCells:
         return mask.reshape(len(mask), height, px, width, px).mean((2, 4)) >= COVERED
 
 
-def parts_seen(split, images) -> np.ndarray:
-    """Which parts of `part_names` are seen in image numbers [n] of a split with masks, bool [n, P]."""
+def parts_visible(split, images) -> np.ndarray:
+    """Which parts of `part_names` are visible in image numbers [n] of a split with masks, bool [n, P]."""
     seen = np.array([np.bitwise_or.reduce(split.masks[image], axis=None) for image in images])
     return (seen[:, None] >> np.arange(len(split.part_names))[None, :] & 1).astype(bool)
 
 
 def of_stores(splits: dict, stores: dict, stride_px: int) -> dict[str, PartCells] | None:
-    """`PartCells` of each store's images, None where nobody knows where the aircraft is.
+    """`PartCells` of each store's images, None where nobody knows where the foreground is.
 
     Args:
       splits, stores: by the same names.
@@ -86,18 +86,18 @@ def of_stores(splits: dict, stores: dict, stride_px: int) -> dict[str, PartCells
         if list(splits[name].ids) != list(store.image_ids):
             raise ValueError(
                 f"the {len(splits[name].ids)} {name} images of config.data are not the {store.n_images} "
-                f"whose activations lie in {store.folder}; extract them anew with --restart=activations"
+                f"whose activations lie in {store.folder}; extract them again with --restart=activations"
             )
     found = {name: part_cells(splits[name], store.grid, stride_px) for name, store in stores.items()}
     return None if None in found.values() else found
 
 
 def part_cells(split, grid: tuple[int, int], stride_px: int) -> PartCells | None:
-    """The split's `PartCells`, None where nobody knows where the aircraft is."""
+    """The split's `PartCells`, None where nobody knows where the foreground is."""
     return None if split.masks is None and split.boxes is None else PartCells(split, grid, stride_px)
 
 
-def aircraft_cells(split, grid: tuple[int, int], stride_px: int) -> Callable | None:
-    """A function image numbers [n] -> bool [n, H, W]: the cell is on the aircraft; None if nobody knows."""
+def foreground_cells(split, grid: tuple[int, int], stride_px: int) -> Callable | None:
+    """A function image numbers [n] -> bool [n, H, W]: the cell is on the foreground; None if nobody knows."""
     cells = part_cells(split, grid, stride_px)
-    return None if cells is None else cells.on_aircraft
+    return None if cells is None else cells.on_foreground

@@ -4,46 +4,61 @@ Studies of bare activations have none of them, sets without masks and boxes no p
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
 from etils import epath
 
-from jsae import classifier, metrics
-from jsae.analysis import cells, localisation, monosemanticity, parts, receptive, tables
-from jsae.classifier import convnext
-from jsae.data import augment, identity
-from jsae.runtime import logs, paths, preemption, stages
+from jsae import classifier
+from jsae.analysis import cells, localisation, monosemanticity, parts, receptive
+from jsae.data import augment
+from jsae.runtime import mesh as meshes
+from jsae.runtime import paths, stages
+from jsae.runtime.batches import map_rows
+from jsae.study import Study
 
 
-def every_table(config, workdir, stores: dict, sae, patches, features) -> tuple[dict, dict]:
-    """(results, file name -> table) of what the images tell.
+def tables_of(
+    study: Study,
+    config: Any,
+    patches: pa.Table,
+    features: pa.Table,
+    pooled: np.ndarray,
+    pass_over: Callable[..., dict[str, Any]],
+    **settings: Any,
+) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """(results, table name -> table) of what the images tell.
 
     Args:
-      config, workdir: of the study.
-      stores: activation stores of "train" and "test".
-      sae: the SAE.
+      study, config: opened, and the stage's whole config.
       patches, features: top_patches.parquet and features.parquet.
+      pooled: test features, mean over the grid, float32 [n, F].
+      pass_over: (split, reducers, ...) -> results of a pass, `Study.run_pass` with the stage's settings.
+      settings: of `map_rows`: batch_size, mesh, context.
 
     Raises ValueError if config.data has other images than the stores.
     """
     if "classifier" in stages.skipped(config):
         return {"parts": None}, {}
-    params = classifier.load(stages.folder(config, workdir, "classifier"))
-    splits = identity.splits_of(config, workdir)
-    stride_px = params.arch.stride(stores["test"].site)
-    where = cells.of_stores(splits, stores, stride_px)
-    found, written = _parts(config, stores, sae, where) if where else (None, {})
-    site = stores["test"].site
-    written[receptive.FILE] = _receptive(
-        config, params, site, splits["test"], sae, patches, features, stride_px
-    )
+    stride_px = study.model.stride_px(study.site)
+    stores = {split: study.activations(split) for split in ("train", "test")}
+    where = cells.of_stores(study.data, stores, stride_px)
+    results, written = {"parts": None}, {}
+    if where:
+        columns, localised = parts.compare(study, where, pass_over, config.seed)
+        results["parts"] = {"n_parts": len(columns["part"]) - 1}
+        written = {localisation.TABLE.name: localised, parts.TABLE.name: parts.TABLE.make(columns)}
+    written[receptive.TABLE.name] = _receptive(study, config, patches, features, stride_px, settings)
     if config.analysis.embedding_workdir:
-        written[monosemanticity.FILE] = _monosemanticity(config, stores["test"], sae, splits["test"])
-    return {"parts": found}, written
+        embeddings = _embeddings(study, embedding_folder(config), settings)
+        written[monosemanticity.TABLE.name] = monosemanticity.table(pooled, embeddings)
+    return results, written
 
 
-def embedding_folder(config) -> epath.Path:
+def embedding_folder(config: Any) -> epath.Path:
     """The classifier of config.analysis.embedding_workdir; ValueError if it has no finished one."""
     name = config.analysis.embedding_workdir
     folder = paths.resolve(name) / "classifier"
@@ -55,7 +70,7 @@ def embedding_folder(config) -> epath.Path:
     return folder
 
 
-def check_embeddings(config, workdir) -> None:
+def check_embeddings(config: Any, workdir: Any) -> None:
     """Raise ValueError if the embeddings would come from this study's own classifier, or from none."""
     if not config.analysis.embedding_workdir:
         return
@@ -67,69 +82,52 @@ def check_embeddings(config, workdir) -> None:
         )
 
 
-def _parts(config, stores, sae, where) -> tuple[dict, dict]:
-    n_images = 2 * sum(len(localisation.images_of(store, sae.n_features)) for store in stores.values())
-    with logs.progress(n_images, label="analysis: parts", unit="image") as progress:
-        columns, table = parts.measure(
-            sae,
-            stores,
-            where,
-            batch_size=config.analysis.batch_size,
-            seed=config.seed,
-            on_batch=progress.update,
-        )
-    return parts.headline(columns), {localisation.FILE: table, parts.FILE: tables.make(columns, parts.SCHEMA)}
-
-
-def _receptive(config, params, site: str, split, sae, patches, features, stride_px: int):
+def _receptive(study: Study, config, patches, features, stride_px: int, settings: dict) -> pa.Table:
     """receptive.parquet of the class-selective features, by falling AUROC."""
     rows = zip(features["feature"], features["class_selective"], features["auroc"], strict=True)
     rows = [(f.as_py(), auroc.as_py()) for f, selective, auroc in rows if selective.as_py()]
     chosen = [f for f, _ in sorted(rows, key=lambda row: -row[1])][: config.analysis.n_receptive]
-
-    @jax.jit
-    def measure(params, sae, *three):
-        def acts_of(images):
-            return convnext.apply(params, images)[1][site]
-
-        return receptive.shares(acts_of, sae, *three, stride_px=stride_px)
-
+    images, step = study.data["test"].images, _shares(study.site, stride_px)
     columns = receptive.columns(
-        functools.partial(measure, params, sae),
-        lambda images: np.asarray(augment.normalise(split.images[images])),
+        functools.partial(step, study.params, study.sae),
+        lambda numbers: images[numbers],
         {name: patches[name].to_numpy() for name in ("feature", "image", "y", "x")},
         chosen,
-        image_px=split.images.shape[1],
+        image_px=images.shape[1],
         stride_px=stride_px,
-        batch_size=min(config.analysis.batch_size, 32),
+        label="analysis: receptive fields",
+        **settings | {"batch_size": min(settings["batch_size"], 32)},
     )
-    return tables.make(columns, receptive.SCHEMA)
+    return receptive.TABLE.make(columns)
 
 
-def _monosemanticity(config, store, sae, split):
-    """monosemanticity.parquet, with the embeddings of another study's classifier."""
-    other = classifier.load(embedding_folder(config))
-
+def _shares(site: str, stride_px: int):
     @jax.jit
-    def embed(params, images):
-        with jax.default_matmul_precision("float32"):
-            return convnext.apply(params, augment.normalise(images))[1][convnext.FINAL_SITE].mean((1, 2))
+    def step(params, sae, batch):
+        images = augment.normalise(batch["images"])
+        acts_of = lambda images: classifier.apply(params, images)[1][site]  # noqa: E731
+        return receptive.shares(acts_of, sae, images, batch["features"], batch["peaks"], stride_px=stride_px)
 
-    @jax.jit
-    def pool(sae, acts):
-        with jax.default_matmul_precision("float32"):
-            return sae.encode(acts).mean((1, 2))
+    return step
 
-    embeddings, pooled = [], []
-    batch_size = config.analysis.batch_size
-    with logs.progress(store.n_images, label="analysis: monosemanticity", unit="image") as progress:
-        for start, acts, mask in store.batches(batch_size):
-            n = int(mask.sum())
-            images = np.zeros((batch_size, *split.images.shape[1:]), np.uint8)
-            images[:n] = split.images[start : start + n]
-            embeddings.append(np.asarray(embed(other, images))[:n])
-            pooled.append(np.asarray(pool(sae, acts))[:n])
-            progress.update(n)
-            preemption.check_here()
-    found = metrics.monosemanticity(np.concatenate(pooled), np.concatenate(embeddings))
-    return tables.make(monosemanticity.columns(*found), monosemanticity.SCHEMA)
+
+def _embeddings(study: Study, folder: epath.Path, settings: dict) -> np.ndarray:
+    """Embeddings [n, D] of the test images: pooled activations of another study's final site."""
+    other = classifier.load(folder)
+    if study.mesh is not None:
+        other = meshes.replicate(study.mesh, meshes.to_host(other))
+    images = study.data["test"].images
+    return map_rows(
+        functools.partial(_embed, other),
+        lambda numbers: {"images": images[numbers]},
+        len(images),
+        label="analysis: embeddings",
+        **settings,
+    )
+
+
+@jax.jit
+def _embed(params, batch):
+    with jax.default_matmul_precision("float32"):
+        acts = classifier.apply(params, augment.normalise(batch["images"]))[1]
+        return acts[params.model.sites[-1]].mean((1, 2))

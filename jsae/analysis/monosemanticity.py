@@ -7,25 +7,34 @@ seed): this one's own would be circular. Without it the table does not exist.
 import numpy as np
 import pyarrow as pa
 
-from jsae.analysis import tables
+from jsae import metrics
+from jsae.tables import Column, Table
 
-FILE = "monosemanticity.parquet"
-SCHEMA = tables.schema(
-    ("feature", pa.int32(), "index of the feature in the SAE, 0..F-1"),
+TABLE = Table(
+    "monosemanticity",
     (
-        "monosemanticity",
-        pa.float64(),
-        "mean cosine of the embeddings of two test images, weighted by the product of the feature's means "
-        "over their grids; null if it fires in fewer than two",
+        Column("feature", pa.int32(), "index of the feature in the SAE, 0..F-1"),
+        Column(
+            "monosemanticity",
+            pa.float64(),
+            "mean cosine of the embeddings of two test images, weighted by the product of the "
+            "feature's means "
+            "over their grids; null if it fires in fewer than two",
+        ),
+        Column(
+            "monosemanticity_random", pa.float64(), "the same for a feature that fires in all images alike"
+        ),
     ),
-    ("monosemanticity_random", pa.float64(), "the same for a feature that fires in all images alike"),
 )
 
 
-def columns(values: np.ndarray, random: float) -> dict:
-    """Columns of SCHEMA from what `metrics.monosemanticity` returns."""
-    return {
-        "feature": np.arange(len(values)),
-        "monosemanticity": values,
-        "monosemanticity_random": np.full(len(values), random),
-    }
+def table(pooled: np.ndarray, embeddings: np.ndarray) -> pa.Table:
+    """monosemanticity.parquet of pooled features [n, F] and embeddings [n, D] of the same images."""
+    values, random = metrics.monosemanticity(pooled, embeddings)
+    return TABLE.make(
+        {
+            "feature": np.arange(len(values)),
+            "monosemanticity": values,
+            "monosemanticity_random": np.full(len(values), random),
+        }
+    )

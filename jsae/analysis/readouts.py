@@ -1,24 +1,23 @@
-"""Directions that know the masks: what a dictionary without labels could find at best, and what it would do.
+"""Directions that know the masks: what a dictionary without labels could find at best.
 
-Two directions a part, fitted on the cells of train that count for it (`jsae.analysis.cells`):
+Two directions per part, fitted on the cells of train that count for it (`jsae.analysis.cells`):
 
-    mean_difference  from the mean of the other cells on the aircraft to the mean of the part's cells: the
+    mean_difference  from the mean of the other cells on the foreground to the mean of the part's cells: the
                      direction along which the activations differ most plainly between the two
     probe            the weights of a ridge regression of "the part covers this cell": the direction that
-                     tells best, whether or not anything downstream listens to it
+                     tells best, whether or not anything downstream uses it
 
-They are controls of the known-answer test and no nulls: if no direction with labels finds a part, no SAE
-need; if the probe finds it and removing the probe's direction changes nothing, the part is decodable and not
-used (the difference that causal tests of probes are about, arXiv 2006.00995).
+They are ceilings and no nulls: if no direction with labels finds a part, no SAE need.
 """
 
 import dataclasses
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+import sklearn.linear_model
 
 from jsae import metrics
-from jsae.analysis import dictionaries
+from jsae.analysis.cells import PartCells
 
 KINDS = ("mean_difference", "probe")
 _RIDGE = 1e-3  # of the mean squared activation
@@ -43,7 +42,7 @@ class Cells:
         return self.acts[at], self.positive[at, part]
 
 
-def read(store, part_cells, images) -> Cells:
+def read(store: Any, part_cells: PartCells, images: np.ndarray) -> Cells:
     """The cells of image numbers [n] of a store."""
     acts = [store.read(i, i + 1).reshape(-1, store.n_channels) for i in np.asarray(images).tolist()]
     masks = (array.reshape(-1, array.shape[-1]) for array in part_cells(images))
@@ -59,10 +58,9 @@ def fit(train: Cells) -> dict[str, np.ndarray]:
         if is_part.all() or not is_part.any():
             continue
         rows["mean_difference"][part] = acts[is_part].mean(0) - acts[~is_part].mean(0)
-        x = acts - acts.mean(0)[None, :]
-        ridge = _RIDGE * np.square(x).sum() / x.shape[1]
-        gram = x.T @ x + ridge * np.eye(x.shape[1])
-        rows["probe"][part] = np.linalg.solve(gram, x.T @ (is_part - is_part.mean()))
+        centred = acts - acts.mean(0)[None, :]
+        ridge = sklearn.linear_model.Ridge(_RIDGE * np.square(centred).sum() / centred.shape[1])
+        rows["probe"][part] = ridge.fit(centred, is_part.astype(np.float64)).coef_
     return rows
 
 
@@ -77,16 +75,3 @@ def auroc(rows: np.ndarray, test: Cells) -> np.ndarray:
         score = (score - score.min() + 1)[:, None]  # above 0, in the same order
         area[part] = metrics.cell_auroc(score, is_part[:, None], ~is_part[:, None])[0, 0]
     return area
-
-
-def as_dictionary(rows: np.ndarray, train: Cells) -> dictionaries.Directions:
-    """Feature p fires where a vector lies further along row p than the mean cell on the aircraft of train.
-
-    A part without a row gets a feature that never fires.
-    """
-    on_aircraft = train.positive[:, -1]
-    mean = train.acts[on_aircraft].mean(0) if on_aircraft.any() else train.acts.mean(0)
-    rows = np.nan_to_num(rows)
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    rows = rows / np.where(norms > 0, norms, 1)
-    return dictionaries.Directions(jnp.asarray(rows, jnp.float32), jnp.asarray(mean, jnp.float32))

@@ -3,17 +3,24 @@
 Reads the activations of train and test and the trained SAE; writes features.parquet, top_patches.parquet,
 nearest.parquet and receptive.parquet, where masks or boxes say where things are localisation.parquet and
 parts.parquet, and with config.analysis.embedding_workdir monosemanticity.parquet. Train chooses (alive, top
-class, part), test reports. The work takes a few passes over each split; an interrupted stage goes on behind
-the last whole pass.
+class, part), test reports. The work takes a few passes over each split, on all devices; an interrupted stage
+goes on behind the last whole pass.
 """
 
-from jsae import sae as saes
-from jsae.activations import ActivationStore
-from jsae.analysis import features, images, localisation, nearest, tables, top_patches
-from jsae.analysis.survey import Survey, survey
-from jsae.runtime import artifacts, logs, passes, preemption, settings, stages
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from jsae.analysis import features, images, localisation, nearest, top_patches
+from jsae.analysis.strength import KeepPooled, MeasureStrength, Strength
+from jsae.analysis.top_patches import KeepTopPatches, TopPatches
+from jsae.runtime import artifacts, passes, settings, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
+from jsae.study import Study
 
 MIN_TOP = 16
 RANGES = {
@@ -24,7 +31,7 @@ RANGES = {
 }
 
 
-def run(config, workdir, context: RunContext | None = None) -> None:
+def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
     """Analyse the SAE of the workdir.
 
     Raises:
@@ -32,39 +39,48 @@ def run(config, workdir, context: RunContext | None = None) -> None:
         or by none, or activations that are not finite.
       stages.StageMissing: no finished SAE.
     """
-    c = config.analysis
+    context, c = context or RunContext(), config.analysis
     check_config(config)  # before the stage keeps these settings as its own
     images.check_embeddings(config, workdir)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     stage = stages.begin(config, workdir, "analysis")
     if stage.up_to_date:
         return
-    folder = stages.folder(config, workdir, "activations")
-    stores = {name: ActivationStore.open(folder / name) for name in ("train", "test")}
-    sae = saes.load(stages.folder(config, workdir, "sae"))
-    patches, rows, results = analyze(
-        stores["train"],
-        stores["test"],
-        sae,
+    study = Study(workdir, stages.plain(config), mesh)
+    pass_over = functools.partial(study.run_pass, batch_size=c.batch_size, context=context)
+    keep = passes.Passes(stage.folder, (Strength, TopPatches))
+    found = analyze(
+        study,
+        functools.partial(pass_over, keep=keep),
         n_top=c.n_top,
-        batch_size=c.batch_size,
         n_permutations=c.n_permutations,
         seed=config.seed,
-        mesh=mesh,
-        keep=passes.Passes(stage.folder, (Survey, top_patches.TopPatches)),
+        context=context,
     )
-    n_test = stores["test"].n_images
-    with logs.progress(n_test, label="analysis: nearest", unit="image") as progress:
-        alike = nearest.columns(stores["test"], sae, batch_size=c.batch_size, on_batch=progress.update)
-    written = {top_patches.FILE: patches, nearest.FILE: tables.make(alike, nearest.SCHEMA)}
-    more_results, more = images.every_table(config, workdir, stores, sae, patches, rows)
-    written[features.FILE] = features.with_parts(rows, more.get(localisation.FILE))
-    for name, table in (written | more).items():
-        artifacts.write_table(stage.folder / name, table, stage.manifest)
-    stage.finish(results | more_results)
+    over_test = functools.partial(pass_over, "test", label="analysis: nearest features")
+    alike = nearest.columns(over_test, study.sae.w_dec)
+    results, written = images.tables_of(
+        study,
+        config,
+        found.patches,
+        found.features,
+        found.pooled,
+        pass_over,
+        batch_size=c.batch_size,
+        mesh=mesh,
+        context=context,
+    )
+    written |= {
+        "top_patches": found.patches,
+        "nearest": nearest.TABLE.make(alike),
+        "features": features.with_parts(found.features, written.get(localisation.TABLE.name)),
+    }
+    for name, table in written.items():
+        artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
+    stage.finish(found.results | results)
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c = config.analysis
     settings.check("config", config, {"seed": settings.SEED})
@@ -75,57 +91,71 @@ def check_config(config) -> None:
         images.embedding_folder(config)
 
 
-def analyze(train_store, test_store, sae, *, n_top, batch_size, n_permutations, seed, mesh=None, keep=None):
-    """Both tables and the headline numbers of one SAE.
+class Analysis(NamedTuple):
+    """What `analyze` finds: top_patches.parquet, features.parquet, test features pooled over the grid
+    float32 [n, F], and the headline numbers."""
+
+    patches: pa.Table
+    features: pa.Table
+    pooled: np.ndarray
+    results: dict[str, int]
+
+
+def analyze(
+    study: Any,
+    pass_over: Callable[..., dict[str, Any]],
+    *,
+    n_top: int,
+    n_permutations: int,
+    seed: int,
+    context: RunContext | None = None,
+) -> Analysis:
+    """What each feature of a dictionary sees, from one pass over train and one over test.
 
     The test split's pooled activations [n_test, F] are kept in host memory, 4 bytes each, for ranks and
     permutations; everything else is bounded by the batch or by a block of features.
 
     Args:
-      train_store, test_store: activation stores of the two splits.
-      sae: a pytree with encode and n_features, see `survey`.
-      n_top, batch_size, n_permutations, seed: the stage's settings.
-      mesh: as for `survey`.
-      keep: keeps what each pass has found (`passes.Passes`), so that an interrupted stage need not pass anew.
-
-    Returns:
-      (top_patches table, features table, results dict).
+      study: has activations(split).
+      pass_over: (split, reducers, label=) -> results of a pass, `Study.run_pass` with a batch size and,
+        where it is not the study's SAE, a dictionary.
+      n_top, n_permutations, seed: the stage's settings.
+      context: shows progress and stops.
     """
-    log, n_test, n_features = logs.get_logger(), test_store.n_images, sae.n_features
+    context, test_store = context or RunContext(), study.activations("test")
+    n_classes, n_test = len(test_store.class_names), test_store.n_images
     if n_top > n_test:
-        log.warning("analysis: %d top patches asked for, test has %d images: all are used", n_top, n_test)
+        context.log.warning(
+            "analysis: %d top patches asked for, test has %d images: all are used", n_top, n_test
+        )
         n_top = n_test
-    log.info(
-        "analysis: the pooled test activations [%d, %d] take %.0f MiB of host memory",
-        *(n_test, n_features, n_test * n_features * 4 / 2**20),
-    )
-    settings = {"batch_size": batch_size, "mesh": mesh}
-    keep = keep or (lambda name, make: make)
-    with logs.progress(train_store.n_images, label="analysis of train", unit="image") as progress:
-        train = keep("survey-train", survey)(
-            train_store, sae, n_top=0, keep_pooled=False, on_batch=progress.update, **settings
-        )
-    with logs.progress(n_test, label="analysis of test", unit="image") as progress:
-        test = keep("survey-test", survey)(
-            test_store, sae, n_top=n_top, keep_pooled=True, on_batch=progress.update, **settings
-        )
-    with logs.progress(n_features, label="analysis: nulls", unit="feature") as progress:
+    strength = MeasureStrength(n_classes)
+    train = pass_over("train", {"strength": strength}, label="analysis of train")["strength"]
+    kept = {"strength": strength, "top": KeepTopPatches(n_top), "pooled": KeepPooled()}
+    test = pass_over("test", kept, label="analysis of test")
+    n_features = len(train.fires)
+    with context.progress(n_features, label="analysis: nulls", unit="feature") as progress:
 
         def step(n: int) -> None:
             progress.update(n)
-            preemption.check_here()
+            context.check_here()
 
         columns = features.describe(
             train,
-            test,
+            test["strength"],
+            test["top"],
+            test["pooled"],
             test_store.labels,
             n_permutations=n_permutations,
             seed=seed,
             on_block=step,
         )
-    results = features.headline(columns) | {"n_images": n_test, "n_vectors": test.n_vectors, "n_top": n_top}
-    log.info(
-        "analysis: of %d features %d alive, %d eligible, %d class-selective",
-        *(results[k] for k in ("n_features", "n_features_alive", "n_eligible", "n_class_selective")),
+    counts = features.headline(columns)
+    results = counts | {"n_images": n_test, "n_vectors": test["strength"].n_vectors, "n_top": n_top}
+    context.log.info("analysis: of %d features %d alive, %d eligible, %d class-selective", *counts.values())
+    return Analysis(
+        top_patches.table(test["top"], test_store),
+        features.table(columns, test_store.class_names),
+        test["pooled"],
+        results,
     )
-    return top_patches.table(test.top, test_store), features.table(columns, test_store.class_names), results

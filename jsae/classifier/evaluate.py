@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from jsae import metrics
-from jsae.classifier import convnext
+from jsae.classifier.model import apply
 from jsae.data import augment, pipeline
 from jsae.runtime import mesh
 
@@ -22,7 +22,7 @@ def make_predict(device_mesh):
 
     def predict(params, images):
         with jax.default_matmul_precision("float32"):
-            return convnext.apply(params, augment.normalise(images))[0]
+            return apply(params, augment.normalise(images))[0]
 
     return jax.jit(predict, out_shardings=mesh.replicated(device_mesh))
 

@@ -5,11 +5,11 @@ up as constants inside the compiled program. `as_argument` makes a plain closure
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import jax
 
-from jsae.classifier import convnext
+from jsae.classifier.model import Params, apply
 
 
 @jax.tree_util.register_dataclass
@@ -17,11 +17,11 @@ from jsae.classifier import convnext
 class LogitsFromActs:
     """acts [B, H, W, C] at `site` -> logits [B, L], by the forward pass from there on."""
 
-    params: Any
+    params: Params
     site: str = dataclasses.field(metadata={"static": True})
 
     def __call__(self, acts: jax.Array) -> jax.Array:
-        return convnext.apply(self.params, acts, start=self.site)[0]
+        return apply(self.params, acts, start=self.site)[0]
 
 
 @jax.tree_util.register_dataclass
@@ -29,14 +29,14 @@ class LogitsFromActs:
 class LogitsAndActs:
     """images float32 [B, S, S, 3], normalised -> (logits [B, L], acts at `site` [B, H, W, C])."""
 
-    params: Any
+    params: Params
     site: str = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, images: jax.Array):
-        logits, acts = convnext.apply(self.params, images)
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, acts = apply(self.params, images)
         return logits, acts[self.site]
 
 
-def as_argument(function):
+def as_argument(function: Callable) -> Callable:
     """The callable itself if it is a pytree, else wrapped so that jit takes it as an argument."""
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function

@@ -10,12 +10,13 @@ arrays have no values to look at: under jit, grad and vmap their dtype and shape
 """
 
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae.classifier import convnext
+from jsae.classifier.model import Model
 from jsae.data import augment
 
 _FARTHEST = 10.0  # of a normalised pixel; images that are optimised may leave -2.2..2.7, not by this much
@@ -24,9 +25,9 @@ _TO_DO = "give uint8 (study.preprocess makes it of files), or what jsae.data.aug
 
 
 def pixels(
-    images, image_px: int | None = None, *, normalised: bool = False, any_size: bool = False
+    images: Any, image_px: int | None = None, *, normalised: bool = False, any_size: bool = False
 ) -> jax.Array:
-    """The images as `convnext.apply` takes them, float32 [B, S, S, 3], normalised.
+    """The images as `classifier.apply` takes them, float32 [B, S, S, 3], normalised.
 
     Args:
       images: RGB [B, S, S, 3], of the kinds above.
@@ -60,31 +61,27 @@ def pixels(
     return jnp.asarray(array).astype(jnp.float32)
 
 
-def activations(acts, arch: convnext.Arch, site: str, image_px: int | None = None, *, any_size: bool = False):
+def activations(
+    acts: Any, model: Model, site: str, image_px: int | None = None, *, any_size: bool = False
+) -> jax.Array:
     """Activations to start from at `site`, float32 [B, H, W, C].
 
     Raises:
       TypeError: no array of floats.
       ValueError: an unknown site, another number of channels, or a grid that images of `image_px` lack.
     """
-    arch.check_site(site)
+    model.check_site(site)
     array = _array(acts, "activations")
     if _kind(array) != "floats":
         raise TypeError(f"start={site!r} takes raw activations, floats [B, H, W, C], not {array.dtype}")
-    side = None if image_px is None or any_size else _grid_side(arch, site, image_px)
-    channels = arch.dims[0 if site == "stem" else int(site[5]) - 1]
-    expected = f"[B, {side or 'H'}, {side or 'W'}, {channels}]"
-    if array.ndim != 4 or array.shape[-1] != channels or (side and array.shape[1:3] != (side, side)):
+    grid = None if image_px is None or any_size else model.grid(site, (image_px, image_px))
+    channels, (height, width) = model.channels(site), grid or ("H", "W")
+    if array.ndim != 4 or array.shape[-1] != channels or (grid and array.shape[1:3] != grid):
         raise ValueError(
-            f"activations of {site!r} are {expected}, got {list(array.shape)}"
-            + ("; any_size=True takes another grid" if side else "")
+            f"activations of {site!r} are [B, {height}, {width}, {channels}], got {list(array.shape)}"
+            + ("; any_size=True takes another grid" if grid else "")
         )
     return jnp.asarray(array).astype(jnp.float32)
-
-
-def _grid_side(arch: convnext.Arch, site: str, image_px: int) -> int:
-    """Cells along a side of the site's grid; every patch that is not full is left out."""
-    return image_px // arch.stem_stride // (arch.stride(site) // arch.stem_stride)
 
 
 def _array(given, what: str):

@@ -10,7 +10,6 @@ from PIL import Image
 from jsae.data.augment import IMAGENET_MEAN, IMAGENET_STD
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_TORCHVISION_RESIZE_PX = {"tiny": 236, "small": 230}  # base and large: 232
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +41,11 @@ class Preprocessing:
         return np.asarray(resized)[top : top + self.image_size, left : left + self.image_size]
 
 
-def read(folder: pathlib.Path, source: str, size: str) -> Preprocessing:
-    """The preprocessing told by the JSON files in `folder`, or the usual one of the source and size."""
+def read(folder: pathlib.Path, usual: Preprocessing) -> Preprocessing:
+    """The preprocessing told by the JSON files in `folder`, or else the usual one.
+
+    Raises ValueError for an interpolation that there is not.
+    """
     timm, hf = folder / "config.json", folder / "preprocessor_config.json"
     if hf.exists():
         found = json.loads(hf.read_text("utf-8"))
@@ -61,7 +63,4 @@ def read(folder: pathlib.Path, source: str, size: str) -> Preprocessing:
             raise ValueError(f"{timm}: interpolation {mode!r}; valid are {', '.join(_RESAMPLING)}")
         mean, std = found.get("mean", IMAGENET_MEAN), found.get("std", IMAGENET_STD)
         return Preprocessing(side, resize, mode, tuple(mean), tuple(std), str(timm))
-    resize, mode = 256, "bicubic"
-    if source == "torchvision":
-        resize, mode = _TORCHVISION_RESIZE_PX.get(size, 232), "bilinear"
-    return Preprocessing(224, resize, mode, IMAGENET_MEAN, IMAGENET_STD, f"the usual one of {source}")
+    return usual

@@ -1,12 +1,12 @@
-"""Stage `classifier`: train a ConvNeXt, keep the latest and the best checkpoint, evaluate on test."""
+"""Stage `classifier`: train a network, keep the latest and the best checkpoint, evaluate on test."""
 
-import dataclasses
 import time
 
 import jax
 import numpy as np
 
-from jsae.classifier import baseline, convnext, evaluate, picture, pretrained, restore, train
+from jsae.classifier import baseline, evaluate, families, picture, pretrained, train
+from jsae.classifier.model import Params
 from jsae.data import augment, identity, mixing, order, pipeline
 from jsae.data import settings as data_settings
 from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, profiling, settings, stages
@@ -57,10 +57,10 @@ def run(config, workdir, context: RunContext | None = None) -> None:
     best = BEST if has_val else None
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints, best=best)
     if saved.latest_step() is not None and "arch" in stage.manifest:
-        arch, weights = restore.arch_of(stage.manifest["arch"]), None  # all weights are in the checkpoint
+        model, weights = families.model_of(stage.manifest["arch"]), None  # all weights are in the checkpoint
     else:
-        arch, weights = _network(c, len(splits["train"].class_names), config.seed)
-        stage.note(arch=dataclasses.asdict(arch))
+        model, weights = _network(c, len(splits["train"].class_names), config.seed)
+        stage.note(arch=families.describe(model))
     n_images = len(splits["train"].labels)
     n_steps = max(1, round(c.n_epochs * n_images / c.batch_size))
     recipe = train.Recipe(
@@ -72,7 +72,7 @@ def run(config, workdir, context: RunContext | None = None) -> None:
         label_smoothing=c.label_smoothing,
         drop_path=c.drop_path,
         ema_decay=c.ema_decay,
-        augmentation=dict(c.augmentation),
+        augmentation=dict(c.augmentation, one_by_one=augment.is_serial(device_mesh)),
         layer_decay=c.layer_decay,
         micro_batches=c.micro_batches,
         remat=c.remat,
@@ -86,7 +86,7 @@ def run(config, workdir, context: RunContext | None = None) -> None:
     make_state = jax.jit(
         lambda weights, images: train.init_state(
             jax.random.key(config.seed),
-            arch,
+            model,
             recipe,
             pretrained=weights,
             images=images,
@@ -110,7 +110,7 @@ def run(config, workdir, context: RunContext | None = None) -> None:
 
     batch_sharding = mesh.sharded(device_mesh)
     step_fn = jax.jit(
-        train.make_step(arch, recipe, config.seed),
+        train.make_step(model, recipe, config.seed),
         in_shardings=(everywhere, batch_sharding),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
@@ -119,7 +119,7 @@ def run(config, workdir, context: RunContext | None = None) -> None:
 
     def logits_of(name):
         """Raises Preempted between two batches if the run was asked to stop."""
-        params = convnext.Params(state["ema"], arch)
+        params = Params(state["ema"], model)
         return evaluate.predict_split(
             predict, params, splits[name], device_mesh, c.batch_size, preemption.check
         )
@@ -144,7 +144,7 @@ def run(config, workdir, context: RunContext | None = None) -> None:
 
     n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
     log.info(
-        "classifier: %s, %d parameters, %d steps of %d images", arch.name, n_params, n_steps, c.batch_size
+        "classifier: %s, %d parameters, %d steps of %d images", model.name, n_params, n_steps, c.batch_size
     )
     batches = pipeline.train_batches(
         splits["train"],
@@ -191,7 +191,7 @@ def run(config, workdir, context: RunContext | None = None) -> None:
     log.info("classifier: test accuracy %.4f", test["accuracy"])
     stage.finish(
         {
-            "arch": dataclasses.asdict(arch),
+            "arch": families.describe(model),
             "n_parameters": n_params,
             "n_steps": n_steps,
             "test_accuracy": test["accuracy"],
@@ -219,7 +219,6 @@ def check_config(config) -> None:
     given = {name: valid for name, valid in data_settings.AUGMENTATION.items() if name in c.augmentation}
     settings.check("config.classifier.augmentation", c.augmentation, given)
     for key, value, valid in (
-        ("init", c.init, convnext.INITS),
         ("dtype", c.dtype, ("float32", "bfloat16")),
         ("augmentation.crop", c.augmentation.crop, augment.CROPS),
         ("augmentation.mix", c.augmentation.get("mix", "none"), mixing.MIXES),
@@ -231,7 +230,8 @@ def check_config(config) -> None:
             f"config.data.image_size={config.data.image_size}: images are padded by reflection"
         )
     if not c.pretrained:
-        convnext.make_arch(c.arch, 1, stem_stride=c.stem_stride, depths=c.depths, dims=c.dims)
+        model = families.make_model(c.arch, 1, stem_stride=c.stem_stride, depths=c.depths, dims=c.dims)
+        settings.check_choice("config.classifier.init", c.init, model.inits)
     _check_batch(c, mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis))
 
 
@@ -251,17 +251,18 @@ def _is_due(every_steps: int, step: int) -> bool:
 
 
 def _network(c, n_classes: int, seed: int):
-    """The architecture, and the weights of `c.pretrained` with a fresh head; None to start from scratch."""
+    """The network, and the weights of `c.pretrained` with a fresh head; None to start from scratch."""
     if not c.pretrained:
-        made = convnext.make_arch(c.arch, n_classes, stem_stride=c.stem_stride, depths=c.depths, dims=c.dims)
-        return made, None
+        sizes = {"stem_stride": c.stem_stride, "depths": c.depths, "dims": c.dims}
+        return families.make_model(c.arch, n_classes, **sizes), None
     params, _ = pretrained.load(c.pretrained, n_classes, seed=seed)
-    if c.arch not in ("", params.arch.name):
+    if c.arch not in ("", params.model.name):
+        title = families.FAMILIES[params.model.family].title
         raise ValueError(
-            f"config.classifier.arch={c.arch!r}, but {c.pretrained} holds a ConvNeXt {params.arch.name!r}; "
+            f"config.classifier.arch={c.arch!r}, but {c.pretrained} holds a {title} {params.model.name!r}; "
             'set it to that, or to ""'
         )
-    return params.arch, mesh.to_host(params.variables)
+    return params.model, mesh.to_host(params.variables)
 
 
 def _pixel_baseline(splits, seed: int) -> float:

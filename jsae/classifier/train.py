@@ -6,13 +6,13 @@ equals an uninterrupted one.
 """
 
 import dataclasses
-import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jsae.classifier import convnext
+from jsae.classifier.model import Params, Trainable, init
 from jsae.data import augment, mixing
 
 
@@ -33,7 +33,7 @@ class Recipe:
       layer_decay: the rate of a block is this to the power of its distance from the head (arXiv 2106.08254);
         1 trains all alike, 0.65 to 0.9 suit fine-tuning.
       micro_batches: parts a batch is computed in, one after the other, to save memory; changes no result.
-      remat: compute blocks anew in the backward pass, to save memory; changes no result.
+      remat: compute blocks again in the backward pass, to save memory; changes no result.
       dtype: of the computation; the state is float32.
     """
 
@@ -62,7 +62,7 @@ class Recipe:
             raise ValueError(f"classifier.micro_batches={self.micro_batches} must be at least 1")
 
 
-def make_optimizer(recipe: Recipe, arch: convnext.Arch) -> optax.GradientTransformation:
+def make_optimizer(recipe: Recipe, model: Trainable) -> optax.GradientTransformation:
     """AdamW with clipping, warm-up and cosine decay; no decay on biases, norms and layer scales."""
     warmup = min(recipe.warmup_steps, recipe.n_steps - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warmup, recipe.n_steps)
@@ -73,7 +73,7 @@ def make_optimizer(recipe: Recipe, arch: convnext.Arch) -> optax.GradientTransfo
     def scale_layers(updates, params):
         del params
         return jax.tree_util.tree_map_with_path(
-            lambda path, u: u * recipe.layer_decay ** depth_from_head(arch, path[0].key), updates
+            lambda path, u: u * recipe.layer_decay ** model.depth_from_head(path[0].key), updates
         )
 
     return optax.chain(
@@ -83,53 +83,39 @@ def make_optimizer(recipe: Recipe, arch: convnext.Arch) -> optax.GradientTransfo
     )
 
 
-def depth_from_head(arch: convnext.Arch, module: str) -> int:
-    """How many blocks lie between a module and the head: 0 for the head, 1 for the last block, ...
-
-    A downsampling counts with the block behind it, the stem one more than the first block.
-    """
-    if module.startswith("head"):
-        return 0
-    if module.startswith("stem"):
-        return sum(arch.depths) + 1
-    stage, block = re.match(r"(?:stage|downsample)(\d)(?:_block(\d+))?", module).groups()
-    before = sum(arch.depths[: int(stage) - 1]) + int(block or 0)
-    return max(sum(arch.depths) - before, 1)
-
-
 def init_state(
-    key: jax.Array, arch: convnext.Arch, recipe: Recipe, *, pretrained=None, images=None, **init
+    key: jax.Array, model: Trainable, recipe: Recipe, *, pretrained=None, images=None, **settings
 ) -> dict:
     """The state before the first step.
 
     Args:
       pretrained: variables to start from instead of fresh ones.
       images: uint8 [B, S, S, 3] to calibrate fresh layer norms on, or None to leave them at 1 and 0.
-      init: goes to `convnext.init`.
+      settings: go to `init`.
     """
-    params = convnext.init(key, arch, **init) if pretrained is None else convnext.Params(pretrained, arch)
+    variables = init(key, model, **settings).variables if pretrained is None else pretrained
     if pretrained is None and images is not None:
-        params = convnext.calibrate_norms(params, augment.normalise(images))
+        variables = model.calibrate_norms(variables, augment.normalise(images))
     state = {
-        "params": params.variables,
-        "opt": make_optimizer(recipe, arch).init(params.variables),
-        "ema": jax.tree.map(jnp.copy, params.variables),
+        "params": variables,
+        "opt": make_optimizer(recipe, model).init(variables),
+        "ema": jax.tree.map(jnp.copy, variables),
         "step": jnp.zeros((), jnp.int32),
     }
-    # fresh biases are weakly typed and those of a step are not: the second step would be compiled anew
+    # fresh biases are weakly typed and those of a step are not: the second step would be compiled again
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
 
 
-def loss_of(params: convnext.Params, images, targets, examples, key, recipe: Recipe):
+def loss_of(params: Params, images, targets, examples, key, recipe: Recipe):
     """Sum of the cross-entropy over the images, and the logits.
 
     Args:
       images: float32 [B, S, S, 3], normalised and augmented.
       targets: class probabilities [B, L].
-      examples: int32 [B], numbers of the examples (`convnext.forward_train`).
+      examples: int32 [B], numbers of the examples (`model.Trainable.train_logits`).
     """
-    logits = convnext.forward_train(
-        params,
+    logits = params.model.train_logits(
+        params.variables,
         images.astype(recipe.dtype),
         key,
         examples,
@@ -139,7 +125,7 @@ def loss_of(params: convnext.Params, images, targets, examples, key, recipe: Rec
     return optax.softmax_cross_entropy(logits, targets).sum(), logits
 
 
-def grads_of(params: convnext.Params, images, targets, examples, key, recipe: Recipe):
+def grads_of(params: Params, images, targets, examples, key, recipe: Recipe):
     """((mean loss, logits [B, L]), gradient) over a batch, `recipe.micro_batches` parts after each other.
 
     Part m takes the rows m, m + M, m + 2 M, ..., so that each device cuts up its own rows.
@@ -148,7 +134,7 @@ def grads_of(params: convnext.Params, images, targets, examples, key, recipe: Re
 
     def grads_of_part(part):
         def objective(variables):
-            return loss_of(convnext.Params(variables, params.arch), *part, key, recipe)
+            return loss_of(Params(variables, params.model), *part, key, recipe)
 
         return jax.value_and_grad(objective, has_aux=True)(params.variables)
 
@@ -168,19 +154,19 @@ def grads_of(params: convnext.Params, images, targets, examples, key, recipe: Re
     return (loss / n, logits), jax.tree.map(lambda g: g / n, grads)
 
 
-def make_step(arch: convnext.Arch, recipe: Recipe, seed: int):
+def make_step(model: Trainable, recipe: Recipe, seed: int) -> Callable:
     """The pure training step (state, batch) -> (state, metrics).
 
     batch: "image" uint8 [B, S, S, 3], "label" int32 [B], "index" int32 [B]. metrics: "train/loss",
     "train/accuracy", "train/gradient_norm", means over the batch as it was augmented (the accuracy with
     respect to the label with the largest share, where images are mixed).
     """
-    optimizer = make_optimizer(recipe, arch)
+    optimizer = make_optimizer(recipe, model)
 
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        images, targets = augmented(key, batch, arch.n_classes, recipe)
-        params = convnext.Params(state["params"], arch)
+        images, targets = augmented(key, batch, model.n_classes, recipe)
+        params = Params(state["params"], model)
         (loss, logits), grads = grads_of(
             params, images, targets, batch["index"], jax.random.fold_in(key, 1), recipe
         )

@@ -6,12 +6,12 @@ The flow of a data set, each arrow one file:
                        -> decode.py (RGB, banner cut, square) -> cache.py (uint8 memory map, once)
                        -> order.py (which image when) -> pipeline.py (grain batches) -> augment.py (on device)
 
-What `config.data.kind` may be, one function each in kinds.py:
+What `config.data.kind` may be, one file each with a `Source` (source.py) and one line in kinds.py:
 
     synthetic_aircraft   drawn here, with masks of the parts
     fgvc_aircraft        a folder or archive in FGVC-Aircraft layout, with label levels and perhaps boxes
     image_folder         a folder of class folders (image_folder/files.py); splits drawn where there are none
-    arrays               own images from .npy or .npz (arrays.py), which skip the builder; own activations
+    arrays               images from .npy or .npz (arrays.py), which skip the builder; bare activations
                          skip all of this and go straight into the activation store
 
 Damaged images and links that lead nowhere are treated alike in all of them: `on_bad_image` stops at the first

@@ -1,4 +1,4 @@
-"""The images of own arrays: shapes and ranges that are understood, and how a row becomes uint8 RGB.
+"""The images of a user's arrays: shapes and ranges that are understood, and how a row becomes uint8 RGB.
 
     [N,H,W,3], [N,H,W,4]            RGB, and RGB with alpha, which is laid over white
     [N,H,W], [N,H,W,1]              grey
@@ -13,6 +13,8 @@
 Most is the median over 256 rows or fewer: what one damaged image holds does not change the others.
 """
 
+import pathlib
+
 import numpy as np
 from PIL import Image
 
@@ -20,12 +22,12 @@ from jsae.data import decode
 from jsae.runtime import logs
 
 CHANNELS = (1, 3, 4)
-_SAMPLE = 256  # rows that are looked at to find the range
+_SAMPLE = 256  # rows that are read to find the range
 _OVERSHOOT = 0.25  # of the range
 _DARK = 16  # no set of photos in 0..255 stays below this
 
 
-def check(path, images: np.ndarray, layout: str | None) -> np.ndarray:
+def check(path: pathlib.Path, images: np.ndarray, layout: str | None) -> np.ndarray:
     """The images as [N,H,W] or [N,H,W,C]. Raises ValueError for other shapes and dtypes."""
     shape = images.shape
     if layout == "NCHW" and images.ndim == 4:
@@ -47,7 +49,7 @@ def check(path, images: np.ndarray, layout: str | None) -> np.ndarray:
     return images
 
 
-def scale(path, images: np.ndarray) -> float:
+def scale(path: pathlib.Path, images: np.ndarray) -> float:
     """What pixels are multiplied with to be 0..255: 255 or 1. Raises ValueError for another range."""
     rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).astype(int))
     lows, highs = [], []

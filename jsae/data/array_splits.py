@@ -1,4 +1,7 @@
-"""Which rows of own arrays are train, val and test."""
+"""Which rows of a user's arrays are train, val and test."""
+
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -7,7 +10,7 @@ from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import logs
 
 
-def given(path, texts: list[str]) -> list[str]:
+def given(path: pathlib.Path, texts: list[str]) -> list[str]:
     """The split of each row from what the key split says. Raises ValueError for what is no split's name."""
     named = drawn_splits.named(dict.fromkeys(texts))
     for row, text in enumerate(texts):
@@ -23,7 +26,15 @@ def given(path, texts: list[str]) -> list[str]:
     return [named[text] for text in texts]
 
 
-def rows(path, splits: list[str], ids, labels, seed: int, shares: dict, alike) -> dict[str, np.ndarray]:
+def rows(
+    path: pathlib.Path,
+    splits: list[str],
+    ids: Sequence[str],
+    labels: np.ndarray,
+    seed: int,
+    shares: dict[str, float],
+    alike: list[list[int]],
+) -> dict[str, np.ndarray]:
     """Rows of each split, int64, rising.
 
     Args:

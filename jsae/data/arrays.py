@@ -23,6 +23,8 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -70,10 +72,12 @@ class Arrays:
 
         Raises decode.BadImage for pixels that are not finite or out of range.
         """
-        return array_images.to_rgb(np.asarray(self.images[row]), self.scale)
+        images = self.images
+        assert images is not None
+        return array_images.to_rgb(np.asarray(images[row]), self.scale)
 
 
-def read(directory, *, seed: int, shares: dict[str, float]) -> Arrays:
+def read(directory: str | os.PathLike, *, seed: int, shares: dict[str, float]) -> Arrays:
     """Open and check the arrays of `config.data.dir`.
 
     Args:
@@ -104,10 +108,10 @@ def read(directory, *, seed: int, shares: dict[str, float]) -> Arrays:
         )
     layout = _layout(path, found)
     if images is not None:
-        images = array_images.check(path, images, layout)
+        images = given = array_images.check(path, images, layout)
     else:
-        activations = _as_grid(path, activations, layout)
-    n = len(images if images is not None else activations)
+        activations = given = _as_grid(path, found["activations"], layout)
+    n = len(given)
     if n == 0:
         raise ValueError(f"{path}: there are no rows")
     for key in ("labels", "split", "ids"):
@@ -138,7 +142,7 @@ def _open(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_dir() and path.suffix.lower() != ".npz":
         raise ValueError(
             f"config.data.dir={os.fspath(path)!r} is neither .npz, .npy nor folder. It can be\n{EXPECTED}\n"
-            "Other files are saved anew: np.savez('set.npz', activations=..., labels=...)"
+            "Other files are saved again: np.savez('set.npz', activations=..., labels=...)"
         )
     names = npy_files.names(path)
     unknown = [name for name in names if name not in KEYS]
@@ -147,17 +151,17 @@ def _open(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: npy_files.read(path, name) for name in names}
 
 
-def _layout(path, found: dict) -> str | None:
+def _layout(path: pathlib.Path, found: dict) -> str | None:
     if "layout" not in found:
         return None
     array = np.asarray(found["layout"])
-    text = str(array.reshape(-1)[0]) if array.size == 1 and array.dtype.kind == "U" else array
+    text: Any = str(array.reshape(-1)[0]) if array.size == 1 and array.dtype.kind == "U" else array
     if str(text).upper() not in LAYOUTS:
         raise ValueError(f"{path}: layout is {text!r}, expected one of {', '.join(LAYOUTS)}")
-    return text.upper()
+    return str(text).upper()
 
 
-def _as_grid(path, activations, layout: str | None) -> np.ndarray:
+def _as_grid(path: pathlib.Path, activations: np.ndarray, layout: str | None) -> np.ndarray:
     """Activations as [N,H,W,C]."""
     shape = activations.shape
     if activations.ndim not in (2, 4) or 0 in shape[1:]:
@@ -179,7 +183,7 @@ def _as_grid(path, activations, layout: str | None) -> np.ndarray:
     return np.moveaxis(activations, 1, -1) if layout == "NCHW" else activations
 
 
-def _labels(path, found: dict, n: int) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(path: pathlib.Path, found: dict, n: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels int32 [N] and class names."""
     names = None
     if "class_names" in found:
@@ -218,7 +222,7 @@ def _labels(path, found: dict, n: int) -> tuple[np.ndarray, tuple[str, ...]]:
     return labels.astype(np.int32), names or tuple(f"class {i}" for i in range(n_classes))
 
 
-def _ids(path, found: dict, n: int) -> tuple[str, ...]:
+def _ids(path: pathlib.Path, found: dict, n: int) -> tuple[str, ...]:
     if "ids" not in found:
         return tuple(f"{row:06d}" for row in range(n))
     ids = np.asarray(found["ids"])
@@ -233,7 +237,7 @@ def _ids(path, found: dict, n: int) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _strings(path, key: str, array) -> list[str]:
+def _strings(path: pathlib.Path, key: str, array: np.ndarray) -> list[str]:
     """The strings of an array [N]. Raises ValueError, naming the key, for anything else."""
     array = np.asarray(array)
     if array.dtype.kind not in "US" or array.ndim != 1:
@@ -244,7 +248,7 @@ def _strings(path, key: str, array) -> list[str]:
         raise ValueError(f"{path}: {key} holds {error.object!r}, which is not UTF-8") from None
 
 
-def _few(names) -> str:
+def _few(names: Sequence) -> str:
     return ", ".join(map(repr, names[:10])) + (f", ... ({len(names)})" if len(names) > 10 else "")
 
 

@@ -1,6 +1,6 @@
 """Random crops, flips, TrivialAugment and erasing on the device, and normalisation: uint8 in, float32 out.
 
-Every example has a key of its own, fold_in(key, index): with key = fold_in(seed key, step) the result
+Every example has its key, fold_in(key, index): with key = fold_in(seed key, step) the result
 depends on (seed, step, index) only, not on the batch's layout, the device count or the process. An image
 that is twice in one batch gets the same treatment twice. All functions are pure and can be jitted; the
 settings are Python values (static).
@@ -20,21 +20,31 @@ _MAX_LOG_ASPECT = float(np.log(4 / 3))
 _MAX_LOG_ERASED = float(np.log(3.3))
 
 
-def normalise(images) -> jax.Array:
+def normalise(images: jax.Array | np.ndarray) -> jax.Array:
     """uint8 (or float 0..255) [...,3] -> float32 [...,3]: (x / 255 - mean) / std with ImageNet's numbers."""
     scale = jnp.asarray(1.0 / (255.0 * np.asarray(IMAGENET_STD)), jnp.float32)
     shift = jnp.asarray(np.asarray(IMAGENET_MEAN) / np.asarray(IMAGENET_STD), jnp.float32)
     leading = (1,) * (images.ndim - 1)
-    return images.astype(jnp.float32) * scale.reshape(*leading, 3) - shift.reshape(*leading, 3)
+    return jnp.asarray(images).astype(jnp.float32) * scale.reshape(*leading, 3) - shift.reshape(*leading, 3)
 
 
-def example_keys(key, index) -> jax.Array:
-    """One key an example [B], fold_in(key, its index)."""
+def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    """One key per example [B], fold_in(key, its index)."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 def augment(
-    key, images, index, *, crop="pad", pad_px=4, min_scale=0.35, flip=True, trivial=0.0, erase=0.0
+    key: jax.Array,
+    images: jax.Array,
+    index: jax.Array,
+    *,
+    crop: str = "pad",
+    pad_px: int = 4,
+    min_scale: float = 0.35,
+    flip: bool = True,
+    trivial: float = 0.0,
+    erase: float = 0.0,
+    one_by_one: bool = False,
 ) -> jax.Array:
     """Crop, flip, change, normalise and erase a batch.
 
@@ -49,6 +59,7 @@ def augment(
       flip: mirror half of the images left to right.
       trivial: strength 0..1 of TrivialAugment (trivial_augment.py); 0 leaves it out.
       erase: share of images of which a rectangle is erased, i.e. set to ImageNet's mean (arXiv 1708.04896).
+      one_by_one: TrivialAugment in a loop over the images, which on one CPU device is faster (`is_serial`).
 
     Returns float32 [B,S,S,3], normalised. Raises ValueError on unknown or out-of-range settings.
     """
@@ -66,7 +77,7 @@ def augment(
         flips = jax.vmap(lambda k: jax.random.bernoulli(jax.random.fold_in(k, 1)))(keys)
         images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
     if trivial:
-        images = _changed(keys, images.astype(jnp.float32), trivial)
+        images = _changed(keys, images.astype(jnp.float32), trivial, one_by_one)
     images = normalise(images)
     if erase:
         erased = jax.vmap(lambda k: _erased(jax.random.fold_in(k, 3), images.shape[1], erase))(keys)
@@ -74,22 +85,27 @@ def augment(
     return images
 
 
-def _changed(keys, images, strength):
-    """One drawn operation on each image: on one CPU device one after the other, elsewhere all at once.
+def is_serial(mesh: jax.sharding.Mesh) -> bool:
+    """Whether `augment` is faster with `one_by_one` on this mesh: on one CPU device.
 
-    One by one only the drawn operation runs (ms an image at 96 px: README, "How fast it is"); a loop over a
+    One by one only the drawn operation runs (ms per image at 96 px: README, "How fast it is"); a loop over a
     batch that is sharded over devices would gather it.
     """
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
-    def change(key, image):
+
+def _changed(keys: jax.Array, images: jax.Array, strength: float, one_by_one: bool) -> jax.Array:
+    """One drawn operation on each image."""
+
+    def change(key: jax.Array, image: jax.Array) -> jax.Array:
         return trivial_augment(jax.random.fold_in(key, 2), image, strength)
 
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+    if one_by_one:
         return jax.lax.map(lambda each: change(*each), (keys, images))
     return jax.vmap(change)(keys, images)
 
 
-def _erased(key, size: int, share: float):
+def _erased(key: jax.Array, size: int, share: float) -> jax.Array:
     """bool [size, size]: true inside a rectangle of 2..33% of the area, or nowhere in 1 - share of cases."""
     on_key, area_key, aspect_key, place_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, minval=0.02, maxval=0.33)
@@ -97,7 +113,7 @@ def _erased(key, size: int, share: float):
     return mixing.rectangle(place_key, size, area, aspect) & jax.random.bernoulli(on_key, share)
 
 
-def _shift(keys, images, pad_px: int):
+def _shift(keys: jax.Array, images: jax.Array, pad_px: int) -> jax.Array:
     """Crop [S,S] out of the images padded by reflection, at a random corner each."""
     size = images.shape[1]
     if not 0 <= pad_px < size:
@@ -108,13 +124,13 @@ def _shift(keys, images, pad_px: int):
     padded = jnp.pad(images, ((0, 0), border, border, (0, 0)), mode="reflect")
     corners = jax.vmap(lambda k: jax.random.randint(jax.random.fold_in(k, 0), (2,), 0, 2 * pad_px + 1))(keys)
 
-    def cut(image, corner):
+    def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (size, size, 3))
 
     return jax.vmap(cut)(padded, corners)
 
 
-def _resized_crop(key, image, min_scale: float):
+def _resized_crop(key: jax.Array, image: jax.Array, min_scale: float) -> jax.Array:
     """A random window of one image [S,S,3], scaled to [S,S] as float32 0..255 (two small products)."""
     if not 0 < min_scale <= 1:
         raise ValueError(f"min_scale={min_scale} must be in (0, 1]")

@@ -17,13 +17,18 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterable
 
 import numpy as np
 
 from jsae.data import cache_writer, decode, locks
-from jsae.data.kinds import KINDS, SPLITS, Kind
+from jsae.data.drawn_splits import SPLITS
+from jsae.data.kinds import KINDS
+from jsae.data.source import Request, Source
 from jsae.runtime import disks, logs, paths
+from jsae.runtime.context import RunContext, current
 
+FOREGROUND_BIT = 15  # of masks: the whole object
 TRAIN_SPLITS = ("train", "trainval")
 ON_BAD_IMAGE = ("error", "skip")
 
@@ -36,7 +41,7 @@ class Split:
       images: uint8 [N,S,S,3], RGB, memory-mapped.
       labels: int32 [N], positions in class_names.
       ids: N strings, sorted within each split of the data set.
-      masks: uint16 [N,S,S] or None: bit p = part p of part_names, bit 15 = aircraft.
+      masks: uint16 [N,S,S] or None: bit p = part p of part_names, bit FOREGROUND_BIT = the whole object.
       boxes: float32 [N,4] or None: x0, y0, x1, y1, px of the cached image, edges.
       contents: N checksums of the images as they lie in their files, wherever these are.
       levels: coarser label level -> (its class names, the position there of each of class_names, int32 [L],
@@ -75,6 +80,7 @@ def load_splits(
     n_train: int = 0,
     n_val: int = 0,
     n_test: int = 0,
+    context: RunContext | None = None,
 ) -> dict[str, Split]:
     """The splits {"train", "val", "test"} of a data set, decoded on the first call and mapped afterwards.
 
@@ -82,7 +88,7 @@ def load_splits(
       kind: a key of KINDS.
       seed: of a drawn set, or of splits that are drawn.
       n_train, n_val, n_test: of synthetic_aircraft: how many are drawn.
-      dir: where photos or arrays lie (fgvc_aircraft.source, image_folder.files, arrays).
+      dir: where photos or arrays lie (fgvc_aircraft.locate, image_folder.files, arrays).
       image_size: side S of the cached square images.
       banner_px: of photos and arrays: rows cut off the bottom first (20 for FGVC-Aircraft).
       label_level: of fgvc_aircraft: variant, family or manufacturer.
@@ -92,6 +98,7 @@ def load_splits(
       val_share, test_share: of each class, where image_folder or arrays come without splits.
       on_bad_image: "error" stops at the first damaged image, "skip" leaves it out and lists it.
       cache_dir: local folder; empty: $JSAE_CACHE, else ~/.cache/jsae.
+      context: of the run, which may be asked to stop while it decodes.
 
     Raises:
       ValueError: an unknown value, defects in the lists, a damaged image, a split without usable images,
@@ -107,19 +114,20 @@ def load_splits(
         raise ValueError(f"data.image_size={image_size} must be >= 1")
     if banner_px < 0:
         raise ValueError(f"data.banner_px={banner_px} must be >= 0")
-    cache_dir = local_folder(cache_dir)
-    sizes = {"train": n_train, "val": n_val, "test": n_test}
-    with disks.room_in(cache_dir, disks.MOVE_CACHE):  # an archive is unpacked there
+    folder = local_folder(cache_dir)
+    with disks.room_in(folder, disks.MOVE_CACHE):  # an archive is unpacked there
         data = KINDS[kind](
-            directory=dir,
-            seed=seed,
-            sizes=sizes,
-            shares={"val": val_share, "test": test_share},
-            image_size=image_size,
-            banner_px=banner_px,
-            fit=fit,
-            crop=crop,
-            cache_dir=cache_dir,
+            Request(
+                directory=dir,
+                image_size=image_size,
+                cache_dir=folder,
+                seed=seed,
+                sizes={"train": n_train, "val": n_val, "test": n_test},
+                shares={"val": val_share, "test": test_share},
+                banner_px=banner_px,
+                fit=fit,
+                crop=crop,
+            )
         )
     if crop == "box" and not data.has_boxes:
         raise ValueError(
@@ -129,16 +137,16 @@ def load_splits(
     if data.has_levels:
         _check("label_level", label_level, data.class_names)
         level = label_level
-    folder = _cached(kind, data, image_size, on_bad_image, cache_dir)
-    return _open(folder, level, train_split, on_bad_image, data)
+    finished = _cached(kind, data, image_size, on_bad_image, folder, context or current())
+    return _open(finished, level, train_split, on_bad_image, data)
 
 
-def _check(key: str, value: str, valid) -> None:
+def _check(key: str, value: str, valid: Iterable[str]) -> None:
     if value not in valid:
         raise ValueError(f"data.{key}={value!r} is unknown; valid: {', '.join(valid)}")
 
 
-def local_folder(cache_dir) -> pathlib.Path:
+def local_folder(cache_dir: str | os.PathLike) -> pathlib.Path:
     """The cache folder, made if it is not there: `cache_dir`, or $JSAE_CACHE, or ~/.cache/jsae."""
     text = os.fspath(cache_dir or os.environ.get("JSAE_CACHE", "") or "~/.cache/jsae")
     if paths.is_remote(text):
@@ -159,7 +167,9 @@ def local_folder(cache_dir) -> pathlib.Path:
 # reading a finished cache
 
 
-def _open(folder: pathlib.Path, level: str, train_split: str, on_bad_image: str, data: Kind) -> dict:
+def _open(
+    folder: pathlib.Path, level: str, train_split: str, on_bad_image: str, data: Source
+) -> dict[str, Split]:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     skipped = {name: tuple((id_, why) for id_, why in manifest["skipped"][name]) for name in SPLITS}
     lost = [item for name in SPLITS for item in skipped[name]]
@@ -193,7 +203,10 @@ def _open(folder: pathlib.Path, level: str, train_split: str, on_bad_image: str,
             skipped=left_out,
         )
 
-    splits = {name: view(name, *manifest["rows"][name], skipped[name]) for name in SPLITS}
+    splits = {}
+    for name in SPLITS:
+        start, stop = manifest["rows"][name]
+        splits[name] = view(name, start, stop, skipped[name])
     _note_untested(splits, level)
     if train_split == "trainval":
         start, stop = manifest["rows"]["train"][0], manifest["rows"]["val"][1]
@@ -201,7 +214,7 @@ def _open(folder: pathlib.Path, level: str, train_split: str, on_bad_image: str,
     return splits
 
 
-def _note_untested(splits: dict, level: str) -> None:
+def _note_untested(splits: dict[str, Split], level: str) -> None:
     """Warn of classes that are learnt and not tested: means over classes leave them out."""
     names = splits["train"].class_names
     learnt = np.bincount(splits["train"].labels, minlength=len(names)) > 0
@@ -219,7 +232,12 @@ def _note_untested(splits: dict, level: str) -> None:
 
 
 def _cached(
-    kind: str, data: Kind, image_size: int, on_bad_image: str, cache_dir: pathlib.Path
+    kind: str,
+    data: Source,
+    image_size: int,
+    on_bad_image: str,
+    cache_dir: pathlib.Path,
+    context: RunContext,
 ) -> pathlib.Path:
     """The folder of the finished cache, made if it is not there."""
     key = {
@@ -247,7 +265,7 @@ def _cached(
             temporary = pathlib.Path(tempfile.mkdtemp(dir=cache_dir, prefix=prefix))
         try:
             temporary.chmod(cache_dir.stat().st_mode & 0o777)  # whoever uses the cache reads what is in it
-            cache_writer.write(temporary, data, key, image_size, on_bad_image)
+            cache_writer.write(temporary, data, key, image_size, on_bad_image, context)
             if folder.exists() and not _is_complete(folder):  # damaged, on a disk without locks
                 folder.rename(temporary.with_suffix(".old"))
             temporary.rename(folder)

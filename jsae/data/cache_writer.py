@@ -2,7 +2,7 @@
 
     images.npy     uint8   [N,S,S,3], splits in the order train, val, test
     labels.npy     int32   [N, levels]
-    masks.npy      uint16  [N,S,S], bit p = part p, bit 15 = aircraft (drawn sets)
+    masks.npy      uint16  [N,S,S], bit p = part p, bit 15 = foreground (where masks exist)
     boxes.npy      float32 [N,4], px of the cached image (where boxes exist)
     manifest.json  key, ids and checksums, row range of each split, class and part names, skipped images
 
@@ -16,19 +16,29 @@ import io
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain.python as grain
 import numpy as np
 
 from jsae.data import decode
-from jsae.data.kinds import Kind, Record
-from jsae.runtime import digests, disks, logs, preemption
+from jsae.data.source import Record, Source
+from jsae.runtime import digests, disks
+from jsae.runtime.context import RunContext
 
 FORMAT = 3  # raise it when the decoded pixels or the layout change
 
 
-def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_image: str) -> None:
-    """Fill `folder` with arrays and, last, the manifest; arrays get one row a usable image.
+def write(
+    folder: pathlib.Path,
+    data: Source,
+    key: dict,
+    image_size: int,
+    on_bad_image: str,
+    context: RunContext,
+) -> None:
+    """Fill `folder` with arrays and, last, the manifest; arrays get one row per usable image.
 
     Raises ValueError for a damaged image with on_bad_image="error", or a split without usable images, and
     disks.NoRoom, before anything is decoded where the disk can tell, if it has no room for the arrays.
@@ -38,20 +48,36 @@ def write(folder: pathlib.Path, data: Kind, key: dict, image_size: int, on_bad_i
     total = sum(len(source) for source in sources.values())
     mib = total * image_size**2 * (5 if data.part_names else 3) >> 20
     with disks.room_in(folder.parent, disks.MOVE_CACHE, f"{mib} MiB of decoded images"):
-        _write(folder, data, key, image_size, on_bad_image, sources, total)
+        _write(folder, data, key, image_size, on_bad_image, sources, total, context)
 
 
-def _write(folder, data: Kind, key: dict, image_size: int, on_bad_image: str, sources, total: int) -> None:
+def _write(
+    folder: pathlib.Path,
+    data: Source,
+    key: dict,
+    image_size: int,
+    on_bad_image: str,
+    sources: dict[str, Sequence],
+    total: int,
+    context: RunContext,
+) -> None:
     skipped, rows, ids, contents = {}, {}, [], {}
-    kinds = {"levels": len(data.class_names), "masks": bool(data.part_names), "boxes": data.has_boxes}
+    made = _Rows(
+        folder,
+        total,
+        image_size,
+        levels=len(data.class_names),
+        masks=bool(data.part_names),
+        boxes=data.has_boxes,
+    )
     with (
-        contextlib.closing(_Rows(folder, total, image_size, **kinds)) as writer,
-        logs.progress(total, label="decode", unit="image") as progress,
+        contextlib.closing(made) as writer,
+        context.progress(total, label="decode", unit="image") as progress,
     ):
         for split, source in sources.items():
             start, skipped[split], split_ids = writer.count, [], []
             for example in _decoded(source, data, image_size):
-                preemption.check_here()
+                context.check_here()
                 progress.update(1)
                 if isinstance(example, _Bad):
                     if on_bad_image == "error":
@@ -102,10 +128,10 @@ class _Bad:
     reason: str
 
 
-def _decoded(source, data: Kind, image_size: int):
+def _decoded(source: Sequence, data: Source, image_size: int) -> Iterator["_Decoded | _Bad"]:
     """Iterate over a source in order, decoded by threads (OpenCV and Pillow release the interpreter)."""
 
-    def decode_item(item):
+    def decode_item(item: Any) -> "_Decoded | _Bad":
         return _decode(data.parse(item), data, image_size)
 
     threads = min(os.cpu_count() or 1, 32)
@@ -117,7 +143,7 @@ def _decoded(source, data: Kind, image_size: int):
         iterator.close()
 
 
-def _decode(record: Record, data: Kind, image_size: int) -> _Decoded | _Bad:
+def _decode(record: Record, data: Source, image_size: int) -> _Decoded | _Bad:
     try:
         if isinstance(record.image, bytes):
             content = record.image
@@ -126,7 +152,7 @@ def _decode(record: Record, data: Kind, image_size: int) -> _Decoded | _Bad:
             content = np.ascontiguousarray(record.image())
             rgb = decode.cut_banner(content, data.banner_px)
         box = record.box
-        if data.crop == "box":
+        if data.crop == "box" and box is not None:  # load_splits checks that there are boxes
             rgb = decode.crop_box(rgb, box)
             box = (1, 1, rgb.shape[1], rgb.shape[0])
     except decode.BadImage as error:
@@ -146,9 +172,12 @@ class _Rows:
     They are written, not mapped: where a mapped page finds no room on the disk, the process is killed.
     """
 
-    def __init__(self, folder, total: int, size: int, *, levels: int, masks: bool, boxes: bool):
+    def __init__(self, folder: pathlib.Path, total: int, size: int, *, levels: int, masks: bool, boxes: bool):
         self.count = 0
-        shapes = {"images": (np.uint8, (size, size, 3)), "labels": (np.int32, (levels,))}
+        shapes: dict[str, tuple[type, tuple[int, ...]]] = {
+            "images": (np.uint8, (size, size, 3)),
+            "labels": (np.int32, (levels,)),
+        }
         if masks:
             shapes["masks"] = (np.uint16, (size, size))
         if boxes:

@@ -8,6 +8,7 @@ import collections
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
@@ -25,8 +26,8 @@ def of_files(paths: list[pathlib.Path]) -> list[list[int]]:
     sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
     groups = _split(range(len(paths)), lambda i: sizes[i])
     groups = [group for group in groups if sizes[group[0]]]
-    for key in (_tail, _digest):
-        groups = [part for group in groups for part in _split(group, lambda i, key=key: key(paths[i]))]
+    groups = [part for group in groups for part in _split(group, lambda i: _tail(paths[i]))]
+    groups = [part for group in groups for part in _split(group, lambda i: _digest(paths[i]))]
     return sorted(group for group in groups if _is_image(paths[group[0]]))
 
 
@@ -48,14 +49,14 @@ def pairs_across(groups: list[list[int]], splits: list[str]) -> list[tuple[int, 
     return pairs
 
 
-def listed(pairs) -> str:
+def listed(pairs: Iterable[tuple]) -> str:
     """Pairs of names, a line each, the first ten."""
     pairs = list(pairs)
     more = f"\n  ... and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
     return "".join(f"\n  {one} = {other}" for one, other in pairs[:SHOWN]) + more
 
 
-def _split(positions, key) -> list[list[int]]:
+def _split(positions: Iterable[int], key: Callable[[int], object]) -> list[list[int]]:
     """The groups of positions with one key, those of a single one left out."""
     groups = collections.defaultdict(list)
     for i in positions:

@@ -8,7 +8,7 @@ steps. One answer per case:
     transparency   (alpha, transparent palette entry or colour) laid over white
     palette, grey, CMYK, YCbCr, HSV, LAB, 1-bit   converted to RGB; embedded ICC profiles are ignored
     16-bit grey    the high byte (65535 -> 255)
-    32-bit integer and float grey    have no fixed range: the image's own min..max becomes 0..255
+    32-bit integer and float grey    have no fixed range: the image's min..max becomes 0..255
     16-bit colour  the high byte
     several frames the first
     very large     up to twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million; more is refused before decoding
@@ -24,6 +24,7 @@ import os
 import pathlib
 import struct
 import warnings
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -98,7 +99,7 @@ def cut_banner(rgb: np.ndarray, banner_px: int) -> np.ndarray:
     return rgb[: rgb.shape[0] - banner_px]
 
 
-def crop_box(rgb: np.ndarray, box) -> np.ndarray:
+def crop_box(rgb: np.ndarray, box: Sequence[float]) -> np.ndarray:
     """The part of a photo [h,w,3] inside a 1-based inclusive box (xmin, ymin, xmax, ymax), a view.
 
     The box is clamped to the photo (xmin = 0 occurs in the official list, and boxes reach into the banner
@@ -128,7 +129,7 @@ def fit_square(rgb: np.ndarray, image_size: int, fit: str) -> np.ndarray:
     return np.ascontiguousarray(rgb)
 
 
-def fit_box(box, height: int, width: int, image_size: int, fit: str) -> np.ndarray:
+def fit_box(box: Sequence[float], height: int, width: int, image_size: int, fit: str) -> np.ndarray:
     """A 1-based inclusive box (xmin, ymin, xmax, ymax) of a photo, in px of its fitted square.
 
     `height` and `width` are the photo's without banner. Returns float32 [4]: x0, y0, x1, y1 with edges in
@@ -211,7 +212,7 @@ def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
-    """Float [h,w] -> uint8 by its own finite range; non-finite pixels become 0, a constant image 0."""
+    """Float [h,w] -> uint8 by its finite range; non-finite pixels become 0, a constant image 0."""
     finite = np.isfinite(values)
     if not finite.any():
         return np.zeros(values.shape, np.uint8)

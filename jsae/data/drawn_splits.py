@@ -7,6 +7,7 @@ lists files plays no part, every class keeps its share, and copies of an image g
 
 import hashlib
 import re
+from collections.abc import Hashable, Iterable, Sequence
 
 SPLITS = ("train", "val", "test")
 _WORDS = {
@@ -21,7 +22,7 @@ WORDS = (
 )
 
 
-def named(names) -> dict[str, str]:
+def named(names: Iterable[str]) -> dict[str, str]:
     """{name: split} of those names that mean a split, such as "Train", "valid", "Test set", "testing"."""
     found = {}
     for name in names:
@@ -57,7 +58,14 @@ def check(shares: dict[str, float]) -> None:
         raise ValueError(f"{text} leave nothing for train")
 
 
-def draw(names, classes, *, seed: int, shares: dict[str, float], copies=()) -> list[str]:
+def draw(
+    names: Sequence[str],
+    classes: Sequence[Hashable],
+    *,
+    seed: int,
+    shares: dict[str, float],
+    copies: Iterable[Sequence[int]] = (),
+) -> list[str]:
     """The split of each image, [N], "train" or a key of `shares`.
 
     Args:
@@ -88,5 +96,5 @@ def draw(names, classes, *, seed: int, shares: dict[str, float], copies=()) -> l
     return [found[first.get(i, i)] for i in range(len(found))]
 
 
-def _hash(seed: int, label, name: str) -> bytes:
+def _hash(seed: int, label: Hashable, name: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{label}\0{name}".encode()).digest()

@@ -8,12 +8,16 @@ compares them with it. Others are refused by number and name: results of two set
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from jsae.data import arrays, cache
 from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, digests, stages
+from jsae.runtime.context import RunContext
 
 _SHOWN = 5
 
@@ -22,32 +26,53 @@ class DataChanged(ValueError):
     """The data are not those that the study was made on; the message says how many differ."""
 
 
-def splits_of(config, workdir, stage=None) -> dict[str, cache.Split]:
+def splits_of(
+    config: Any,
+    workdir: str | os.PathLike,
+    stage: stages.Stage | None = None,
+    context: RunContext | None = None,
+) -> dict[str, cache.Split]:
     """The splits of a study of images, found to be those that it was made on.
 
     Args:
       config, workdir: the study's.
       stage: its first stage while that runs, in whose folder the data are described if they are not yet.
+      context: of the run, that of `stage` without one.
 
     Raises DataChanged, and what `cache.load_splits` raises.
     """
-    found = cache.load_splits(**stages.plain(config)["data"])
+    if context is None and stage is not None:
+        context = stage.context
+    found = cache.load_splits(**stages.plain(config)["data"], context=context)
     described = {name: (split.ids, split.labels.tolist(), split.contents) for name, split in found.items()}
     _check(config, workdir, found["test"].class_names, described, stage)
     return found
 
 
-def check_arrays(config, workdir, found: arrays.Arrays, rows: dict[str, np.ndarray], stage) -> None:
-    """The same for bare activations: `rows` are those of each split. Their contents are read once a start."""
-    contents = np.array([digests.of_bytes(np.ascontiguousarray(row)) for row in found.activations], object)
+def check_arrays(
+    config: Any,
+    workdir: str | os.PathLike,
+    found: arrays.Arrays,
+    rows: dict[str, np.ndarray],
+    stage: stages.Stage | None,
+) -> None:
+    """The same for bare activations: `rows` are those of each split. Contents are read once per start."""
+    assert found.activations is not None
+    contents = [digests.of_bytes(np.ascontiguousarray(row)) for row in found.activations]
     described = {
-        name: ([found.ids[i] for i in of], found.labels[of].tolist(), contents[of].tolist())
+        name: ([found.ids[i] for i in of], found.labels[of].tolist(), [contents[i] for i in of])
         for name, of in rows.items()
     }
     _check(config, workdir, found.class_names, described, stage)
 
 
-def _check(config, workdir, class_names, described: dict, stage) -> None:
+def _check(
+    config: Any,
+    workdir: str | os.PathLike,
+    class_names: Sequence[str],
+    described: dict[str, tuple],
+    stage: stages.Stage | None,
+) -> None:
     folder = stages.folder(config, workdir, stages.first(config))
     now = {"class_names": list(class_names)} | {
         name: dict(zip(("ids", "labels", "contents"), map(list, columns), strict=True))
@@ -59,7 +84,7 @@ def _check(config, workdir, class_names, described: dict, stage) -> None:
             raise DataChanged(
                 f"the data of {config['data']['dir'] or config['data']['kind']} are not those that "
                 f"{folder.parent} was made on: {differences}. Give the place of those (config.data.dir), or "
-                f"--restart={stages.first(config)} to make the study anew with these"
+                f"--restart={stages.first(config)} to make the study again with these"
             )
     elif stage is not None:
         text = json.dumps(now, ensure_ascii=False).encode()
@@ -108,6 +133,6 @@ def _images(data: dict) -> dict[str, _Image]:
     }
 
 
-def _listed(names) -> str:
+def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

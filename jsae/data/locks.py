@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import pathlib
+from collections.abc import Iterator
 
 from jsae.runtime import logs
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path):
+def locked(path: pathlib.Path) -> Iterator[bool]:
     """Hold an exclusive lock on the file `path`, waiting for another holder.
 
     Yields True, or False where the disk has no locks (some network disks): then nothing that looks left

@@ -1,7 +1,7 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): each image with the one after it in the batch.
 
 A batch is a slice of a random permutation, so the next image is a random one. The share is drawn for each
-example by its own key; the partner depends on the batch as a whole, and on nothing about how it is dealt.
+example by its key; the partner depends on the batch as a whole, and on nothing about how it is dealt.
 """
 
 import jax
@@ -10,15 +10,17 @@ import jax.numpy as jnp
 MIXES = ("none", "mixup", "cutmix")
 
 
-def mix(keys, images: jax.Array, targets: jax.Array, *, kind: str, alpha: float) -> tuple:
+def mix(
+    keys: jax.Array, images: jax.Array, targets: jax.Array, *, kind: str, alpha: float
+) -> tuple[jax.Array, jax.Array]:
     """Mix images and their targets.
 
     Args:
-      keys: one a row [B].
+      keys: one per row [B].
       images: [B, S, S, 3].
       targets: class probabilities [B, L].
       kind: "none", "mixup" (weighted mean) or "cutmix" (a rectangle of the partner).
-      alpha: the own share is drawn from Beta(alpha, alpha); the larger alpha, the nearer to a half.
+      alpha: an image keeps a share drawn from Beta(alpha, alpha); the larger alpha, the nearer to a half.
 
     Returns (images, targets) of the same shapes. Raises ValueError on an unknown kind or alpha <= 0.
     """
@@ -31,8 +33,8 @@ def mix(keys, images: jax.Array, targets: jax.Array, *, kind: str, alpha: float)
     share = jax.vmap(lambda key: jax.random.beta(jax.random.fold_in(key, 0), alpha, alpha))(keys)
     partner, partner_targets = jnp.roll(images, -1, 0), jnp.roll(targets, -1, 0)
     if kind == "mixup":
-        own = share[:, None, None, None].astype(images.dtype)
-        images = own * images + (1 - own) * partner
+        kept = share[:, None, None, None].astype(images.dtype)
+        images = kept * images + (1 - kept) * partner
     else:
         inside = jax.vmap(lambda key, area: rectangle(jax.random.fold_in(key, 1), images.shape[1], area))(
             keys, 1 - share
@@ -42,7 +44,9 @@ def mix(keys, images: jax.Array, targets: jax.Array, *, kind: str, alpha: float)
     return images, share[:, None] * targets + (1 - share)[:, None] * partner_targets
 
 
-def rectangle(key, size: int, area, aspect=1.0) -> jax.Array:
+def rectangle(
+    key: jax.Array, size: int, area: jax.Array | float, aspect: jax.Array | float = 1.0
+) -> jax.Array:
     """bool [size, size], true inside a rectangle of about `area` (a share) and width / height = `aspect`.
 
     Its centre is anywhere in the image; what reaches beyond the border is cut off.

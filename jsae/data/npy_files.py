@@ -9,6 +9,7 @@ import pathlib
 import struct
 import zipfile
 import zlib
+from typing import IO, Literal
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class _Objects(Exception):
     """The array's dtype is object."""
 
 
-def _mapped(stream, path: pathlib.Path, start: int, size: int) -> np.ndarray:
+def _mapped(stream: IO[bytes], path: pathlib.Path, start: int, size: int) -> np.ndarray:
     """The array whose .npy header `stream` is at; its `size` bytes with header begin at `start` in `path`."""
     shape, fortran, dtype = _header(stream)
     offset = stream.tell()
@@ -64,11 +65,11 @@ def _mapped(stream, path: pathlib.Path, start: int, size: int) -> np.ndarray:
         raise ValueError(f"its header announces {dtype} {shape}, which does not take {size} bytes")
     if 0 in shape:
         return np.zeros(shape, dtype)
-    order = "F" if fortran else "C"
+    order: Literal["F", "C"] = "F" if fortran else "C"
     return np.memmap(path, dtype, "r", offset=start + offset, shape=shape, order=order)
 
 
-def _header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, dtype."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

@@ -2,7 +2,7 @@
 
     JPEG   libjpeg fills what is missing or garbled with grey and only warns, and Pillow drops the warning:
            simplejpeg, which is libjpeg too, raises it. Pillow alone judges a header that it finds odd
-    PNG    the checksums of the pixels are not looked at: here they are. A compressed stream that ends early,
+    PNG    the checksums of the pixels are not checked: here they are. A compressed stream that ends early,
            and well, leaves the rest black: its length is compared with what the header announces. Text,
            profiles and other metadata that are huge or broken make Pillow refuse the file: `bare_png`
            leaves them out
@@ -13,6 +13,7 @@ Damage that no decoder can see stays unseen: changed bits that are still a code,
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -64,10 +65,10 @@ def check_png(data: bytes, *, count_rows: bool) -> None:
             expected += rows * (1 + -(-columns * depth * _CHANNELS[colour] // 8))
     stream, found = zlib.decompressobj(), 0
     for kind, chunk in chunks:
-        piece = chunk[8:-4] if kind == b"IDAT" else b""
-        while piece and not stream.eof:
-            found += len(stream.decompress(piece, _AT_ONCE))
-            piece = stream.unconsumed_tail
+        part = chunk[8:-4] if kind == b"IDAT" else b""
+        while part and not stream.eof:
+            found += len(stream.decompress(part, _AT_ONCE))
+            part = stream.unconsumed_tail
     if found < expected:
         raise OSError(f"its data are truncated: {found} bytes of pixels, {expected} announced")
 
@@ -79,7 +80,7 @@ def bare_png(data: bytes) -> bytes:
     return _SIGNATURE + b"".join(chunk for kind, chunk in _chunks(data) if kind in _PIXEL_CHUNKS)
 
 
-def _chunks(data: bytes):
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(kind, all its bytes) of each chunk of a PNG, the last one perhaps cut."""
     at = len(_SIGNATURE)
     while at + 8 <= len(data):

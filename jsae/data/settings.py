@@ -1,5 +1,8 @@
 """What the numbers of `config.data` may be, known before anything is read."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jsae.runtime import settings
 
 RANGES = {
@@ -21,7 +24,7 @@ AUGMENTATION = {
 }
 
 
-def check(data) -> None:
+def check(data: Mapping[str, Any]) -> None:
     """Raise ValueError for a number of `config.data` that cannot be right; the message names it."""
     settings.check("config.data", data, RANGES)
     if data["kind"] == "synthetic_aircraft":

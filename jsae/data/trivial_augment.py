@@ -1,11 +1,13 @@
 """TrivialAugment (arXiv 2103.10158) on the device: one random operation of 14 on each image.
 
 Each operation is one of five things with other numbers: nothing, an affine map of the grid (shear, translate,
-rotate), a table of 256 tones a channel (brightness, contrast, posterize, solarize, autocontrast, equalize), a
-blend with the grey image (colour) or with the smoothed image (sharpness). The five are the branches of one
+rotate), a table of 256 tones per channel (brightness, contrast, posterize, solarize, autocontrast, equalize),
+a blend with the grey image (colour) or with the smoothed image (sharpness). The five are the branches of one
 switch, so a batch is one program in one trace. Under vmap all five run and one is selected; mapped image by
-image only the drawn one runs (`augment` chooses by platform).
+image only the drawn one runs (`augment.is_serial`).
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ _FILL = 255 * np.array((0.485, 0.456, 0.406))  # outside the image: 0 once norma
 _LUMA = np.array((0.299, 0.587, 0.114))
 
 
-def trivial_augment(key, image: jax.Array, strength) -> jax.Array:
+def trivial_augment(key: jax.Array, image: jax.Array, strength: jax.Array | float) -> jax.Array:
     """One random operation on one image, float32 [S, S, 3] in 0..255, to the same.
 
     `strength` in 0..1 scales the published wide range: shear 0.99, translation S / 7, rotation by 135
@@ -34,10 +36,12 @@ def trivial_augment(key, image: jax.Array, strength) -> jax.Array:
     return apply_operation(image, op, level, jnp.where(jax.random.bernoulli(sign_key), level, -level))
 
 
-def apply_operation(image: jax.Array, op, level, signed) -> jax.Array:
+def apply_operation(
+    image: jax.Array, op: jax.Array | int, level: jax.Array | float, signed: jax.Array | float
+) -> jax.Array:
     """Operation number `op` of OPERATIONS at `level` in 0..1; `signed` is the level or its negative."""
 
-    def only(name, value, otherwise=0.0):
+    def only(name: str, value: jax.typing.ArrayLike, otherwise: jax.typing.ArrayLike = 0.0) -> jax.Array:
         return jnp.where(op == OPERATIONS.index(name), value, otherwise)
 
     angle = only("rotate", np.deg2rad(135) * signed)
@@ -48,7 +52,7 @@ def apply_operation(image: jax.Array, op, level, signed) -> jax.Array:
     )
     moved = jnp.stack([only("translate_y", shift), only("translate_x", shift)])
 
-    def toned(image):
+    def toned(image: jax.Array) -> jax.Array:
         table = _tones(image, only, level, signed)
         rows = jnp.clip(jnp.round(image), 0, 255).astype(jnp.int32)
         return jnp.stack([table[:, c][rows[:, :, c]] for c in range(3)], -1)
@@ -64,7 +68,7 @@ def apply_operation(image: jax.Array, op, level, signed) -> jax.Array:
     return jnp.clip(jax.lax.switch(jnp.asarray(_BRANCH)[op], branches, image), 0, 255)
 
 
-def warp(image: jax.Array, matrix, shift) -> jax.Array:
+def warp(image: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
     """Bilinear resampling of [S, S, 3]: the output at p is the input at matrix @ p + shift.
 
     Positions are (y, x) from the centre; what lies outside gets ImageNet's mean colour.
@@ -83,7 +87,7 @@ def warp(image: jax.Array, matrix, shift) -> jax.Array:
     down, right = (source_y - top)[:, :, None], (source_x - left)[:, :, None]
     at = top * (width + 2) + left
 
-    def pixel(row, column):
+    def pixel(row: int, column: int) -> jax.Array:
         return jnp.take(padded, at + row * (width + 2) + column, axis=0)
 
     upper = (1 - right) * pixel(0, 0) + right * pixel(0, 1)
@@ -91,7 +95,12 @@ def warp(image: jax.Array, matrix, shift) -> jax.Array:
     return (1 - down) * upper + down * lower + fill[None, None, :]
 
 
-def _tones(image, only, level, signed):
+def _tones(
+    image: jax.Array,
+    only: Callable[..., jax.Array],
+    level: jax.Array | float,
+    signed: jax.Array | float,
+) -> jax.Array:
     """The table [256, 3] of the drawn tonal operation, unchanged tones for any other."""
     tones = jnp.broadcast_to(jnp.arange(256.0)[:, None], (256, 3))
     factor = 1 + 0.99 * signed
@@ -114,11 +123,11 @@ def _tones(image, only, level, signed):
     return jnp.clip(only("equalize", equal, table), 0, 255)
 
 
-def _grey(image):
+def _grey(image: jax.Array) -> jax.Array:
     return (image * jnp.asarray(_LUMA, image.dtype)[None, None, :]).sum(-1, keepdims=True)
 
 
-def _smooth(image):
+def _smooth(image: jax.Array) -> jax.Array:
     """Mean over 3x3 with weight 5 in the middle; the border stays."""
     total = 4 * image[1:-1, 1:-1]
     for i in range(3):
@@ -127,5 +136,5 @@ def _smooth(image):
     return image.at[1:-1, 1:-1].set(total / 13)
 
 
-def _blend(a, b, factor):
+def _blend(a: jax.Array, b: jax.Array, factor: jax.Array | float) -> jax.Array:
     return a + (b - a) * factor

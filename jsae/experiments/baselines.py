@@ -1,7 +1,7 @@
 """baselines.parquet: the SAE beside other dictionaries, all through the same code, on the usual scores.
 
     sae               the study's
-    channels, pca, rotation, kmeans, nmf, class_mean, random   see `jsae.analysis.dictionaries`
+    channels, pca, rotation, kmeans, nmf, class_mean, random   see `jsae.experiments.dictionaries`
     frozen_decoder, frozen_encoder    SAEs with a random matrix that is never trained (arXiv 2602.14111)
     untrained         the SAE of an untrained classifier, on that one's activations (arXiv 2501.17727)
 
@@ -11,7 +11,10 @@ untrained one tells no classes, so that number is null there.
 """
 
 import copy
+import dataclasses
+import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,74 +22,83 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from jsae import classifier, metrics
+from jsae import metrics
 from jsae import sae as saes
-from jsae.ablation import choice, controls, feature_space
-from jsae.ablation.run import headline
-from jsae.ablation.statistics import MIN_ACTIVE
-from jsae.ablation.tables import schema, table
-from jsae.activations import ActivationStore
+from jsae.ablation import choice
+from jsae.ablation.feature_space import controls, pairs
+from jsae.ablation.headline import headline
+from jsae.ablation.statistics import BOOTSTRAP, MIN_ACTIVE
+from jsae.activations import Encoded, Reducer
 from jsae.activations import run as activations_run
-from jsae.analysis import cells, dictionaries, localisation, parts
+from jsae.analysis import cells, directions, localisation, parts
 from jsae.analysis import run as analysis_run
+from jsae.analysis.strength import KeepMaps
 from jsae.classifier import run as classifier_run
 from jsae.classifier.forward import LogitsFromActs
-from jsae.data import identity
-from jsae.runtime import artifacts, logs, mesh, preemption, stages
+from jsae.experiments import dictionaries
+from jsae.runtime import artifacts, stages
+from jsae.runtime import mesh as meshes
+from jsae.runtime.context import RunContext
 from jsae.sae import run as sae_run
+from jsae.study import Study
+from jsae.tables import Column, Table, interval
 
-FILE = "baselines.parquet"
 FOLDER = "baselines"
 DETECTORS = ("class_mean", "random")  # they reconstruct nothing
 FROZEN = ("decoder", "encoder")
 MADE = ("channels", "pca", "rotation", "kmeans", "nmf", "class_mean", "random")
 NAMES = ("sae", *MADE, *(f"frozen_{name}" for name in FROZEN), "untrained")
-_FLOAT = pa.float64()
-SCHEMA = schema(
-    dictionary=(pa.string(), "which one"),
-    n_features=(pa.int32(), "F; a signed direction counts as two"),
-    l0=(_FLOAT, "mean number of features active on a test vector"),
-    fvu=(_FLOAT, "on test; null for detectors, which reconstruct nothing"),
-    purity16=(_FLOAT, "mean over eligible features of purity16"),
-    class_selective_share=(_FLOAT, "class-selective features, share of the alive ones"),
-    class_auroc=(_FLOAT, "mean over classes of the largest test AUROC of the features whose top class it is"),
-    part_auroc=(_FLOAT, "mean over parts of the test part AUROC of the feature chosen on train"),
-    n_parts_found=(
-        pa.int32(),
-        "parts with a part AUROC of 0.85 that is 0.10 above random directions and centre",
+TABLE = Table(
+    "baselines",
+    (
+        Column("dictionary", pa.string(), "which one"),
+        Column("n_features", pa.int32(), "F; a signed direction counts as two"),
+        Column("l0", pa.float64(), "mean number of features active on a test vector"),
+        Column("fvu", pa.float64(), "on test; null for detectors, which reconstruct nothing"),
+        Column("purity16", pa.float64(), "mean over eligible features of purity16"),
+        Column("class_selective_share", pa.float64(), "class-selective features, share of the alive ones"),
+        Column(
+            "class_auroc",
+            pa.float64(),
+            "mean over classes of the largest test AUROC of the features whose top class it is",
+        ),
+        Column(
+            "part_auroc",
+            pa.float64(),
+            "mean over parts of the test part AUROC of the feature chosen on train",
+        ),
+        Column(
+            "effect_minus_control",
+            pa.float64(),
+            "mean over class-selective features of removing the feature minus a direction of equal norm, "
+            "margin of the feature's top class",
+            interval=BOOTSTRAP,
+        ),
+        Column("seconds", pa.float64(), "of making and measuring it"),
     ),
-    effect_minus_control=(
-        _FLOAT,
-        "mean over class-selective features of removing the feature minus a direction of equal norm, margin "
-        "of the feature's top class",
-    ),
-    effect_minus_control_low=(_FLOAT, "lower end of its 95% bootstrap interval over images"),
-    effect_minus_control_high=(_FLOAT, "upper end of it"),
-    seconds=(_FLOAT, "of making and measuring it"),
 )
 
 
-def run(config, workdir) -> None:
-    """Make and measure all of NAMES; the table is written after each of them anew.
+def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
+    """Make and measure all of NAMES; the table is written again after each of them.
 
     Rows that are there already, of the same ablation stage, are kept.
 
     Raises stages.StageMissing without a finished ablation stage.
     """
-    workdir = epath.Path(workdir)
+    workdir, context = epath.Path(workdir), context or RunContext()
     upstream = stages.require(config, workdir, "ablation")["digest"]
-    path = stages.folder(config, workdir, "ablation") / FILE
-    setting, rows = None, mesh.of_writer(lambda: _rows_of(path, upstream))
+    path = stages.folder(config, workdir, "ablation") / TABLE.file
+    setting, rows = None, meshes.of_writer(lambda: _rows_of(path, upstream))
     for name in NAMES[len(rows) :]:
-        preemption.check()
-        setting = setting or Setting(config, workdir)
-        logs.get_logger().info("baselines: %s", name)
+        context.check()
+        setting = setting or Setting(config, workdir, context)
+        context.log.info("baselines: %s", name)
         start = time.monotonic()
-        with jax.default_matmul_precision("float32"):
-            row = setting.measure(name)
+        row = setting.row(name)
         rows.append({"dictionary": name} | row | {"seconds": time.monotonic() - start})
-        artifacts.write_table(path, table(rows, SCHEMA), {"upstream": upstream})
-    mesh.wait_for_all("baselines: written")  # the table is read next
+        artifacts.write_table(path, TABLE.of_rows(rows), {"upstream": upstream})
+    meshes.wait_for_all("baselines: written")  # the table is read next
 
 
 def _rows_of(path, upstream: str) -> list[dict]:
@@ -100,139 +112,149 @@ def _rows_of(path, upstream: str) -> list[dict]:
 class Setting:
     """What the dictionaries are measured on: the study's activations, cells and classifier."""
 
-    def __init__(self, config, workdir):
-        self.config, self.workdir = config, workdir
-        where = {name: stages.folder(config, workdir, name) for name in stages.STAGES}
-        self.params, self.sae = classifier.load(where["classifier"]), saes.load(where["sae"])
-        self.splits = identity.splits_of(config, workdir)
-        self.stores = {s: ActivationStore.open(where["activations"] / s) for s in ("train", "test")}
-        self.root = controls.covariance_root(self._train_batches(), self.stores["train"].mean)
-        self._nulls = None  # of the study's parts, read when first asked for
+    def __init__(self, config: Any, workdir: epath.Path, context: RunContext):
+        self.config, self.workdir, self.context = config, workdir, context
+        self.mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+        self.study = self._opened(config, workdir)
+        self.train, self.test = (self.study.activations(split) for split in ("train", "test"))
 
-    def measure(self, name: str) -> dict:
+    def row(self, name: str) -> dict[str, Any]:
         """The row of one dictionary."""
         if name == "untrained":
-            study = _untrained(self.config, self.workdir / FOLDER / name)
-            stores = {s: ActivationStore.open(study / "activations" / s) for s in ("train", "test")}
-            return self.scores(saes.load(study / "sae"), stores, acts_on_classifier=False)
+            study = self._opened(*_untrained(self.config, self.workdir / FOLDER / name, self.context))
+            return self.scores(study, study.sae, of_classifier=False)
         if name.startswith("frozen_"):
             point = copy.deepcopy(self.config)
             point.sae.frozen = name.removeprefix("frozen_")
-            sae_run.run(point, self.workdir, where=self.workdir / FOLDER / name)
-            return self.scores(saes.load(self.workdir / FOLDER / name), self.stores)
-        row = self.scores(self.sae if name == "sae" else self.make(name), self.stores)
+            where = self.workdir / FOLDER / name
+            sae_run.run(point, self.workdir, self.context, where=where)
+            return self.scores(self.study, saes.load(where, self.mesh))
+        dictionary = self.study.sae if name == "sae" else self.make(name)
+        row = self.scores(self.study, dictionary)
         return row | {"fvu": np.nan} if name in DETECTORS else row
 
-    def make(self, name: str):
+    def make(self, name: str) -> Any:
         """One of MADE, from train vectors."""
-        mean, seed, n_features = self.stores["train"].mean, self.config.seed, self.sae.n_features
-        if name in ("channels", "rotation", "random"):
-            arguments = {"channels": (), "rotation": (seed,), "random": (n_features, seed)}[name]
-            return getattr(dictionaries, name)(mean, *arguments)
+        mean, seed, n_features = self.train.mean, self.config.seed, self.study.sae.n_features
+        if name == "random":
+            return directions.random(mean, n_features, seed)
+        if name == "channels":
+            return dictionaries.channels(mean)
+        if name == "rotation":
+            return dictionaries.rotation(mean, seed)
         if name == "class_mean":
             return dictionaries.class_mean(self._class_means(), mean)
-        vectors = dictionaries.sample(self.stores["train"])
+        vectors = dictionaries.sample(self.train)
         if name == "pca":
             return dictionaries.pca(vectors, mean)
         n_rows = n_features if name == "kmeans" else len(mean)
         return getattr(dictionaries, name)(vectors, mean, n_rows, seed)
 
-    def scores(self, dictionary, stores: dict, *, acts_on_classifier: bool = True) -> dict:
-        """The columns of a dictionary on stores of its activations."""
+    def scores(self, study: Study, dictionary: Any, *, of_classifier: bool = True) -> dict[str, Any]:
+        """The columns of a dictionary on the activations of a study, which may be those of its classifier."""
         c = self.config.analysis
-        _, features, found = analysis_run.analyze(
-            *(stores["train"], stores["test"], dictionary),
-            n_top=c.n_top,
-            batch_size=c.batch_size,
-            n_permutations=2,  # the nulls of the indices are not looked at here
-            seed=self.config.seed,
+        pass_over = functools.partial(
+            study.run_pass, batch_size=c.batch_size, dictionary=dictionary, context=self.context
         )
-        features = features.to_pydict()
+        analysis = analysis_run.analyze(
+            study,
+            pass_over,
+            n_top=c.n_top,
+            n_permutations=2,  # the nulls of the indices are not used here
+            seed=self.config.seed,
+            context=self.context,
+        )
+        features, counts = analysis.features.to_pydict(), analysis.results
         purity = [p for p, e in zip(features["purity16"], features["eligible"], strict=True) if e and p]
         row = {
             "n_features": dictionary.n_features,
-            **_reconstruction(dictionary, stores["test"], c.batch_size),
+            **pass_over("test", {"fit": MeasureReconstruction()}, label="baselines: fvu")["fit"],
             "purity16": float(np.mean(purity)) if purity else np.nan,
-            "class_selective_share": found["n_class_selective"] / max(found["n_features_alive"], 1),
-            "class_auroc": class_auroc(features, len(stores["test"].class_names)),
-            **self._parts(dictionary, stores),
-            **dict.fromkeys(
-                ("effect_minus_control", "effect_minus_control_low", "effect_minus_control_high"), np.nan
-            ),
+            "class_selective_share": counts["n_class_selective"] / max(counts["n_features_alive"], 1),
+            "class_auroc": class_auroc(features, len(study.activations("test").class_names)),
+            "part_auroc": self._part_auroc(study, pass_over, dictionary.n_features),
+            **interval("effect_minus_control", np.nan, np.nan, np.nan),
         }
-        return row | (self._effect(dictionary, features) if acts_on_classifier else {})
+        return row | (self._effect(dictionary, features) if of_classifier else {})
 
-    def _parts(self, dictionary, stores) -> dict:
-        """part_auroc and n_parts_found; NaN and None without masks of parts."""
-        stride_px = self.params.arch.stride(stores["test"].site)
-        where = cells.of_stores({s: self.splits[s] for s in stores}, stores, stride_px)
+    def _opened(self, config, workdir) -> Study:
+        return Study(workdir, stages.plain(config), self.mesh)
+
+    def _part_auroc(self, study: Study, pass_over, n_features: int) -> float:
+        """NaN without masks of parts."""
+        stores = {split: study.activations(split) for split in ("train", "test")}
+        stride_px = self.study.params.model.stride_px(self.study.site)
+        where = cells.of_stores(self.study.data, stores, stride_px)
         if where is None or len(where["test"].names) == 1:
-            return {"part_auroc": np.nan, "n_parts_found": None}
-        batch_size = self.config.analysis.batch_size
-        seen = {
-            s: localisation.measure(dictionary, stores[s], where[s], batch_size=batch_size) for s in stores
-        }
-        best = parts.best_of(seen)["auroc"][:-1]
-        if self._nulls is None:
-            known = artifacts.read_table(self.workdir / "analysis" / parts.FILE).to_pydict()
-            self._nulls = {
-                f"{n}_auroc": np.array(known[f"{n}_auroc"], float)[:-1] for n in ("random", "centre")
-            }
-        return {
-            "part_auroc": float(np.nanmean(best)),
-            "n_parts_found": int(parts.found({"auroc": best} | self._nulls).sum()),
-        }
+            return np.nan
+        scores = {}
+        for split, store in stores.items():
+            images, label = localisation.images_of(store, n_features), f"baselines: cells of {split}"
+            maps = pass_over(split, {"maps": KeepMaps()}, label=label, images=images)["maps"]
+            scores[split] = localisation.score(maps, where[split], images)
+        return float(np.nanmean(parts.best_of(scores)["auroc"][:-1]))
 
-    def _effect(self, dictionary, features: dict) -> dict:
+    def _effect(self, dictionary, features: dict) -> dict[str, Any]:
         """Removing class-selective features, against a direction of equal norm."""
-        c, test = self.config.ablation, self.stores["test"]
-        selective = [
-            f for f in choice.choose_features(features, c.n_features) if features["class_selective"][f]
-        ]
-        if not selective:
+        c, seed = self.config.ablation, self.config.seed
+        chosen = choice.choose(features, c.n_features)
+        if not chosen.selective:
             return {}
-        inside = feature_space.measure(
-            LogitsFromActs(self.params, test.site),
+        batches = {"batch_size": c.batch_size, "context": self.context, "label": "baselines: effects"}
+        reducers = {"pairs": pairs.FindPairs(np.array(chosen.selective, np.int32))}
+        found = self.study.run_pass("test", reducers, dictionary=dictionary, **batches)["pairs"]
+        inside = pairs.effects_of_pairs(
+            LogitsFromActs(self.study.params, self.study.site),
             dictionary,
-            test.batches(c.batch_size),
-            labels=test.labels,
-            features=selective,
-            top_classes=[features["top_class"][f] for f in selective],
-            root=self.root,
-            key=jax.random.key(self.config.seed),
-            pair_batch=c.batch_size,
-            on_batch=lambda n: preemption.check_here(),
+            self.test,
+            found,
+            top_classes=chosen.top_classes,
+            root=self._covariance_root,
+            key=jax.random.key(seed),
+            mesh=self.mesh,
+            **batches,
         )
-        stated = [f for f in selective if (inside.features == f).sum() >= MIN_ACTIVE]
-        at = feature_space.SCOPES.index("map")
-        seen = (inside.features, inside.images, inside.deltas[:, at], stated, stated, c.n_bootstrap)
-        numbers = headline(*seen, self.config.seed)
-        low, high = numbers["mean_effect_minus_control_margin_ci95"] or (np.nan, np.nan)
+        known = [f for f in chosen.selective if (inside.features == f).sum() >= MIN_ACTIVE]
+        at_map = inside.deltas.select(scope="map")
+        numbers = headline(inside.features, inside.images, at_map, known, known, c.n_bootstrap, seed)
         value = numbers["mean_effect_minus_control_margin"]
-        return {
-            "effect_minus_control": np.nan if value is None else value,
-            "effect_minus_control_low": low,
-            "effect_minus_control_high": high,
-        }
+        ends = numbers["mean_effect_minus_control_margin_ci95"]
+        return {} if value is None else interval("effect_minus_control", value, *ends)
 
-    def _train_batches(self):
-        for _, acts, mask in self.stores["train"].batches(self.config.ablation.batch_size):
-            preemption.check_here()
-            yield acts[mask > 0]
+    @functools.cached_property
+    def _covariance_root(self) -> np.ndarray:
+        return controls.covariance_root(self.train, self.config.ablation.batch_size, self.context)
 
     def _class_means(self) -> np.ndarray:
         """Mean train vector of each class [L, C]; NaN for a class without images."""
-        train = self.stores["train"]
-        sums, counts = np.zeros((len(train.class_names), train.n_channels)), np.zeros(len(train.class_names))
-        for start, acts, mask in train.batches(self.config.ablation.batch_size):
-            labels = train.labels[start : start + int(mask.sum())]
-            one_hot = np.eye(len(counts))[labels] * (labels >= 0)[:, None]
-            sums += one_hot.T @ acts[: len(labels)].mean((1, 2), dtype=np.float64)
+        n_classes = len(self.train.class_names)
+        sums, counts = np.zeros((n_classes, self.train.n_channels)), np.zeros(n_classes)
+        for batch in self.train.batches(self.config.ablation.batch_size):
+            one_hot = (batch.labels[:, None] == np.arange(n_classes)[None, :]).astype(np.float64)
+            sums += one_hot.T @ batch.acts.mean((1, 2), dtype=np.float64)
             counts += one_hot.sum(0)
         return sums / np.where(counts > 0, counts, np.nan)[:, None]
 
 
-def class_auroc(features: dict, n_classes: int) -> float:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MeasureReconstruction(Reducer):
+    """l0 and fvu of a dictionary, over all vectors of a split; NaN where there is no such number."""
+
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, metrics.SaeSums]:
+        x, feats = (part.reshape(-1, part.shape[-1]) for part in (batch.acts, batch.feats))
+        mask = jnp.repeat(batch.real, len(x) // len(batch.real))
+        return carry, metrics.sae_sums(x, dictionary.decode(feats), feats, mask, dictionary.mean)
+
+    def add(self, total: Any, part: metrics.SaeSums, rows: slice, n: int) -> metrics.SaeSums:
+        return metrics.add_sums(total, part)
+
+    def finish(self, carry: Any, total: metrics.SaeSums) -> dict[str, float]:
+        found = metrics.sae_metrics(total)
+        return {name: np.nan if found[name] is None else found[name] for name in ("l0", "fvu")}
+
+
+def class_auroc(features: dict[str, list], n_classes: int) -> float:
     """Mean over classes of the best test AUROC of the eligible features whose top class it is; none: 0.5."""
     best = np.full(n_classes, 0.5)
     for top, value, eligible in zip(
@@ -243,43 +265,28 @@ def class_auroc(features: dict, n_classes: int) -> float:
     return float(best.mean())
 
 
-def _reconstruction(dictionary, store, batch_size: int) -> dict:
-    total = None
+def _untrained(config, workdir, context):
+    """(config, workdir) of the study of a classifier as it was initialised, up to its SAE.
 
-    @jax.jit
-    def sums(dictionary, acts, mask):
-        x = acts.reshape(-1, acts.shape[-1])
-        feats = dictionary.encode(x)
-        cells = acts.shape[1] * acts.shape[2]
-        return metrics.sae_sums(x, dictionary.decode(feats), feats, jnp.repeat(mask, cells), dictionary.mean)
-
-    for _, acts, mask in store.batches(batch_size):
-        total = metrics.add_sums(total, sums(dictionary, acts, mask))
-        preemption.check_here()
-    found = metrics.sae_metrics(total)
-    return {name: np.nan if found[name] is None else found[name] for name in ("l0", "fvu")}
-
-
-def _untrained(config, workdir):
-    """The study of a classifier as it was initialised (one step with no learning rate to speak of)."""
+    The classifier takes one step with no learning rate to speak of.
+    """
     config = copy.deepcopy(config)
     config.classifier.update(
         {"workdir": "", "pretrained": "", "n_epochs": 0.0, "warmup_epochs": 0.0, "learning_rate": 1e-12}
     )
     for stage in (classifier_run, activations_run, sae_run):
-        stage.run(config, workdir)
-    return workdir
+        stage.run(config, workdir, context)
+    return config, workdir
 
 
-def load(config, workdir) -> list[dict]:
+def load(config: Any, workdir: Any) -> list[dict[str, Any]]:
     """The rows of the table of a workdir."""
-    return artifacts.read_table(stages.folder(config, workdir, "ablation") / FILE).to_pylist()
+    return artifacts.read_table(stages.folder(config, workdir, "ablation") / TABLE.file).to_pylist()
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as markdown; unknown numbers are dashes."""
     shown = ("n_features", "l0", "fvu", "purity16", "class_selective_share", "class_auroc", "part_auroc")
-    shown += ("n_parts_found",)
     lines = ["| | " + " | ".join((*shown, "effect - control [95%]")) + " |", "|---" * (len(shown) + 2) + "|"]
     for row in rows:
         cells = [_text(row[name]) for name in shown]

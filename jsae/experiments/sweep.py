@@ -16,13 +16,12 @@ import itertools
 import json
 from typing import Any
 
-import jax
 import pyarrow as pa
 from etils import epath
 
 from jsae import classifier, sae
-from jsae.ablation import splice, stage_tables
-from jsae.activations import ActivationStore
+from jsae.ablation.splice import MeasureSplice
+from jsae.activations import ActivationStore, run_pass
 from jsae.classifier.forward import LogitsFromActs
 from jsae.runtime import artifacts, logs, mesh, stages
 from jsae.runtime.context import RunContext
@@ -203,18 +202,15 @@ def _spliced(config, workdir, folder, context: RunContext) -> dict:
     if found is None:
         store = ActivationStore.open(stages.folder(config, workdir, "activations") / "test")
         params = classifier.load(stages.folder(config, workdir, "classifier"))
-        with (
-            jax.default_matmul_precision("float32"),
-            context.progress(store.n_images, label="sweep: splice", unit="image") as bar,
-        ):
-            found = splice.measure(
-                LogitsFromActs(params, store.site),
-                sae.load(folder),
-                store.batches(config.ablation.batch_size),
-                labels=store.labels,
-                mean=store.mean,
-                on_batch=lambda n: stage_tables.step(bar, n),
-            )
+        reducers = {"splice": MeasureSplice(LogitsFromActs(params, store.site), store.mean)}
+        found = run_pass(
+            store,
+            sae.load(folder),
+            reducers,
+            batch_size=config.ablation.batch_size,
+            context=context,
+            label="sweep: splice",
+        )["splice"]
         artifacts.write_json(path, found)
     return found
 

@@ -6,7 +6,7 @@ Those on whole sets (`add_sums`, `sae_metrics`, `auroc`, ...) run on the host in
 once, at the end, so no number depends on the batch size. The files are only its chapters: everything is
 reached as `metrics.NAME`.
 
-Variances come from sums about the batch's own rows, merged as Chan et al. do: float32 E[x^2] - E[x]^2 is
+Variances come from sums about the batch's rows, merged as Chan et al. do: float32 E[x^2] - E[x]^2 is
 wrong by 10% at mean/std = 1000. A quantity that is not defined (constant activations, one class only) is
 None where the function returns one number, and NaN where it returns an array; tables turn it into null.
 """
@@ -54,12 +54,21 @@ from jsae.metrics.reconstruction import (
     sae_metrics,
     sae_sums,
 )
-from jsae.metrics.statistics import benjamini_hochberg, join_moments, spearman, standard_error, t_interval
+from jsae.metrics.statistics import (
+    Z95,
+    benjamini_hochberg,
+    join_moments,
+    spearman,
+    standard_error,
+    t_interval,
+    wilson,
+)
 from jsae.metrics.sums import add_sums
 
 __all__ = [
     "N_MATCHED",
     "N_PURITY",
+    "Z95",
     "ClassifierSums",
     "Moments",
     "SaeSums",
@@ -99,6 +108,7 @@ __all__ = [
     "stability",
     "standard_error",
     "t_interval",
+    "wilson",
 ]
 
 __getattr__, __dir__ = lazy_modules(__name__, __path__)

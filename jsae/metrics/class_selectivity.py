@@ -3,14 +3,15 @@
 import numpy as np
 import scipy.special
 import scipy.stats
+from numpy.typing import ArrayLike
 
 from jsae.metrics.sums import divide
 
-N_PURITY = 16  # top images that `purity16` looks at
+N_PURITY = 16  # top images that `purity16` counts
 N_PARTS_AUROC = 0.8  # above it a feature finds a part
 
 
-def selectivity(class_means, top_class) -> np.ndarray:
+def selectivity(class_means: ArrayLike, top_class: ArrayLike) -> np.ndarray:
     """(m_top - m_rest) / (m_top + m_rest) in [-1, 1] for features >= 0 (Morcos et al. 2018).
 
     Args:
@@ -29,7 +30,7 @@ def selectivity(class_means, top_class) -> np.ndarray:
     return np.where(is_top.any(-1), divide(top - m_rest, top + m_rest), np.nan)
 
 
-def label_entropy(class_means) -> np.ndarray:
+def label_entropy(class_means: ArrayLike) -> np.ndarray:
     """Entropy of m[j, :] / sum m[j, :] over log L, in [0, 1]; 0 = one class, 1 = all classes alike.
 
     class_means is [..., L], >= 0, NaN for a class without images (left out of L). NaN where all means are 0
@@ -41,7 +42,7 @@ def label_entropy(class_means) -> np.ndarray:
     return divide(scipy.special.entr(p).sum(-1), np.log(np.maximum(n_classes, 1)))
 
 
-def purity16(top_labels) -> np.ndarray:
+def purity16(top_labels: ArrayLike) -> np.ndarray:
     """Share of the commonest class among the 16 top images, [F].
 
     top_labels is int [F, K], labels of the top images, strongest first, -1 behind the last image on which
@@ -52,17 +53,17 @@ def purity16(top_labels) -> np.ndarray:
     return np.where((top_labels >= 0).sum(-1) == N_PURITY, share, np.nan)
 
 
-def polysemanticity(top_labels) -> np.ndarray:
+def polysemanticity(top_labels: ArrayLike) -> np.ndarray:
     """Share of the top patches whose class is not the commonest one among them, [F]; NaN without patches."""
     return 1.0 - _commonest_share(np.asarray(top_labels))
 
 
-def polysemanticity_by_parts(auroc) -> np.ndarray:
+def polysemanticity_by_parts(auroc: ArrayLike) -> np.ndarray:
     """How many parts a feature finds, [F]: those with a part AUROC [F, P] above 0.8; NaN counts as none."""
     return (np.nan_to_num(np.asarray(auroc)) > N_PARTS_AUROC).sum(-1)
 
 
-def monosemanticity(pooled, embeddings) -> tuple[np.ndarray, float]:
+def monosemanticity(pooled: ArrayLike, embeddings: ArrayLike) -> tuple[np.ndarray, float]:
     """Activation-weighted mean cosine of two images' embeddings, and what a random feature has.
 
     Args:
@@ -77,11 +78,11 @@ def monosemanticity(pooled, embeddings) -> tuple[np.ndarray, float]:
     e = e - e.mean(0)[None, :]
     e = e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
-    def mean_cosine(w):  # [n, F]
+    def mean_cosine(w: np.ndarray) -> np.ndarray:  # [n, F]
         squares = np.square(w)
-        own = np.square(e).sum(1) @ squares  # pairs of an image with itself
+        selves = np.square(e).sum(1) @ squares  # pairs of an image with itself
         pairs = np.square(w.sum(0)) - squares.sum(0)
-        value = divide(np.square(w.T @ e).sum(1) - own, pairs)
+        value = divide(np.square(w.T @ e).sum(1) - selves, pairs)
         return np.where((w > 0).sum(0) > 1, value, np.nan)
 
     return mean_cosine(w / np.maximum(w.max(0), np.finfo(np.float64).tiny)[None, :]), float(
@@ -89,13 +90,13 @@ def monosemanticity(pooled, embeddings) -> tuple[np.ndarray, float]:
     )
 
 
-def _commonest_share(labels) -> np.ndarray:
+def _commonest_share(labels: np.ndarray) -> np.ndarray:
     alike = (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]  # [F, K, K]
     commonest = alike.sum(-1).max(-1, initial=0)
     return divide(commonest, (labels >= 0).sum(-1))
 
 
-def auroc(values, positive) -> tuple[np.ndarray, np.ndarray]:
+def auroc(values: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """AUROC of each column and its two-sided Mann-Whitney p.
 
     The p-value is the normal approximation with tie correction and continuity correction, as

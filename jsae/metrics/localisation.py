@@ -1,15 +1,16 @@
 """Does a feature fire where a part is? Areas under ROC curves over cells, and the pointing game."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jsae.metrics.sums import divide
 
 
-def cell_auroc(values, positive, negative) -> np.ndarray:
+def cell_auroc(values: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     """AUROC of each feature for each part over cells, values alike counted as half, [F, P].
 
-    The cells of a part need not be those of another: `auroc` would rank every column anew for each part, this
-    sorts what fires once a feature, and all silent cells are one group.
+    The cells of a part need not be those of another: `auroc` would rank every column again for each part,
+    this sorts what fires once per feature, and all silent cells are one group.
 
     Args:
       values: [n, F], >= 0.
@@ -18,9 +19,8 @@ def cell_auroc(values, positive, negative) -> np.ndarray:
     Returns:
       [F, P]; NaN for a part without positive or without negative cells.
     """
-    values, positive, negative = (np.asarray(array) for array in (values, positive, negative))
     counted = (positive | negative).any(1)
-    values, positive, negative = (array[counted] for array in (values, positive, negative))
+    values, positive, negative = values[counted], positive[counted], negative[counted]
     n1, n2 = positive.sum(0), negative.sum(0)
     area = np.empty((values.shape[1], positive.shape[1]))
     for feature, column in enumerate(np.ascontiguousarray(values.T)):
@@ -33,14 +33,14 @@ def cell_auroc(values, positive, negative) -> np.ndarray:
     return divide(area, n1 * n2)
 
 
-def _groups(cells, first, total) -> np.ndarray:
+def _groups(cells: np.ndarray, first: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Cells in each group of values alike, [1 + groups, P], the silent ones first."""
     if len(first) < len(cells):
         cells = np.add.reduceat(cells, first, axis=0, dtype=np.int32)
     return np.concatenate([(total - cells.sum(0))[None, :], cells]).astype(np.float64)
 
 
-def pointing(values, positive) -> np.ndarray:
+def pointing(values: ArrayLike, positive: ArrayLike) -> np.ndarray:
     """Share of the images in which a feature's peak lies in the part, [F, P]: the pointing game.
 
     Args:

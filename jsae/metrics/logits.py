@@ -1,15 +1,16 @@
 """Logits: measures of one image against a target, and what a whole split says of a classifier."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jsae.metrics.sums import add_sums, divide, ratio
 
 
-def measures(logits, target) -> dict:
+def measures(logits: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
     """What the logits say about a target class, for each image.
 
     Args:
@@ -32,7 +33,7 @@ def measures(logits, target) -> dict:
     }
 
 
-def kl(clean_logits, logits):
+def kl(clean_logits: jax.Array, logits: jax.Array) -> jax.Array:
     """KL(clean || other) in nats of the two softmax distributions, [B], for logits [B, L]."""
     log_p = jax.nn.log_softmax(clean_logits, axis=-1)
     log_q = jax.nn.log_softmax(logits, axis=-1)
@@ -43,13 +44,15 @@ class ClassifierSums(NamedTuple):
     """Sums over images: correct and count by class of the label [L], cross-entropy, margin, KL to clean."""
 
     correct: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple has a method of that name
     cross_entropy: jax.Array
     margin: jax.Array
     kl: jax.Array
 
 
-def classifier_sums(logits, labels, mask, clean_logits=None) -> ClassifierSums:
+def classifier_sums(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array, clean_logits: jax.Array | None = None
+) -> ClassifierSums:
     """Sums of one batch of images; without clean_logits the KL is 0.
 
     Args:
@@ -61,26 +64,26 @@ def classifier_sums(logits, labels, mask, clean_logits=None) -> ClassifierSums:
     logits = logits.astype(jnp.float32)
     is_label = (jnp.arange(logits.shape[-1])[None, :] == labels[:, None]) & real[:, None]  # [B, L]
     is_correct = jnp.argmax(logits, axis=-1) == labels
-    seen = measures(logits, labels)
-    divergence = jnp.zeros_like(seen["logit"]) if clean_logits is None else kl(clean_logits, logits)
+    scores = measures(logits, labels)
+    divergence = jnp.zeros_like(scores["logit"]) if clean_logits is None else kl(clean_logits, logits)
     return ClassifierSums(
         correct=jnp.sum(is_label & is_correct[:, None], axis=0),
         count=jnp.sum(is_label, axis=0),
-        cross_entropy=jnp.sum(jnp.where(real, -seen["log_confidence"], 0.0)),
-        margin=jnp.sum(jnp.where(real, seen["margin"], 0.0)),
+        cross_entropy=jnp.sum(jnp.where(real, -scores["log_confidence"], 0.0)),
+        margin=jnp.sum(jnp.where(real, scores["margin"], 0.0)),
         kl=jnp.sum(jnp.where(real, divergence, 0.0)),
     )
 
 
-def classifier_metrics(sums: ClassifierSums) -> dict:
+def classifier_metrics(sums: ClassifierSums) -> dict[str, Any]:
     """accuracy, mean_per_class_accuracy, cross_entropy, margin, kl, n_images; None where undefined.
 
     mean_per_class_accuracy is the plain mean over the classes that occur in the set; the others are means
     over images. The margin is None if there is one class only.
     """
     sums = add_sums(None, sums)
-    n, seen = int(sums.count.sum()), sums.count > 0
-    by_class = sums.correct[seen] / sums.count[seen]
+    n, occurs = int(sums.count.sum()), sums.count > 0
+    by_class = sums.correct[occurs] / sums.count[occurs]
     return {
         "accuracy": ratio(sums.correct.sum(), n),
         "mean_per_class_accuracy": float(by_class.mean()) if n else None,
@@ -91,22 +94,24 @@ def classifier_metrics(sums: ClassifierSums) -> dict:
     }
 
 
-def accuracy(logits, labels, mask=None) -> float | None:
+def accuracy(logits: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
     """Share of the images whose largest logit is the label's; logits [B, L], labels [B], mask [B] or None."""
     return _whole(logits, labels, mask)["accuracy"]
 
 
-def mean_per_class_accuracy(logits, labels, mask=None) -> float | None:
+def mean_per_class_accuracy(
+    logits: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None
+) -> float | None:
     """Mean over the classes that occur of their accuracy; arguments as in `accuracy`."""
     return _whole(logits, labels, mask)["mean_per_class_accuracy"]
 
 
-def cross_entropy(logits, labels, mask=None) -> float | None:
+def cross_entropy(logits: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> float | None:
     """Mean over images of -log softmax of the label, in nats; arguments as in `accuracy`."""
     return _whole(logits, labels, mask)["cross_entropy"]
 
 
-def confusion(logits, labels) -> np.ndarray:
+def confusion(logits: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """Number of images with label i and prediction j, int64 [L, L], for logits [N, L] and labels [N]."""
     logits, labels = np.asarray(logits), np.asarray(labels)
     n_classes = logits.shape[1]
@@ -114,7 +119,7 @@ def confusion(logits, labels) -> np.ndarray:
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def calibration(logits, labels, n_bins: int) -> dict:
+def calibration(logits: ArrayLike, labels: ArrayLike, n_bins: int) -> dict[str, Any]:
     """Confidence against accuracy in `n_bins` equal bins of confidence (arXiv 1706.04599).
 
     Returns arrays [n_bins] "low", "high", "n_images", "confidence" and "accuracy" (the means of a bin, NaN
@@ -140,6 +145,7 @@ def calibration(logits, labels, n_bins: int) -> dict:
     }
 
 
-def _whole(logits, labels, mask) -> dict:
-    mask = np.ones(len(labels), np.float32) if mask is None else mask
-    return classifier_metrics(classifier_sums(jnp.asarray(logits), jnp.asarray(labels), mask))
+def _whole(logits: ArrayLike, labels: ArrayLike, mask: ArrayLike | None) -> dict[str, Any]:
+    labels = jnp.asarray(labels)
+    mask = jnp.ones(labels.shape) if mask is None else jnp.asarray(mask)
+    return classifier_metrics(classifier_sums(jnp.asarray(logits), labels, mask))

@@ -1,11 +1,12 @@
 """Activations and their reconstruction: the SAE's sums, moments of the activations, fvu, PCA beside it."""
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jsae.metrics.sums import add_sums, ratio
 
@@ -38,7 +39,7 @@ class Moments(NamedTuple):
     scatter: jax.Array
 
 
-def _centred(x, mask, shift):
+def _centred(x: jax.Array, mask: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(n, mean of x - shift [C], x - mean with 0 in padding rows [N, C]) of the rows with mask 1."""
     real = mask[:, None] > 0
     n = jnp.sum(mask > 0)
@@ -49,7 +50,7 @@ def _centred(x, mask, shift):
     return n, jnp.where(n > 0, (pivot - shift) + mean, 0.0), centred
 
 
-def sae_sums(x, x_hat, feats, mask, shift) -> SaeSums:
+def sae_sums(x: jax.Array, x_hat: jax.Array, feats: jax.Array, mask: jax.Array, shift: jax.Array) -> SaeSums:
     """Sums of one batch of activation vectors.
 
     Args:
@@ -72,13 +73,13 @@ def sae_sums(x, x_hat, feats, mask, shift) -> SaeSums:
     )
 
 
-def moments(x, mask, shift) -> Moments:
+def moments(x: jax.Array, mask: jax.Array, shift: jax.Array) -> Moments:
     """Moments of the real rows of x [N, C]; mask [N], shift [C] as in `sae_sums`."""
     n, mean, centred = _centred(x.astype(jnp.float32), mask, shift)
     return Moments(n, mean, jnp.matmul(centred.T, centred, precision="float32"))
 
 
-def sae_metrics(sums: SaeSums) -> dict:
+def sae_metrics(sums: SaeSums) -> dict[str, Any]:
     """l0, fvu, ev, dead_fraction, density [F] and n_vectors of a whole split.
 
     l0 is the mean over vectors of the features that are not 0, density the share of vectors on which a
@@ -107,7 +108,9 @@ def covariance(sums: Moments) -> np.ndarray:
     return np.asarray(sums.scatter, np.float64) / max(int(sums.n), 1)
 
 
-def pca_fvu(train_mean, train_cov, test_mean, test_cov, k: int) -> float | None:
+def pca_fvu(
+    train_mean: ArrayLike, train_cov: ArrayLike, test_mean: ArrayLike, test_cov: ArrayLike, k: int
+) -> float | None:
     """fvu on test of projecting on the first k principal components of train (about the train mean).
 
     Needs no vectors: with M = test_cov + d d^T, d = test_mean - train_mean, the mean squared error is
@@ -129,13 +132,13 @@ def pca_fvu(train_mean, train_cov, test_mean, test_cov, k: int) -> float | None:
     return ratio(max(np.trace(second) - kept, 0.0), np.trace(test_cov))
 
 
-def gamma(mean, std) -> float | None:
+def gamma(mean: ArrayLike, std: ArrayLike) -> float | None:
     """||mean|| / ||std|| of raw activations [C] (arXiv 2605.31518); None where std is 0."""
     return ratio(np.linalg.norm(np.asarray(mean, np.float64)), np.linalg.norm(np.asarray(std, np.float64)))
 
 
-def recovered(ablated, spliced, clean) -> float | None:
+def recovered(ablated: float | None, spliced: float | None, clean: float | None) -> float | None:
     """(ablated - spliced) / (ablated - clean): 1 where the splice loses nothing; None if ablated = clean."""
-    if any(value is None for value in (ablated, spliced, clean)):
+    if ablated is None or spliced is None or clean is None:
         return None
     return ratio(float(ablated) - float(spliced), float(ablated) - float(clean))

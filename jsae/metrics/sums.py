@@ -1,11 +1,15 @@
 """Sums of batches joined into those of a whole set on the host, and divided once at the end."""
 
 import math
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+Sums = TypeVar("Sums", bound=tuple)
 
 
-def add_sums(a, b):
+def add_sums(a: Sums | None, b: Sums) -> Sums:
     """Join the sums of two disjoint sets, on the host: counts as int64, the rest as float64.
 
     Args:
@@ -20,7 +24,7 @@ def add_sums(a, b):
         return _joined(a, b)
 
 
-def _joined(a, b):
+def _joined(a: Any, b: Any) -> Any:
     joined = type(b)(*(u + v for u, v in zip(a, b, strict=True)))
     if "mean" not in b._fields:
         return joined
@@ -33,12 +37,12 @@ def _joined(a, b):
     return joined._replace(mean=mean, m2=joined.m2 + weight * float(delta @ delta))
 
 
-def _host(value):
+def _host(value: ArrayLike) -> np.ndarray:
     value = np.asarray(value)
     return value.astype(np.int64 if value.dtype.kind in "iub" else np.float64)
 
 
-def ratio(numerator, denominator) -> float | None:
+def ratio(numerator: Any, denominator: Any) -> float | None:
     """numerator / denominator; None where the denominator is 0 or either is not finite."""
     numerator, denominator = float(numerator), float(denominator)
     if denominator == 0 or not (math.isfinite(numerator) and math.isfinite(denominator)):
@@ -46,7 +50,7 @@ def ratio(numerator, denominator) -> float | None:
     return numerator / denominator
 
 
-def divide(numerator, denominator) -> np.ndarray:
+def divide(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
     """Elementwise ratio in float64, NaN where the denominator is 0 or either is not finite."""
     numerator, denominator = np.broadcast_arrays(
         np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)

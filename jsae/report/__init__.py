@@ -1,11 +1,10 @@
 """The report: summary.json and a folder of HTML pages that explains a study and opens from disk.
 
     stages' results --summary.py--> summary.json
-    tables, curves --reading.py--> Study      activations, SAE --survey.py--> maps, histograms, removals
-    Study --index_page.py, features_page.py, feature_page.py, images_page.py--> page data
-    page data --pages.py, templates/--> HTML      Study --downloads.py--> CSV, SVG
+    tables, curves --results.py--> Results      activations, SAE --survey.py--> maps, histograms, removals
+    Results --pages/, figures/--> page data and SVG --templates/--> HTML      build.py writes the files
 
-`run.run(config, workdir)` is the stage, `build.build` the folder. Everything between `Study` and HTML is
+`run.run(config, workdir)` is the stage, `build.build` the folder. Everything between `Results` and HTML is
 pure: the same study gives the same bytes. `card.make_card` is the card that `Study.show` displays.
 """
 

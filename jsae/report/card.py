@@ -5,13 +5,13 @@ study.show(12)
 """
 
 import dataclasses
+from collections.abc import Sequence
 
-from jsae.report import features_page, pages, pictures, strips
-from jsae.report.formatting import shown, with_interval
+import numpy as np
 
-_FEW = "it fires on fewer than 20 test images"
-_WITHOUT_CONTROL = "not among the features that were ablated beside a control"
-_NOT_ABLATED = "no stage of this study has removed it"
+from jsae.report import pictures
+from jsae.report.figures import strips
+from jsae.report.pages import render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,11 @@ def make_card(
     row: dict,
     patches: list[dict],
     *,
-    images,
-    maps,
+    images: Sequence[np.ndarray] | None,
+    maps: Sequence[np.ndarray] | None,
     grid: tuple[int, int],
     effect: dict | None,
-    atlas: dict | None = None,
+    all_features: dict | None = None,
 ) -> FeatureCard:
     """The card of one feature.
 
@@ -48,7 +48,8 @@ def make_card(
       grid: (H, W).
       effect: the row of feature_space.parquet for the margin of the top class, removed at every position, or
         None if it is not among the features ablated there.
-      atlas: its row of atlas.parquet, which has the same effect of every feature, without a control.
+      all_features: its row of all_features.parquet, which has the same effect of every feature, without a
+        control.
     """
     largest = max((patch["value"] for patch in patches), default=1.0) or 1.0
     pictured = []
@@ -57,37 +58,10 @@ def make_card(
         pictured.append(patch | {"src": pictures.data_uri(images[i]), "heat": heat})
     page = {
         "feature": row,
-        "columns": _columns(row, effect, atlas),
+        "effect": effect,
+        "all_features": all_features,
         "patches": pictured,
         "n_patches": len(patches),
         "grid": grid,
     }
-    return FeatureCard(row["feature"], pages.render("card.html", page).decode())
-
-
-def _columns(row: dict, effect: dict | None, atlas: dict | None) -> list[tuple]:
-    """(head, explanation, value as HTML) of each number."""
-    known = {name: (head, what, reason) for name, head, what, reason in features_page.COLUMNS}
-    columns = []
-    for name in ("purity16", "selectivity_excess", "auroc", "density"):
-        head, what, reason = known[name]
-        columns.append((head, what, shown(row[name], reason)))
-    columns.append(("max", "largest value on test, in the units of the activations", shown(row["max"])))
-    found = {"removed": _removed(effect, atlas), "effect_minus_direction": _minus_control(effect, atlas)}
-    return columns + [(f"{known[name][0]} [95%]", known[name][1], value) for name, value in found.items()]
-
-
-def _removed(effect: dict | None, atlas: dict | None):
-    if effect is not None:
-        return with_interval(effect["mean_delta"], (effect["ci95_low"], effect["ci95_high"]), _FEW)
-    if atlas is not None:
-        name = "map_top_class_margin"
-        return with_interval(atlas[name], (atlas[f"{name}_low"], atlas[f"{name}_high"]), _FEW)
-    return shown(None, _NOT_ABLATED)
-
-
-def _minus_control(effect: dict | None, atlas: dict | None):
-    if effect is None:
-        return shown(None, _NOT_ABLATED if atlas is None else _WITHOUT_CONTROL)
-    name = "effect_minus_direction"
-    return with_interval(effect[name], (effect[f"{name}_low"], effect[f"{name}_high"]), _FEW)
+    return FeatureCard(row["feature"], render.render("card.html", page).decode())

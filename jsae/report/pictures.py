@@ -1,4 +1,4 @@
-"""Pictures of the report: one small JPEG file of each test image, shared by all pages, and maps as text.
+"""Pictures of the report: one small JPEG file per test image, shared by all pages, and maps as text.
 
 Images are read one by one from the memory-mapped cache, so the memory needed does not grow with the set.
 """

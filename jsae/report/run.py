@@ -1,126 +1,115 @@
-"""The report stage: reads what the other stages left, writes report/ and summary.json, always anew."""
+"""The report stage: reads what the other stages left, writes report/ and summary.json, always again."""
 
 import dataclasses
+import functools
+from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 
-from jsae import classifier, sae
-from jsae.activations.store import ActivationStore
+from jsae.activations import ActivationStore
 from jsae.classifier.forward import LogitsFromActs
-from jsae.data import cache, identity
-from jsae.report import survey, twins
+from jsae.data import cache
+from jsae.report import results, survey, twins
 from jsae.report.build import build
-from jsae.report.reading import Study, read_study
-from jsae.report.summary import complete_manifests, summarise, write_summary
-from jsae.runtime import artifacts, logs, mesh, settings, stages
+from jsae.report.summary import summarise, write_summary
+from jsae.runtime import artifacts, mesh, paths, settings, stages
 from jsae.runtime.context import RunContext
+from jsae.study import Study
 
 RANGES = {"n_features": settings.NONE_OR_MORE, "n_images": settings.NONE_OR_MORE}
+_BATCH = 16  # images encoded at once, or the next multiple of the mesh's data axis
 _FOLDERS = ("features", "images", "tables", "figures")
 
 
-def run(config, workdir, context: RunContext | None = None) -> None:
+def run(config: Any, workdir: str | epath.Path, context: RunContext | None = None) -> None:
     """Write workdir/report/, a page for each of the first features, and workdir/summary.json.
 
     Raises StageMissing if the stage above has never been finished. Parts of the study that were skipped
     are left out, and the page says so.
     """
-    stage = stages.begin(config, workdir, "report", always=True)
-    split, store = _test_split(config, workdir), _test_store(config, workdir)
+    context = context or RunContext()
+    stage = stages.begin(config, workdir, "report", context, always=True)
+    devices = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
+    study = Study(paths.resolve(workdir), stages.plain(config), devices)
+    split, store = _test_images(study), _test_activations(study)
     summary = summarise(config, workdir)
-    facts = _facts(config, split, store, summary)
-    study = read_study(config, workdir, summary, n_pages=config.report.n_features, facts=facts)
-    study = _surveyed(config, workdir, study, store)  # on every process: a restore is a joint operation
+    facts = results.facts_of(study.config, split, store, summary)
+    found = results.read(study, summary, n_pages=config.report.n_features, facts=facts)
+    found = _surveyed(study, found, store, context)  # on every process: a restore is a joint operation
     n_pages = 0
     if mesh.is_writer():
         _drop_pages(stage.folder)
         n_pages = build(
-            study,
-            _writer(stage.folder),
+            found,
+            lambda path, data: artifacts.write_bytes(stage.folder / path, data),
             images=None if split is None else split.images,
             image_ids=None if store is None else store.image_ids,
-            augmented=_augmented(config, workdir),
+            augmented=_augmented(study),
+            context=context,
         )
     stage.finish({"n_feature_pages": n_pages})
     write_summary(config, workdir)
-    logs.get_logger().info("report: %s", epath.Path(stage.folder) / "index.html")
+    context.log.info("report: %s", epath.Path(stage.folder) / "index.html")
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
     """Raise ValueError or FileNotFoundError for settings of the report that cannot be right."""
     settings.check("config.report", config.report, RANGES)
     twins.check(config.report.twin)
 
 
-def _writer(folder):
-    return lambda path, data: artifacts.write_bytes(folder / path, data)
+def _has_images(study: Study) -> bool:
+    return "classifier" not in stages.skipped(study.config)
 
 
-def _test_split(config, workdir) -> cache.Split | None:
+def _test_images(study: Study) -> cache.Split | None:
     """The test images, None where the study was made on bare activations."""
-    return None if "classifier" in stages.skipped(config) else identity.splits_of(config, workdir)["test"]
+    return study.data["test"] if _has_images(study) else None
 
 
-def _test_store(config, workdir) -> ActivationStore | None:
-    folder = stages.folder(config, workdir, "activations") / "test"
-    done = complete_manifests(config, workdir)["activations"] is not None
-    return ActivationStore.open(folder) if done and folder.exists() else None
-
-
-def _augmented(config, workdir) -> bytes | None:
-    """The classifier's picture of its augmented images, of this workdir or the one it was taken from."""
-    if "classifier" in stages.skipped(config):
+def _test_activations(study: Study) -> ActivationStore | None:
+    try:
+        stages.require(study.config, study.workdir, "activations")
+    except stages.StageMissing:
         return None
-    path = stages.folder(config, workdir, "classifier") / "augmented.png"
-    return path.read_bytes() if path.exists() else None
+    return study.activations("test")
 
 
-def _facts(config, split, store, summary: dict) -> dict:
-    """The `facts` of a Study."""
-    known = split if split is not None else store  # both have labels and class_names
-    labels = np.zeros(0, np.int32) if known is None else np.asarray(known.labels)
-    names = () if known is None or not (labels >= 0).any() else tuple(known.class_names)
-    return {
-        "data_kind": config.data.kind,
-        "val_in_train": config.data.train_split == "trainval",
-        "arch": summary["classifier"]["arch"],
-        "site": summary["classifier"]["site"] or (store.site if store is not None else None),
-        "grid": None if store is None else tuple(store.grid),
-        "image_px": None if split is None else split.images.shape[2],
-        "n_test": None if known is None else len(labels),
-        "n_skipped": 0 if split is None else len(split.skipped),
-        "class_names": names,
-        "class_sizes": np.bincount(labels[labels >= 0], minlength=len(names)) if names else None,
-    }
+def _augmented(study: Study) -> bytes | None:
+    """The classifier's picture of its augmented images, of this workdir or the one it was taken from."""
+    path = stages.folder(study.config, study.workdir, "classifier") / "augmented.png"
+    return path.read_bytes() if _has_images(study) and path.exists() else None
 
 
-def _surveyed(config, workdir, study: Study, store) -> Study:
-    """The study with what is drawn from activations and the SAE's weights, as it is without either."""
-    if store is None or not study.features:
-        return study
-    model = sae.load(stages.folder(config, workdir, "sae"))
-    logits_from, listed = None, []
-    if "classifier" not in stages.skipped(config):
-        params = classifier.load(stages.folder(config, workdir, "classifier"))
-        logits_from = LogitsFromActs(params, store.site)
-        listed = survey.spread(store.n_images, config.report.n_images)
-    found = survey.take(
-        store.read,
-        jax.tree.map(np.asarray, model),
-        study.features["max"],
-        n_images=store.n_images,
-        maps=survey.wanted_maps({feature: study.patches(feature) for feature in study.chosen}),
-        images=listed,
+def _surveyed(
+    study: Study, found: results.Results, store: ActivationStore | None, context: RunContext
+) -> results.Results:
+    """The results with what is drawn from activations and the SAE's weights, as they are without either."""
+    if store is None or not found.features:
+        return found
+    c, logits_from, images = study.config["report"], None, []
+    if _has_images(study):
+        logits_from = LogitsFromActs(study.params, store.site)
+        images = survey.spread(store.n_images, c["n_images"])
+    n_data = study.mesh.shape["data"]
+    measured = survey.take(
+        functools.partial(
+            study.run_pass,
+            "test",
+            batch_size=-(-_BATCH // n_data) * n_data,
+            context=context,
+            label="report: activations",
+        ),
+        found.features["max"],
+        maps={(patch["image"], feature) for feature in found.chosen for patch in found.patches(feature)},
+        images=images,
         logits_from=logits_from,
-        labels=store.labels,
     )
-    twin = twins.matches(config.report.twin, np.asarray(model.w_dec), study.chosen)
-    return dataclasses.replace(study, survey=found, twin=twin)
+    twin = twins.matches(c["twin"], study.sae, found.chosen)
+    return dataclasses.replace(found, survey=measured, twin=twin)
 
 
-def _drop_pages(folder) -> None:
+def _drop_pages(folder: epath.Path) -> None:
     """Remove the pages and pictures of an earlier report, so that none is left over from it."""
     for name in _FOLDERS:
         if (folder / name).exists():

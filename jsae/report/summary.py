@@ -5,6 +5,7 @@ quantity is not defined) is null, never NaN.
 """
 
 import math
+from typing import Any
 
 from etils import epath
 
@@ -19,6 +20,12 @@ _EFFECT_MEANS = (
     "control_feature_mean_delta_margin",
     "mean_effect_minus_control_margin",
 )
+_EFFECTS = (
+    "n_features",
+    "n_images",
+    *_EFFECT_MEANS,
+    *(f"{mean}_ci95" for mean in _EFFECT_MEANS),
+)
 # Of each stage: seconds of all attempts, those of them that were lost when an attempt was cut short, MiB.
 _COSTS = (
     "seconds",
@@ -32,65 +39,47 @@ _COSTS = (
 _DEVICE_FROM = ("sae", "classifier", "ablation", "analysis", "activations", "report")
 
 
-def complete_manifests(config, workdir) -> dict:
-    """Stage name -> its manifest, None for a stage that is not complete."""
+def complete_manifests(config: Any, workdir: str | epath.Path) -> dict[str, dict]:
+    """Stage name -> its manifest, {} for a stage that is not complete."""
     manifests = {}
     for name in stages.STAGES:
         manifest = stages.read_manifest(config, workdir, name)
         done = manifest is not None and manifest.get("status") == "complete"
-        done = done and name not in stages.skipped(config)
-        manifests[name] = manifest if done else None
+        manifests[name] = manifest if done and name not in stages.skipped(config) else {}
     return manifests
 
 
-def summarise(config, workdir) -> dict:
+def summarise(config: Any, workdir: str | epath.Path) -> dict:
     """The content of summary.json as a nested dict of numbers, strings, pairs and None."""
     manifests = complete_manifests(config, workdir)
-    results = {name: (manifest or {}).get("results") or {} for name, manifest in manifests.items()}
-    classifier, sae, ablation = results["classifier"], results["sae"], results["ablation"]
-    splice = ablation.get("splice") or {}
-    made_by = next((manifests[name] for name in _DEVICE_FROM if manifests[name]), None) or {}
+    results = {name: manifest.get("results") or {} for name, manifest in manifests.items()}
+    classifier, ablation = results["classifier"], results["ablation"]
+    arch = classifier.get("arch")  # the classifier stage keeps the whole description, a dict
+    site = None
+    if "classifier" not in stages.skipped(config):
+        site = results["activations"].get("site", classifier.get("site"))
+    made_by = next((manifests[name] for name in _DEVICE_FROM if manifests[name]), {})
     summary = {
-        "classifier": {
-            "arch": _name(classifier.get("arch")),
-            "site": None
-            if "classifier" in stages.skipped(config)
-            else results["activations"].get("site", classifier.get("site")),
-            "test_accuracy": classifier.get("test_accuracy"),
-            "test_mean_per_class_accuracy": classifier.get("test_mean_per_class_accuracy"),
-        },
-        "sae": {key: sae.get(key) for key in _SAE_KEYS}
-        | {key: splice.get(key) for key in ("accuracy_recovered", "ce_recovered")},
-        "analysis": {key: results["analysis"].get(key) for key in ("n_features_alive", "n_class_selective")},
+        "classifier": {"arch": arch.get("name") if isinstance(arch, dict) else arch, "site": site}
+        | _picked(classifier, ("test_accuracy", "test_mean_per_class_accuracy")),
+        "sae": _picked(results["sae"], _SAE_KEYS)
+        | _picked(ablation.get("splice"), ("accuracy_recovered", "ce_recovered")),
+        "analysis": _picked(results["analysis"], ("n_features_alive", "n_class_selective")),
         "ablation": {
-            "feature_space": _effects(ablation.get("feature_space")),
-            "input_space": _effects(ablation.get("input_space")),
-            "agreement": {
-                key: (ablation.get("agreement") or {}).get(key) for key in ("spearman", "spearman_ci95")
-            },
+            space: _picked(ablation.get(space), _EFFECTS) for space in ("feature_space", "input_space")
         },
-        "device": {key: (made_by.get("device") or {}).get(key) for key in ("kind", "count")},
+        "device": _picked(made_by.get("device"), ("kind", "count")),
     }
-    summary |= {
-        key: {name: (manifest or {}).get(key) for name, manifest in manifests.items()} for key in _COSTS
-    }
-    return _known(summary)
+    return _known(
+        summary | {key: {name: manifest.get(key) for name, manifest in manifests.items()} for key in _COSTS}
+    )
 
 
-def _name(arch) -> str | None:
-    """An architecture's name; the classifier stage keeps the whole description, a dict."""
-    return arch.get("name") if isinstance(arch, dict) else arch
+def _picked(found: dict | None, keys: tuple[str, ...]) -> dict:
+    return {key: (found or {}).get(key) for key in keys}
 
 
-def _effects(found: dict | None) -> dict:
-    found = found or {}
-    keys = ["n_features", "n_images"]
-    for mean in _EFFECT_MEANS:
-        keys += [mean, f"{mean}_ci95"]
-    return {key: found.get(key) for key in keys}
-
-
-def _known(value):
+def _known(value: Any) -> Any:
     """The same tree with NaN and infinity, also inside a pair, replaced by None."""
     if isinstance(value, dict):
         return {key: _known(item) for key, item in value.items()}
@@ -102,7 +91,7 @@ def _known(value):
     return value
 
 
-def write_summary(config, workdir) -> dict:
+def write_summary(config: Any, workdir: str | epath.Path) -> dict:
     """Write workdir/summary.json and return its content."""
     summary = summarise(config, workdir)
     artifacts.write_json(epath.Path(workdir) / "summary.json", summary)

@@ -1,4 +1,4 @@
-"""One pass over the stored test activations for what the tables do not hold and the pages draw.
+"""Passes over the stored test activations for what the tables do not hold and the pages draw.
 
     maps         (image, feature) -> the feature's map, bytes uint8 [H * W]: 255 is the feature's largest
                  value on test, 0 is silent, anything active is at least 1
@@ -6,46 +6,33 @@
     pooled_sd    [F] standard deviation over images of the activation's mean over the grid
     images       image -> its strongest features and what the classifier says without each
 
-A batch of images is in memory at a time; what is kept are small integers.
+All three are reducers of `jsae.activations.run_pass`; what is kept are small integers.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jsae import edits, metrics
-from jsae.runtime import logs, preemption
+from jsae.ablation import dealt
+from jsae.activations import Encoded, Reducer
 
 BINS = 24
 N_STRONGEST = 6
-_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What `take` found; empty where there are no activations.
-
-    Attributes:
-      maps, histograms, pooled_sd: see the module.
-      images: image -> {"features": [rows], ...}, see `take`.
-    """
+    """What `take` found; empty where there are no activations. Attributes: see the module and `take`."""
 
     maps: dict[tuple[int, int], bytes] = dataclasses.field(default_factory=dict)
     histograms: np.ndarray | None = None
     pooled_sd: np.ndarray | None = None
     images: dict[int, dict] = dataclasses.field(default_factory=dict)
-
-
-def wanted_maps(patches: dict[int, list[dict]]) -> dict[int, list[int]]:
-    """image -> the features whose map over it is shown, from feature -> top patches; both sorted."""
-    wanted: dict[int, set[int]] = {}
-    for feature, rows in patches.items():
-        for row in rows:
-            wanted.setdefault(row["image"], set()).add(feature)
-    return {image: sorted(wanted[image]) for image in sorted(wanted)}
 
 
 def spread(n_images: int, n_wanted: int) -> list[int]:
@@ -55,26 +42,21 @@ def spread(n_images: int, n_wanted: int) -> list[int]:
 
 
 def take(
-    read: Callable,
-    sae,
-    largest,
+    pass_over: Callable[..., dict[str, Any]],
+    largest: list[float],
     *,
-    n_images: int,
-    maps: dict[int, list[int]],
+    maps: set[tuple[int, int]],
     images: list[int],
     logits_from: Callable | None = None,
-    labels=None,
 ) -> Survey:
-    """Look at all `n_images` once.
+    """One pass over the test split, and one over the `images` that are described.
 
     Args:
-      read: (start, stop) -> raw activations float32 [stop - start, H, W, C] of the test split.
-      sae: encodes [B, H, W, C] to features [B, H, W, F] in raw units; has w_dec [F, C].
+      pass_over: (reducers, images=None) -> results of a pass (`Study.run_pass`).
       largest: [F] largest value of each feature on test, raw units; what the maps are relative to.
-      maps: image -> features, from `wanted_maps`.
-      images: those whose strongest features are described.
+      maps: the pairs (image, feature) whose map is shown.
+      images: those whose strongest features are described, rising.
       logits_from: a pytree, acts [B, H, W, C] -> logits [B, L]; None: nothing is removed.
-      labels: int [n_images], -1 for unknown; needed with `logits_from`.
 
     Returns:
       A Survey. `images[i]` has label, prediction (None where unknown), confidence (softmax of the
@@ -83,113 +65,140 @@ def take(
       feature removed at every position, delta_margin (of the label, None if unknown), delta_confidence (of
       the clean prediction) and prediction.
     """
-    largest = np.where(np.isfinite(np.asarray(largest, float)), np.asarray(largest, float), 0.0)
-    listed, counts, of_pooled, found, described = set(images), 0, (0, 0.0, 0.0), {}, {}
-    norms = jnp.linalg.norm(sae.w_dec, axis=1)
-    with (
-        jax.default_matmul_precision("float32"),
-        logs.progress(n_images, label="report: activations", unit="image") as bar,
-    ):
-        for start in range(0, n_images, _BATCH):
-            preemption.check_here()
-            acts = read(start, min(start + _BATCH, n_images))
-            n = len(acts)
-            padded = np.zeros((_BATCH, *acts.shape[1:]), np.float32)  # one shape, one compilation
-            padded[:n] = acts
-            feats, tops, above, pooled = _look(sae, padded, norms, largest.astype(np.float32), n)
-            counts = counts + np.asarray(above, np.int64)
-            pooled = np.asarray(pooled[:n], np.float64)
-            here_of = (n, pooled.mean(0), ((pooled - pooled.mean(0)) ** 2).sum(0))
-            of_pooled = metrics.join_moments(of_pooled, here_of)
-            here = range(start, start + n)
-            values, shown = None, [i for i in here if i in listed]
-            if shown or any(i in maps for i in here):
-                values = np.asarray(feats)
-            for image in here:
-                for feature in maps.get(image, ()):
-                    found[image, feature] = to_bytes(values[image - start, :, :, feature], largest[feature])
-            if shown:
-                removed = None if logits_from is None else _removed(sae, logits_from, padded, feats, tops)
-                known = np.full(_BATCH, -1)
-                known[:n] = -1 if labels is None else labels[start : start + n]
-                effects = None if removed is None else jax.tree.map(np.asarray, _effects(*removed, known))
-                tops = np.asarray(tops)
-                for image in shown:
-                    i = image - start
-                    described[image] = _describe(values[i], tops[i], largest, effects, i, known[i])
-            bar.update(n)
-    sd = None
-    if n_images:
-        sd = np.sqrt(of_pooled[2] / n_images)
-        # Counts above each edge become counts within each bin.
-        counts = np.diff(-np.concatenate([counts, np.zeros((1, counts.shape[1]), np.int64)]), axis=0).T
-    return Survey(found, counts if n_images else None, sd, described)
+    largest = np.nan_to_num(np.asarray(largest, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    features = np.unique([feature for _, feature in maps]).astype(np.int32)
+    pairs = np.array(sorted(maps), np.int32).reshape(-1, 2)
+    found = pass_over({"values": CountValues(largest), "maps": KeepMapsOf(features, pairs, largest)})
+    histograms, pooled_sd = found["values"]
+    described = {}
+    if images:
+        reducers = {"images": DescribeImages(largest, logits_from)}
+        described = pass_over(reducers, images=np.asarray(images))["images"]
+    return Survey(found["maps"], histograms, pooled_sd, described)
 
 
-def to_bytes(values, largest: float) -> bytes:
+def to_bytes(values: np.ndarray, largest: float) -> bytes:
     """A map [H, W] in raw units as uint8 [H * W], see the module."""
-    share = np.asarray(values, float) / largest if largest > 0 else np.zeros(np.shape(values))
+    share = np.asarray(values, float) / float(largest) if largest > 0 else np.zeros(np.shape(values))
     return np.ceil(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8).tobytes()
 
 
-@jax.jit
-def _look(sae, acts, norms, largest, n):
-    """Features [B, H, W, F], strongest [B, K], counts above bins' lower edges [BINS, F], pooled [B, F]."""
-    feats = sae.encode(acts)
-    real = (jnp.arange(acts.shape[0]) < n)[:, None, None, None]
-    firing = jnp.where(real, jnp.maximum(feats, 0.0), 0.0)
-    edges = jnp.arange(BINS, dtype=jnp.float32) / BINS
-    above = jax.lax.map(lambda e: jnp.sum(firing > e * largest[None, None, None, :], axis=(0, 1, 2)), edges)
-    pooled = feats.mean(axis=(1, 2))
-    _, tops = jax.lax.top_k(pooled * norms[None, :], min(N_STRONGEST, feats.shape[-1]))
-    return feats, tops, above, pooled
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CountValues(Reducer):
+    """(histograms [F, BINS], pooled_sd [F]) of the module; `largest` [F] is the end of the last bin."""
+
+    largest: jax.Array
+
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> tuple:
+        return np.zeros((BINS, dictionary.n_features), np.int64), (0, 0.0, 0.0)
+
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, tuple]:
+        firing, largest = jnp.maximum(batch.feats, 0.0), self.largest[None, None, None, :]
+        edges = jnp.arange(BINS, dtype=jnp.float32) / BINS
+        above = jax.lax.map(lambda edge: jnp.sum(firing > edge * largest, axis=(0, 1, 2)), edges)
+        return carry, (above, batch.feats.mean(axis=(1, 2)))  # [BINS, F], [B, F]
+
+    def add(self, total: tuple, part: tuple, rows: slice, n: int) -> tuple:
+        above, pooled = part[0], part[1][:n].astype(np.float64)
+        moments = (n, pooled.mean(0), ((pooled - pooled.mean(0)) ** 2).sum(0))
+        return total[0] + above, metrics.join_moments(total[1], moments)
+
+    def finish(self, carry: Any, total: tuple) -> tuple[np.ndarray, np.ndarray]:
+        above, (n, _, m2) = total
+        within = above - np.concatenate([above[1:], np.zeros_like(above[:1])])
+        return within.T, np.sqrt(m2 / max(n, 1))
 
 
-@jax.jit
-def _removed(sae, logits_from, acts, feats, tops):
-    """Clean logits [B, L] and those without each of the strongest features [K, B, L]."""
-    chosen = jnp.take_along_axis(feats, tops[:, None, None, :], axis=-1)  # [B, H, W, K]
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeepMapsOf(Reducer):
+    """(image, feature) -> map as bytes, of `pairs` int32 [P, 2]; `features` int32 [K] are all that occur."""
 
-    def without(k):
-        rows = sae.w_dec[tops[:, k]]  # [B, C]
-        return logits_from(edits.subtract(acts, chosen[..., k, None] * rows[:, None, None, :]))
+    features: jax.Array
+    pairs: jax.Array
+    largest: jax.Array
 
-    return logits_from(acts), jax.lax.map(without, jnp.arange(tops.shape[1]))
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> tuple[dict, dict]:
+        place = {int(feature): k for k, feature in enumerate(self.features)}
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for image, feature in self.pairs.tolist():
+            wanted.setdefault(image, []).append((feature, place[feature]))
+        return wanted, {}
+
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, jax.Array]:
+        return carry, dealt.feature_maps(dictionary, batch.feats, self.features)  # [B, H, W, K]
+
+    def add(self, total: tuple[dict, dict], part: np.ndarray, rows: slice, n: int) -> tuple[dict, dict]:
+        wanted, found = total
+        for i in range(n):
+            for feature, k in wanted.get(rows.start + i, ()):
+                found[rows.start + i, feature] = to_bytes(part[i, :, :, k], self.largest[feature])
+        return total
+
+    def finish(self, carry: Any, total: tuple[dict, dict]) -> dict[tuple[int, int], bytes]:
+        return total[1]
 
 
-@jax.jit
-def _effects(clean, without, labels):
-    """The clean prediction and confidence [B], and the measures of `take` for each removal [K, B]."""
-    predicted = clean.argmax(-1)
-    target = jnp.maximum(labels, 0)
-    before, sure = metrics.measures(clean, target), metrics.measures(clean, predicted)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DescribeImages(Reducer):
+    """Image -> its strongest features and what the classifier says without each, see `take`."""
 
-    def one(logits):
-        return {
-            "delta_margin": metrics.measures(logits, target)["margin"] - before["margin"],
-            "delta_confidence": metrics.measures(logits, predicted)["confidence"] - sure["confidence"],
-            "prediction": logits.argmax(-1),
-        }
+    largest: jax.Array
+    logits_from: Any
 
-    return {"prediction": predicted, "confidence": sure["confidence"]}, jax.vmap(one)(without)
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> dict:
+        return {}
 
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, dict]:
+        pooled = batch.feats.mean(axis=(1, 2))  # [B, F]
+        scores = pooled * jnp.linalg.norm(dictionary.w_dec, axis=1)[None, :]
+        k = min(N_STRONGEST, dictionary.n_features)
+        tops = dealt.largest(dictionary, scores[:, None, :], pooled, k)[0][:, 0]  # [B, K]
+        maps = [dealt.map_per_image(dictionary, batch.feats, tops[:, i]) for i in range(k)]
+        found = {"images": batch.images, "labels": batch.labels, "tops": tops, "maps": jnp.stack(maps)}
+        if self.logits_from is None:
+            return carry, found
+        logits = self.logits_from(batch.acts)
+        predicted, label = logits.argmax(-1), jnp.maximum(batch.labels, 0)
+        margin = metrics.measures(logits, label)["margin"]
+        confidence = metrics.measures(logits, predicted)["confidence"]
 
-def _describe(values, tops, largest, effects, i: int, label: int) -> dict:
-    """The entry of Survey.images of one image, whose features are `values` [H, W, F]."""
-    rows = []
-    for k, feature in enumerate(int(f) for f in tops):
-        here = values[:, :, feature]
-        if not (here > 0).any():
-            continue
-        y, x = np.unravel_index(int(here.argmax()), here.shape)
-        row = {"feature": feature, "value": float(here.max()), "y": int(y), "x": int(x)}
-        row["map"] = to_bytes(here, largest[feature])
-        if effects is not None:
-            row |= {name: by[k, i].item() for name, by in effects[1].items()}
-            if label < 0 or not np.isfinite(row["delta_margin"]):  # no label, or one class only
-                row["delta_margin"] = None
-        rows.append(row)
-    first = {"label": int(label) if label >= 0 else None, "prediction": None, "confidence": None}
-    if effects is not None:
-        first |= {name: by[i].item() for name, by in effects[0].items()}
-    return first | {"features": rows}
+        def without(removed):
+            amounts, rows = removed  # [B, H, W], [B, C]
+            acts = edits.subtract(batch.acts, amounts[..., None] * rows[:, None, None, :])
+            ablated = self.logits_from(acts)
+            return {
+                "delta_margin": metrics.measures(ablated, label)["margin"] - margin,
+                "delta_confidence": metrics.measures(ablated, predicted)["confidence"] - confidence,
+                "prediction": ablated.argmax(-1),
+            }
+
+        rows = jnp.moveaxis(dealt.decoder_rows(dictionary, tops), 1, 0)  # [K, B, C]
+        effects = jax.lax.map(without, (found["maps"], rows))
+        clean = {"prediction": predicted, "confidence": confidence}
+        return carry, found | {"clean": clean, "effects": effects}
+
+    def add(self, total: dict, part: dict, rows: slice, n: int) -> dict:
+        fires = (part["maps"] > 0).any(axis=(2, 3))  # [K, B]
+        for i in range(n):
+            image, label = int(part["images"][i]), int(part["labels"][i])
+            clean = {name: value[i].item() for name, value in part.get("clean", {}).items()}
+            total[image] = {
+                "label": label if label >= 0 else None,
+                "prediction": clean.get("prediction"),
+                "confidence": clean.get("confidence"),
+                "features": [self._row(part, i, k) for k in np.flatnonzero(fires[:, i])],
+            }
+        return total
+
+    def _row(self, part: dict, i: int, k: int) -> dict:
+        feature, values = int(part["tops"][i, k]), part["maps"][k, i]  # [H, W]
+        y, x = np.unravel_index(int(values.argmax()), values.shape)
+        row = {"feature": feature, "value": float(values.max()), "y": int(y), "x": int(x)}
+        row["map"] = to_bytes(values, self.largest[feature])
+        row |= {name: by[k, i].item() for name, by in part.get("effects", {}).items()}
+        if "effects" in part and (part["labels"][i] < 0 or not np.isfinite(row["delta_margin"])):
+            row["delta_margin"] = None  # no label, or one class only
+        return row

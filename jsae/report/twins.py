@@ -1,17 +1,22 @@
 """The match of each feature in another SAE of the same activations, for example of another seed."""
 
+from collections.abc import Iterable
+
 import numpy as np
+from etils import epath
 
 from jsae import sae
-from jsae.runtime import paths
+from jsae.runtime import mesh, paths
+
+_BLOCK = 256  # features compared at a time: F x F cosines may not fit
 
 
-def matches(folder, w_dec: np.ndarray, features) -> dict[int, tuple[int, float]]:
+def matches(folder: str, this: sae.SAE, features: Iterable[int]) -> dict[int, tuple[int, float]]:
     """feature -> (the other SAE's feature of largest cosine, that cosine); {} without another SAE.
 
     Args:
       folder: the other study's workdir, or the folder of an SAE (sweep/<digest>); "" for none.
-      w_dec: decoder rows of this SAE [F, C].
+      this: the SAE of this study.
       features: those that are looked up.
 
     Raises:
@@ -20,23 +25,23 @@ def matches(folder, w_dec: np.ndarray, features) -> dict[int, tuple[int, float]]
     """
     if not folder:
         return {}
+    w_dec = mesh.collect(this.w_dec)  # [F, C]
     other = np.asarray(sae.load(_sae_folder(folder)).w_dec)
     if other.shape[1] != w_dec.shape[1]:
         raise ValueError(
             f"report.twin={folder} has {other.shape[1]} channels, this study's SAE {w_dec.shape[1]}: "
             "only SAEs of the same site can be compared"
         )
-    features, theirs = list(features), _unit(other).T
+    features, theirs = list(features), _normalised(other).T
     found = {}
-    for start in range(0, len(features), 256):  # a block of rows at a time: F x F may not fit
-        block = features[start : start + 256]
-        cosines = _unit(w_dec[block]) @ theirs
-        for feature, row in zip(block, cosines, strict=True):
+    for start in range(0, len(features), _BLOCK):
+        block = features[start : start + _BLOCK]
+        for feature, row in zip(block, _normalised(w_dec[block]) @ theirs, strict=True):
             found[feature] = (int(row.argmax()), float(row.max()))
     return found
 
 
-def check(folder) -> None:
+def check(folder: str) -> None:
     """Raise FileNotFoundError unless there is an SAE in the folder, or it is ""."""
     if folder and not (_sae_folder(folder) / "model.json").exists():
         raise FileNotFoundError(
@@ -45,10 +50,10 @@ def check(folder) -> None:
         )
 
 
-def _sae_folder(folder):
+def _sae_folder(folder: str) -> epath.Path:
     path = paths.resolve(folder)
     return path / "sae" if (path / "sae").exists() else path
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _normalised(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)

@@ -6,6 +6,7 @@ and the next step pays for a page fault every 4 KiB: measured, a forward pass ta
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEEP_BYTES = 1 << 30
@@ -27,6 +28,6 @@ def return_freed_memory() -> None:
         trim(0)
 
 
-def _glibc(name: str):
+def _glibc(name: str) -> Callable[..., int] | None:
     """A function of the C library, None where it is not glibc."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -9,9 +9,12 @@ and the one before it stays valid, so a kill between the two leaves a folder tha
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -19,16 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from jsae.runtime import digests, failpoints, paths, preemption
+from jsae.runtime import digests, paths, preemption
+from jsae.runtime.paths import PathLike
 
 MANIFEST_KEY = b"jsae.manifest"
 CHECKSUMS = "checksums.json"
-_UNFINISHED = ".unfinished-"  # what the temporary files' names begin with
-
-_checked: set[tuple] = set()  # (path, bytes, time) of the files that this process has found unchanged
+UNFINISHED = ".unfinished-"  # what the temporary files' names begin with
 
 
-def write_bytes(path, data: bytes, *, checked: bool = False, by_any: bool = False) -> None:
+def write_bytes(path: PathLike, data: bytes, *, checked: bool = False, by_any: bool = False) -> None:
     """Write `data` to `path` atomically, in the writer process only.
 
     Args:
@@ -49,44 +51,41 @@ def write_bytes(path, data: bytes, *, checked: bool = False, by_any: bool = Fals
     _replace(path, data, sync=checked)
 
 
-@preemption.saving()
-def _replace(path, data: bytes, sync: bool) -> None:
-    failpoints.visit(f"write/{path.parent.name}/{path.name}")
-    own = jax.process_index() or ""
-    temporary = path.parent / f"{_UNFINISHED}{own}{path.name}"
+def _replace(path: epath.Path, data: bytes, sync: bool) -> None:
+    temporary = path.parent / f"{UNFINISHED}{jax.process_index() or ''}{path.name}"
     try:
-        if paths.is_remote(path):  # an object appears whole or not at all
-            path.write_bytes(data)
-            return
-        with open(temporary, "wb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        failpoints.visit(f"rename/{path.parent.name}/{path.name}")
-        temporary.replace(path)
+        with preemption.saving():
+            if paths.is_remote(path):  # an object appears whole or not at all
+                path.write_bytes(data)
+                return
+            with open(temporary, "wb") as file:
+                file.write(data)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
 
 
-def remove(path) -> None:
+def remove(path: PathLike) -> None:
     """Remove a file that may not be there, in the writer process; one that cannot be removed stays."""
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
             epath.Path(path).unlink(missing_ok=True)
 
 
-def drop_unfinished(folder) -> None:
+def drop_unfinished(folder: PathLike) -> None:
     """Remove the temporary files that a killed run left in a local folder and the folders in it."""
     if jax.process_index() == 0 and not paths.is_remote(folder):
-        for pattern in (f"{_UNFINISHED}*", f"*/{_UNFINISHED}*"):
+        for pattern in (f"{UNFINISHED}*", f"*/{UNFINISHED}*"):
             for path in epath.Path(folder).glob(pattern):
                 path.unlink(missing_ok=True)
 
 
-def _checksums(folder) -> dict[str, list[str]]:
+def _checksums(folder: epath.Path) -> dict[str, list[str]]:
     path = folder / CHECKSUMS
     try:
         return json.loads(path.read_text()) if path.exists() else {}
@@ -94,43 +93,56 @@ def _checksums(folder) -> dict[str, list[str]]:
         raise digests.Damaged(path, f"{path}, the folder's checksums, is damaged ({error})") from error
 
 
-def recorded(path) -> list[str] | None:
+def recorded(path: PathLike) -> list[str] | None:
     """The checksums that a file may have, the newest first; None if none was recorded."""
     path = epath.Path(path)
     return _checksums(path.parent).get(path.name)
 
 
-def check(path) -> None:
+def check(path: PathLike) -> None:
     """Raise `digests.Damaged` if the file is not what was written; files without a checksum pass."""
     valid = recorded(path)
     try:
-        if valid is not None and not is_known(path, valid):
-            with _naming(path):
-                _raise_damaged(path, digests.of_file(epath.Path(path)), valid)
+        if valid is not None:
+            _check_file(path, valid)
     except FileNotFoundError as error:
         raise digests.Damaged(path, f"{path} is gone, although it was written") from error
 
 
-def is_known(path, valid: list[str]) -> bool:
+def is_known(path: PathLike, valid: Sequence[str]) -> bool:
     """Whether the file has one of the checksums; a local one that has not changed since is not read again."""
-    stat = None if paths.is_remote(path) else os.stat(path)
-    key = stat and (os.fspath(path), stat.st_size, stat.st_mtime_ns)
-    if key is None or key not in _checked:
-        with _naming(path):
-            found = digests.of_file(epath.Path(path))
-        if found not in valid:
-            return False
-        _checked.add(key)
+    try:
+        _check_file(path, valid)
+    except digests.Damaged:
+        return False
     return True
 
 
-def _raise_damaged(path, found: str, valid: list[str]):
+def _check_file(path: PathLike, valid: Sequence[str]) -> None:
+    if paths.is_remote(path):
+        _check_content(epath.Path(path), tuple(valid), None)
+    else:
+        stat = os.stat(path)
+        _check_once(epath.Path(path), tuple(valid), (stat.st_size, stat.st_mtime_ns))
+
+
+def _check_content(path: epath.Path, valid: tuple[str, ...], stamp: tuple[int, int] | None) -> None:
+    with _naming(path):
+        found = digests.of_file(epath.Path(path))
+    if found not in valid:
+        _raise_damaged(path, found, valid)
+
+
+_check_once = functools.lru_cache(maxsize=1 << 14)(_check_content)  # what raises is not kept
+
+
+def _raise_damaged(path: PathLike, found: str, valid: Sequence[str]) -> NoReturn:
     raise digests.Damaged(
         path, f"{path} is damaged: its checksum is {found}, what was written had {valid[0]}"
     )
 
 
-def read_bytes(path) -> bytes:
+def read_bytes(path: PathLike) -> bytes:
     """The bytes of a file. Raises `digests.Damaged` if they are not what was written."""
     path = epath.Path(path)
     if not paths.is_remote(path):
@@ -144,7 +156,7 @@ def read_bytes(path) -> bytes:
 
 
 @contextlib.contextmanager
-def _naming(path):
+def _naming(path: PathLike) -> Iterator[None]:
     """Errors of a read say of which file; the system itself names only what it cannot open."""
     try:
         yield
@@ -154,13 +166,13 @@ def _naming(path):
         raise OSError(error.errno, f"cannot read {path}: {error.strerror or error}") from error
 
 
-def write_json(path, obj, *, checked: bool = False, by_any: bool = False) -> None:
+def write_json(path: PathLike, obj: Any, *, checked: bool = False, by_any: bool = False) -> None:
     """Write `obj` as JSON. Raises ValueError on NaN or infinity: an unknown number is None."""
     text = json.dumps(obj, indent=2, allow_nan=False, default=_jsonable) + "\n"
     write_bytes(path, text.encode(), checked=checked, by_any=by_any)
 
 
-def _jsonable(value):
+def _jsonable(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -170,7 +182,7 @@ def _jsonable(value):
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
-def read_json(path):
+def read_json(path: PathLike) -> Any:
     """Read a JSON file. Raises ValueError that names the file if it is damaged."""
     path = epath.Path(path)
     try:
@@ -179,14 +191,14 @@ def read_json(path):
         raise ValueError(f"{path} is not valid JSON ({error}); it is damaged or was cut short") from error
 
 
-def write_array(path, array: np.ndarray) -> None:
+def write_array(path: PathLike, array: np.ndarray) -> None:
     """Write one .npy file (no pickled objects)."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_bytes(path, buffer.getvalue(), checked=True)
 
 
-def read_array(path, *, mmap: bool = False) -> np.ndarray:
+def read_array(path: PathLike, *, mmap: bool = False) -> np.ndarray:
     """Read one .npy file, checked as a whole; mmap=True maps it where the path is local."""
     if mmap and not paths.is_remote(path):
         check(path)
@@ -194,7 +206,7 @@ def read_array(path, *, mmap: bool = False) -> np.ndarray:
     return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
 
 
-def write_table(path, table: pa.Table, manifest: dict) -> None:
+def write_table(path: PathLike, table: pa.Table, manifest: Mapping[str, Any]) -> None:
     """Write a Parquet table with its manifest as schema metadata."""
     metadata = dict(table.schema.metadata or {}) | {
         MANIFEST_KEY: json.dumps(manifest, default=_jsonable).encode()
@@ -204,12 +216,12 @@ def write_table(path, table: pa.Table, manifest: dict) -> None:
     write_bytes(path, sink.getvalue(), checked=True)
 
 
-def manifest_of(table: pa.Table) -> dict:
+def manifest_of(table: pa.Table) -> dict[str, Any]:
     """The manifest that a table written here carries, {} without one."""
     return json.loads((table.schema.metadata or {}).get(MANIFEST_KEY, b"{}"))
 
 
-def read_table(path) -> pa.Table:
+def read_table(path: PathLike) -> pa.Table:
     """Read a Parquet table. Raises FileNotFoundError that names the stage's file if it is missing."""
     path = epath.Path(path)
     if not path.exists():

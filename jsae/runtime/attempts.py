@@ -1,29 +1,30 @@
 """How often a stage was started, how long each attempt lived, and how much of that was lost.
 
-`attempts.json` in the stage's folder has one entry an attempt: the seconds it is known to have lived
+`attempts.json` in the stage's folder has one entry per attempt: the seconds it is known to have lived
 (written every few seconds), the seconds after which its work lay on disk for good, and when it sent each
 checkpoint. Which checkpoint counts is known only when a later attempt goes on from it (`restored`).
-The book-keeping never fails a run: what cannot be written is left out. It ends with the stage.
+The book-keeping never fails a run: what cannot be written is left out. It ends with the stage, which owns it
+(jsae.runtime.stages.Stage).
 """
 
 import contextlib
 import json
 import time
+from collections.abc import Callable
 
 from etils import epath
 
 from jsae.runtime import artifacts
+from jsae.runtime.paths import PathLike
 
 FILE = "attempts.json"
 _WRITE_EVERY_S = 2.0
-
-_current: "Attempts | None" = None
 
 
 class Attempts:
     """The attempts at one stage, of which the last one is running."""
 
-    def __init__(self, folder, clock=time.monotonic):
+    def __init__(self, folder: PathLike, clock: Callable[[], float] = time.monotonic) -> None:
         self.path, self._clock = epath.Path(folder) / FILE, clock
         self._began_s = self._written_s = clock()
         self.entries = []
@@ -56,7 +57,7 @@ class Attempts:
                 break
         self._write()
 
-    def totals(self) -> dict:
+    def totals(self) -> dict[str, float]:
         """seconds, attempts and lost_work_seconds of all attempts; lost is what ended ones did not keep."""
         self._write()
         lost = sum(entry["alive_s"] - entry["kept_s"] for entry in self.entries[:-1])
@@ -65,6 +66,10 @@ class Attempts:
             "attempts": len(self.entries),
             "lost_work_seconds": round(max(lost, 0.0), 3),
         }
+
+    def end(self) -> None:
+        """The stage is finished and its manifest has the totals: the file goes."""
+        artifacts.remove(self.path)
 
     def _now(self) -> float:
         return round(self._clock() - self._began_s, 3)
@@ -76,40 +81,12 @@ class Attempts:
             artifacts.write_bytes(self.path, json.dumps(self.entries, indent=1).encode())
 
 
-def begin(folder) -> Attempts:
-    """Count one more attempt at the stage in `folder`; from now on the functions below speak of it."""
-    global _current
-    _current = Attempts(folder)
-    return _current
-
-
-def end() -> None:
-    """The stage is finished and its manifest has the totals: the file goes, and the functions below rest."""
-    global _current
-    if _current is not None:
-        artifacts.remove(_current.path)
-    _current = None
-
-
-def alive() -> None:
-    """See `Attempts.alive`."""
-    if _current is not None:
-        _current.alive()
+# Until every room takes these from its RunContext
 
 
 def kept() -> None:
-    """See `Attempts.kept`."""
-    if _current is not None:
-        _current.kept()
+    """See `Stage.kept`."""
+    from jsae.runtime import context
 
-
-def saved(step: int) -> None:
-    """See `Attempts.saved`."""
-    if _current is not None:
-        _current.saved(step)
-
-
-def restored(step: int) -> None:
-    """See `Attempts.restored`."""
-    if _current is not None:
-        _current.restored(step)
+    if context.current().stage is not None:
+        context.current().stage.kept()

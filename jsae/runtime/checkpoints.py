@@ -14,17 +14,22 @@ be read nothing is touched. A disk that refuses to be read (jsae.runtime.disks) 
 
 import contextlib
 import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 
-from jsae.runtime import artifacts, attempts, digests, disks, failpoints, logs, mesh, paths, preemption
+from jsae.runtime import artifacts, context, digests, disks, logs, mesh, paths, preemption
+from jsae.runtime.paths import PathLike
+from jsae.runtime.stages import Stage
 
-_DIGESTS = "digests"  # the name under which they are saved, beside the state's own
+_DIGESTS = "digests"  # the name under which they are saved, beside the state's
 
 
-def _flat(tree) -> dict:
+def _flat(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -34,12 +39,21 @@ class Checkpoints:
 
     Args:
       folder: where they lie, a path as `paths.resolve` takes it.
+      stage: the training stage while it runs, which counts what was saved and restored.
       keep: how many of the latest are kept.
       best: name of a metric passed to `save`, of which the checkpoint with the highest value is kept too.
       read_only: nothing in the folder is touched, not even what is damaged.
     """
 
-    def __init__(self, folder, *, keep: int = 2, best: str | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        folder: PathLike,
+        *,
+        stage: Stage | None = None,
+        keep: int = 2,
+        best: str | None = None,
+        read_only: bool = False,
+    ) -> None:
         manager = ocp.checkpoint_managers
         policies = [manager.LatestN(keep)]
         if best is not None:
@@ -52,11 +66,11 @@ class Checkpoints:
                 )
             )
         self._folder = paths.resolve(folder)
-        self._best = best
+        self._stage, self._best = stage or (None if read_only else context.current().stage), best
         self._sent = None  # the last step handed to the background
         self._n_bytes = 0  # of a state
         if read_only or jax.process_index() == 0:
-            _look_at_metrics(self._folder, read_only)
+            _check_metrics(self._folder, read_only)
         mesh.wait_for_all(f"checkpoints of {self._folder}: tidied up")  # all shall see the same steps
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -84,7 +98,7 @@ class Checkpoints:
         metadata = self._manager.item_metadata(step).tree
         return {name: (leaf.shape, leaf.dtype) for name, leaf in metadata.items() if name != _DIGESTS}
 
-    def restore(self, abstract_state, step: int | None = None):
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[int, Any] | None:
         """(step, state) of the newest readable checkpoint, or None if there is none.
 
         Args:
@@ -112,7 +126,7 @@ class Checkpoints:
             state = None
             try:
                 state = self._restore(abstract_state, newest)
-            except Exception as error:  # what tensorstore raises has no type of its own
+            except Exception as error:  # tensorstore raises no type that says more
                 _raise_if_refused(self._folder / str(newest), error)
                 broken[newest] = error
             if not mesh.all_agree(state is not None):  # all go on from the same step
@@ -120,7 +134,8 @@ class Checkpoints:
                 continue
             if broken:
                 self._move_aside(broken, newest)
-            attempts.restored(newest)
+            if self._stage is not None:
+                self._stage.restored(newest)
             return newest, state
         if broken:
             reasons = "; ".join(
@@ -132,16 +147,16 @@ class Checkpoints:
     def _move_aside(self, broken: dict[int, Exception], newest: int) -> None:
         for step, error in broken.items():
             path = self._folder / str(step)
+            reason, aside = disks.first_line(error), self._folder.parent / disks.ASIDE
             logs.get_logger().warning(
-                "checkpoint %s cannot be read (%s); moved to %s, going on from step %d",
-                *(path, disks.first_line(error), self._folder.parent / disks.ASIDE, newest),
+                f"checkpoint {path} cannot be read ({reason}); moved to {aside}, going on from step {newest}"
             )
             if jax.process_index() == 0:
                 disks.move_aside(path, self._folder.parent)
         mesh.wait_for_all(f"damaged checkpoints are aside, step {newest}")
         self._manager.reload()
 
-    def _restore(self, abstract_state, step: int):
+    def _restore(self, abstract_state: Any, step: int) -> Any:
         abstract, saved = _flat(abstract_state), self._manager.item_metadata(step).tree
         for name in abstract.keys() & saved.keys():  # as it was saved, also where jax_enable_x64 is set
             abstract[name] = abstract[name].update(dtype=saved[name].dtype)
@@ -150,9 +165,9 @@ class Checkpoints:
         if missing:
             raise KeyError(f"step {step} in {self._folder} holds no {', '.join(missing)}")
         if _DIGESTS in saved:
-            everywhere = _whole(next(iter(abstract.values())).sharding)
+            replicated = _replicated(next(iter(abstract.values())).sharding)
             shape, dtype = saved[_DIGESTS].shape, saved[_DIGESTS].dtype
-            wanted = {_DIGESTS: jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)}
+            wanted = {_DIGESTS: jax.ShapeDtypeStruct(shape, dtype, sharding=replicated)}
             recorded = self._read(wanted, step)[_DIGESTS].addressable_data(0)
             changed = digests.differing(flat, saved.keys() - {_DIGESTS}, recorded)
             if changed:
@@ -161,15 +176,15 @@ class Checkpoints:
                 )
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [flat[name] for name in abstract])
 
-    def _read(self, abstract: dict, step: int) -> dict:
+    def _read(self, abstract: dict[str, Any], step: int) -> dict[str, Any]:
         restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
         args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
         return self._manager.restore(step, args=args)
 
-    def save(self, step: int, state, metrics: dict | None = None) -> None:
+    def save(self, step: int, state: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Save in the background; a step that is saved already is given its metrics, if it has none.
 
-        What is written is a copy: the next step may be given the state's own memory meanwhile.
+        What is written is a copy: the next step may be given the state's memory meanwhile.
         """
         if step in self._manager.all_steps():
             self.wait()  # it may be on its way
@@ -181,11 +196,12 @@ class Checkpoints:
         with self._writing(sum(array.nbytes for array in copy.values())):
             self._manager.save(step, args=ocp.args.PyTreeSave(copy), metrics=metrics, force=True)
         self._sent = step
-        attempts.saved(step)
-        failpoints.visit(f"save/{step}")
+        if self._stage is not None:
+            self._stage.saved(step)
+            self._stage.context.failpoint(f"save/{step}")
 
-    def _add_metrics(self, step: int, metrics: dict) -> None:
-        """Give a saved step its metrics, where orbax looks for them; at no moment is the step away."""
+    def _add_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Give a saved step its metrics, where orbax reads them; at no moment is the step away."""
         artifacts.write_json(self._folder / str(step) / "metrics" / "metrics", metrics)
         mesh.wait_for_all(f"metrics of step {step}")
         self._manager.reload()
@@ -195,16 +211,17 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        if self._sent is not None:
-            failpoints.visit(f"saved/{self._sent}")
-            self._sent = None
+        if self._sent is not None and self._stage is not None:
+            self._stage.context.failpoint(f"saved/{self._sent}")
+        self._sent = None
 
     def close(self) -> None:
+        """Wait for all saves, and let the folder go."""
         self.wait()
         self._manager.close()
 
     @contextlib.contextmanager
-    def _writing(self, n_bytes: int | None = None):
+    def _writing(self, n_bytes: int | None = None) -> Iterator[None]:
         self._n_bytes = n_bytes or self._n_bytes  # a save that runs in the background fails in a later call
         try:
             needs = f"a checkpoint takes {self._n_bytes / 2**20:.1f} MiB"
@@ -219,14 +236,14 @@ class Checkpoints:
             ) from error
 
 
-def _whole(sharding):
+def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
     """The sharding of an array that every device of `sharding` holds whole."""
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     return sharding
 
 
-def _raise_if_refused(path, error: Exception) -> None:
+def _raise_if_refused(path: epath.Path, error: Exception) -> None:
     why = disks.why_refused(error)
     if why is not None:
         raise OSError(
@@ -235,7 +252,7 @@ def _raise_if_refused(path, error: Exception) -> None:
         ) from error
 
 
-def _look_at_metrics(folder, read_only: bool) -> None:
+def _check_metrics(folder: epath.Path, read_only: bool) -> None:
     """Move aside what would keep orbax from opening the folder: metrics that are no JSON.
 
     The newest checkpoint goes whole if there is an older one, for its metrics are part of it. Raises
@@ -260,11 +277,8 @@ def _look_at_metrics(folder, read_only: bool) -> None:
             disks.move_aside(path if newest else path / "metrics", folder.parent)
 
 
-def abstract(tree, sharding):
+def abstract(tree: Any, sharding: Any) -> Any:
     """The tree as `jax.ShapeDtypeStruct` leaves, all with one sharding or a tree of shardings."""
-    shardings = (
-        sharding
-        if not isinstance(sharding, jax.sharding.Sharding)
-        else jax.tree.map(lambda _: sharding, tree)
-    )
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding)

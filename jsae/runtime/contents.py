@@ -14,7 +14,8 @@ def of(key: str, path: str) -> str:
     """The content of a path, "sha256:..."; the path itself where nothing is there (any more).
 
     Args:
-      key: "pretrained", a weights file or the folder of one, or "embedding_workdir", another study.
+      key: "pretrained", a weights file or the folder of one, "head", a file, or "embedding_workdir", another
+        study.
       path: "" for none.
     """
     if not path:
@@ -31,7 +32,7 @@ def of(key: str, path: str) -> str:
     return _PREFIX + _of_files(tuple((file, *_stamp(file)) for file in files if os.path.exists(file)))
 
 
-def is_known(content) -> bool:
+def is_known(content: object) -> bool:
     """Whether this is a content, and not the path of something that is gone."""
     return isinstance(content, str) and content.startswith(_PREFIX)
 

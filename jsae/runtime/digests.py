@@ -7,27 +7,31 @@ always changes the digest.
 """
 
 import zlib
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax import lax
+
+from jsae.runtime.paths import PathLike
 
 
 class Damaged(ValueError):
     """A file or checkpoint does not hold what was written; `path` says which, where a stage can mend it."""
 
-    def __init__(self, path, message: str):
+    def __init__(self, path: PathLike, message: str) -> None:
         super().__init__(message)
         self.path = path
 
 
-def of_tree(flat: dict) -> jax.Array:
+def of_tree(flat: Mapping[str, jax.Array]) -> jax.Array:
     """Digests of a flat dict of arrays, uint32 [n], in the order of the sorted names."""
     return jnp.stack([_of_array(flat[name]) for name in sorted(flat)])
 
 
-def differing(flat: dict, names, recorded) -> list[str]:
+def differing(flat: Mapping[str, jax.Array], names: Iterable[str], recorded: np.ndarray) -> list[str]:
     """The names in `flat` whose arrays do not have the recorded digest.
 
     Args:
@@ -41,7 +45,7 @@ def differing(flat: dict, names, recorded) -> list[str]:
 
 
 @jax.jit
-def _of_array(x):
+def _of_array(x: jax.Array) -> jax.Array:
     bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     if bits.dtype.itemsize > 4:
         raise ValueError(f"digests are of arrays of at most 32 bits an element, not {x.dtype}")
@@ -56,12 +60,12 @@ def _of_array(x):
     return (mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32)
 
 
-def of_bytes(data) -> str:
+def of_bytes(data: bytes | np.ndarray) -> str:
     """The CRC-32 of bytes, eight hex digits."""
     return f"{zlib.crc32(data):08x}"
 
 
-def of_file(path, block_bytes: int = 1 << 22) -> str:
+def of_file(path: epath.Path, block_bytes: int = 1 << 22) -> str:
     """The CRC-32 of a file, read in blocks; `path` is an etils path."""
     crc = 0
     with path.open("rb") as file:

@@ -8,15 +8,22 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
+
+from etils import epath
+
+from jsae.runtime.paths import PathLike
 
 _FULL = {errno.ENOSPC: "is full", errno.EDQUOT: "is over its quota", errno.EFBIG: "takes no more"}
 # Of a read: the file is there, or may be, and could not be had. ENOENT is none of them.
-_REFUSED = (
-    *(errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
-    *(errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOTCONN, errno.ECONNRESET),
-    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO),
+_REFUSED_NAMES = (
+    "EIO ESTALE EACCES EPERM ENOMEM EMFILE ENFILE ETIMEDOUT EINTR EAGAIN EBUSY ENOTCONN ECONNRESET",
+    "EHOSTDOWN EHOSTUNREACH ENETUNREACH ENODEV ENXIO EREMOTEIO",
 )
-_REFUSED_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
+_REFUSED = tuple(getattr(errno, name) for names in _REFUSED_NAMES for name in names.split())
+_REFUSED_WORDS = (  # as messages of tensorstore and XLA begin
+    r"(?:^|[\s(:])(?:RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): "
+)
 ASIDE = "damaged"  # a stage's folder for what is damaged
 
 
@@ -38,9 +45,7 @@ def why_refused(error: BaseException) -> str | None:
     for link in _chain(error):
         if isinstance(link, MemoryError):
             return "there is not enough memory"
-        if re.search(
-            rf"(?:^|[\s(:])(?:{'|'.join(_REFUSED_WORDS)}): ", str(link)
-        ):  # as tensorstore and XLA begin
+        if re.search(_REFUSED_WORDS, str(link)):
             return first_line(link)
     return None
 
@@ -50,7 +55,7 @@ MOVE_CACHE = "set data.cache_dir (or JSAE_CACHE) to a folder on another disk"
 
 
 @contextlib.contextmanager
-def room_in(folder, advice: str, needs: str = ""):
+def room_in(folder: PathLike, advice: str, needs: str = "") -> Iterator[None]:
     """Name `folder`, what it `needs` and the `advice` where its disk takes no more in the block.
 
     Raises NoRoom then.
@@ -70,7 +75,7 @@ def room_in(folder, advice: str, needs: str = ""):
         ) from error
 
 
-def move_aside(path, stage_folder) -> None:
+def move_aside(path: epath.Path, stage_folder: epath.Path) -> None:
     """Move a damaged file or folder of a stage to damaged/ in the stage's folder."""
     inside = os.path.relpath(os.fspath(path), os.fspath(stage_folder)).replace("/", "-")
     target, number = stage_folder / ASIDE / inside, 1
@@ -80,7 +85,7 @@ def move_aside(path, stage_folder) -> None:
     path.rename(target)
 
 
-def _chain(error: BaseException | None):
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error, and those that it came from."""
     seen = set()
     while error is not None and id(error) not in seen:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import locale
 import os
+import subprocess
 import sys
 
 # What results depend on and an environment variable or a jaxrc may have changed, as studies take it.
@@ -23,7 +24,7 @@ _JAX = {
 class _Surviving(io.FileIO):
     """A stream's file that outlives its terminal or pipe: what can no longer be written goes nowhere."""
 
-    def write(self, data) -> int:
+    def write(self, data: bytes) -> int:
         try:
             return super().write(data)
         except OSError:
@@ -53,7 +54,7 @@ def keep_streams() -> None:
 
 
 def use_utf8() -> None:
-    """Start the process anew in Python's UTF-8 mode where the locale has another encoding.
+    """Start the process again in Python's UTF-8 mode where the locale has another encoding.
 
     Names of classes and files are UTF-8 whatever the locale says. The process keeps its number.
     """
@@ -81,13 +82,41 @@ def check_platform() -> None:
 
     try:
         jax.devices()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # the latter for cuda without its plugin, and says nothing
+    except (RuntimeError, AssertionError) as error:  # the latter, without words, for cuda without its plugin
         wanted = os.environ.get("JAX_PLATFORMS", "")
         reason = (str(error).splitlines() or ["it is not installed"])[0]
         raise RuntimeError(
             f"jax finds no device (JAX_PLATFORMS={wanted!r}): {reason}. "
             "Set JAX_PLATFORMS=cpu to run on the CPU, or unset it for what is there"
         ) from error
+
+
+def check_accelerator() -> None:
+    """Raise RuntimeError where a GPU or TPU is in the machine, not hidden, and jax sees only the CPU."""
+    import jax
+
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return
+    found = wanted = ""
+    if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        driver = nvidia_driver()
+        wanted = "cuda12" if driver and int(driver.split(".")[0]) < 580 else "cuda13"
+        found = f"An NVIDIA GPU (driver {driver or 'unknown'}; CUDA 13 needs 580 or newer)"
+    elif any(os.path.exists(f"/dev/{name}") for name in ("accel0", "vfio/0")):
+        found, wanted = "A TPU", "tpu"
+    if found:
+        raise RuntimeError(
+            f"{found} is present but jax sees only the CPU. Install jsae[{wanted}] "
+            f"(pip install -e '.[{wanted}]'), or set JAX_PLATFORMS=cpu to run on the CPU all the same."
+        )
+
+
+def nvidia_driver() -> str | None:
+    """The version that nvidia-smi reports, such as "535.104.05"; None if it reports none."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    first = (said.strip().splitlines() or [""])[0]
+    return first if first.partition(".")[0].isdigit() else None

@@ -1,11 +1,9 @@
 """Logs, metrics and progress.
 
-`get_logger()` is the one logger; `to_file(workdir)` adds workdir/log.txt, `to_tensorboard()` sends the
-numbers of every metrics.jsonl to TensorBoard as well. `note` is a warning that the end
-of a run says again. `MetricsLog` appends rows to a metrics.jsonl and can be rewound to a restored step, so
-that a resumed run leaves the same file as an uninterrupted one. Keys of times end in `_s` or `_per_s`; all
-other values are reproducible. `progress` shows a bar on a terminal and a plain line every half minute
-elsewhere.
+`get_logger()` is the one logger; `to_file(workdir)` adds workdir/log.txt. `note` is a warning that the end of
+a run says again. `MetricsLog` appends rows to a metrics.jsonl and can be rewound to a restored step, so that
+a resumed run leaves the same file as an uninterrupted one. Keys of times end in `_s` or `_per_s`; all other
+values are reproducible. Stages get their `Progress` and `MetricsLog` from the `RunContext`.
 """
 
 import contextlib
@@ -14,16 +12,18 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
 
 import jax
 import tqdm
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, failpoints, heartbeat, paths
+from jsae.runtime import artifacts, paths
 
 _LINE_EVERY_S = 30.0
-_notes: list[str] = []
-_tensorboard = None  # tensorboardX's SummaryWriter class, where it was asked for
+_NOTE = {"jsae_note": True}  # what marks a record of the log as a note
 
 
 def get_logger() -> logging.Logger:
@@ -32,15 +32,26 @@ def get_logger() -> logging.Logger:
 
 
 def note(text: str) -> None:
-    """Warn, once in a process, of something that the end of the run shall say again (`notes`)."""
-    if text not in _notes:
-        _notes.append(text)
-        get_logger().warning("%s", text)
+    """Warn of something that the end of the run shall say again (`Notes`)."""
+    get_logger().warning("%s", text, extra=_NOTE)
 
 
-def notes() -> tuple[str, ...]:
-    """What the end of the run says again."""
-    return tuple(_notes)
+class Notes(logging.Filter):
+    """As a filter of the logger: collects the notes of a run in `texts`, and lets each pass once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is to be logged; a note that was logged before is not."""
+        if not getattr(record, "jsae_note", False):
+            return True
+        text = record.getMessage()
+        if text in self.texts:
+            return False
+        self.texts.append(text)
+        return True
 
 
 def to_terminal() -> None:
@@ -55,7 +66,7 @@ def to_terminal() -> None:
     logger.propagate = False
 
 
-def to_file(workdir) -> None:
+def to_file(workdir: paths.PathLike) -> None:
     """Append the log to workdir/log.txt (local workdirs, writer process)."""
     if paths.is_remote(workdir) or jax.process_index() != 0:
         return
@@ -64,25 +75,21 @@ def to_file(workdir) -> None:
     get_logger().handlers.insert(0, handler)  # before the terminal, which may be gone
 
 
-def to_tensorboard() -> None:
-    """From now on write the rows of every metrics.jsonl to a folder tensorboard/ beside it, too.
-
-    Raises RuntimeError that says what to install.
-    """
-    global _tensorboard
+def tensorboard_writer() -> type:
+    """The class that writes TensorBoard's events. Raises RuntimeError that says what to install."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise RuntimeError(
             "config.runtime.tensorboard=True needs tensorboardX: pip install 'jsae[tensorboard]'"
         ) from error
-    _tensorboard = SummaryWriter
+    return SummaryWriter
 
 
 class _File(logging.FileHandler):
     """On a full disk a line is lost: the terminal has it, and logging's own traceback would bury it."""
 
-    def handleError(self, record):
+    def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
@@ -90,7 +97,7 @@ class _File(logging.FileHandler):
 class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it; nowhere, where stderr is closed or gone."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
             with contextlib.suppress(OSError, ValueError):
                 tqdm.tqdm.write(self.format(record), file=sys.stderr)
@@ -104,10 +111,18 @@ def _is_on_terminal() -> bool:
 
 
 class MetricsLog:
-    """Rows {"step": int, ...} appended to a metrics.jsonl by the writer process."""
+    """Rows {"step": int, ...} appended to a metrics.jsonl by the writer process.
 
-    def __init__(self, path):
-        self._path = epath.Path(path)
+    Args:
+      path: the file. tensorboard: tensorboardX's SummaryWriter class, to write the numbers to a folder
+      tensorboard/ beside the
+        file as well.
+    """
+
+    def __init__(self, path: paths.PathLike, tensorboard: type | None = None) -> None:
+        from jsae.runtime import context  # until every room passes it
+
+        self._path, self._tensorboard = epath.Path(path), tensorboard or context.current().tensorboard
         self._rows, self._board, self._from_step = None, None, 0
         if jax.process_index() == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,62 +142,68 @@ class MetricsLog:
                 kept.append(line)
         artifacts.write_bytes(self._path, "".join(line + "\n" for line in kept).encode())
 
-    def write(self, step: int, values: dict) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row; values are plain or 0-d array numbers, None where unknown."""
         if jax.process_index() != 0:
             return
-        if _tensorboard is not None:
+        if self._tensorboard is not None:
             self._to_board(int(step), values)
         row = {"step": int(step)} | {k: None if v is None else _number(v) for k, v in values.items()}
         line = json.dumps(row, allow_nan=False) + "\n"
         if paths.is_remote(self._path):  # object stores cannot append
-            self._rows = (
-                (self._path.read_text() if self._path.exists() else "") if self._rows is None else self._rows
-            )
+            if self._rows is None:
+                self._rows = self._path.read_text() if self._path.exists() else ""
             self._rows += line
             self._path.write_text(self._rows)
             return
         with open(self._path, "a") as file:
             file.write(line)
 
-    def _to_board(self, step: int, values: dict) -> None:
+    def _to_board(self, step: int, values: Mapping[str, Any]) -> None:
         if self._board is None:  # what a killed run wrote beyond the restored step is purged
             folder = os.fspath(self._path.parent / "tensorboard")
-            self._board = _tensorboard(folder, purge_step=self._from_step + 1, flush_secs=30)
+            self._board = self._tensorboard(folder, purge_step=self._from_step + 1, flush_secs=30)
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(name, float(value), step)
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
 
 
-def read_metrics(path) -> list[dict]:
+def read_metrics(path: paths.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl."""
     return [json.loads(line) for line in epath.Path(path).read_text().splitlines()]
 
 
 class Progress:
-    """Counts finished units; made by `progress`."""
+    """Counts finished units, in a `with`: a bar on a terminal, a plain line every half minute elsewhere.
 
-    def __init__(self, total: int, start: int, label: str, unit: str):
+    Args:
+      total, start: how many units there are, and how many of them are already done.
+      label, unit: what the line calls them.
+      on_update: called at each `update`.
+    """
+
+    def __init__(
+        self, total: int, start: int, label: str, unit: str, on_update: Callable[[], None] = lambda: None
+    ) -> None:
         self._total, self._start, self._label, self._unit = total, start, label, unit
+        self._on_update = on_update
         self._done, self._began_s, self._said_s = start, time.monotonic(), time.monotonic()
         show = _is_on_terminal() and jax.process_index() == 0
         self._bar = (
             tqdm.tqdm(total=total, initial=start, desc=label, unit=unit, leave=False) if show else None
         )
 
-    def update(self, n: int = 1, **shown) -> None:
+    def update(self, n: int = 1, **shown: float) -> None:
         """`n` more units are done; `shown` are numbers to print beside the rate."""
         self._done += n
-        heartbeat.beat()
-        attempts.alive()
-        failpoints.visit(f"progress/{self._label}")
+        self._on_update()
         if self._bar is not None:
             self._bar.update(n)
             if shown:
@@ -193,21 +214,31 @@ class Progress:
             rate = (self._done - self._start) / (now - self._began_s)
             left_s = (self._total - self._done) / rate if rate else float("inf")
             numbers = "".join(f", {k} {float(v):.4g}" for k, v in shown.items())
-            get_logger().info(
-                "%s: %d of %d %ss, %.3g %ss/s, %.0f s left%s",
-                *(self._label, self._done, self._total, self._unit, rate, self._unit, left_s, numbers),
-            )
+            counted = f"{self._label}: {self._done} of {self._total} {self._unit}s"
+            get_logger().info("%s, %.3g %ss/s, %.0f s left%s", counted, rate, self._unit, left_s, numbers)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
-@contextlib.contextmanager
-def progress(total: int, *, start: int = 0, label: str = "", unit: str = "step"):
-    """A `Progress` over `total` units of which `start` are already done."""
-    counter = Progress(total, start, label, unit)
-    try:
-        yield counter
-    finally:
-        counter.close()
+# Until every room takes these from its RunContext
+
+
+def notes() -> tuple[str, ...]:
+    """The notes of the run."""
+    from jsae.runtime import context
+
+    return tuple(context.current().notes.texts)
+
+
+def progress(total: int, *, start: int = 0, label: str = "", unit: str = "step") -> Progress:
+    """See `RunContext.progress`."""
+    from jsae.runtime import context
+
+    return context.current().progress(total, start=start, label=label, unit=unit)

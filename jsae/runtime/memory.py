@@ -11,7 +11,7 @@ _MIB = 1 << 20
 
 
 def reset_peak() -> None:
-    """Begin to measure anew, where the kernel can (Linux); elsewhere the peak is the whole process's."""
+    """Begin to measure again, where the kernel can (Linux); elsewhere the peak is the whole process's."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
 

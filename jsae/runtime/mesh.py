@@ -5,24 +5,23 @@ hosts run the same code: arrays that a step takes are global, and `put_batch` as
 process's rows. Everything that asks which process this is lives in `jsae.runtime`.
 """
 
-import contextlib
 import json
-import logging
 import os
-import secrets
-import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax._src import distributed  # the public module hides the key-value store
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jsae.runtime import preemption
+from jsae.runtime.preemption import Signals
+
+_COLLECT_BYTES = 1 << 26  # of an array that devices of several hosts hold, sent around at once
 
 
-def initialize() -> None:
+def initialize(signals: Signals | None = None) -> None:
     """Join the other processes of this run, if there are any.
 
     The launch scripts name them in JSAE_COORDINATOR (host:port), JSAE_NUM_PROCESSES and JSAE_PROCESS_ID
@@ -30,6 +29,9 @@ def initialize() -> None:
     slice with more than one worker, jax finds the others by itself when JSAE_COORDINATOR is "auto". A
     process that was killed or has lost the network is missed after JSAE_HEARTBEAT_S seconds (100) at the
     latest: the others end then.
+
+    Args:
+      signals: the process's handlers, which jax puts its own over, and which hear of the other processes.
     """
     coordinator = os.environ.get("JSAE_COORDINATOR")
     if not coordinator:
@@ -53,57 +55,13 @@ def initialize() -> None:
             local_device_ids=[int(i) for i in local.split(",")] if local else None,
             **patience,
         )
-    preemption.reinstall()  # jax has put its own handler of SIGTERM over ours
-    joined = distributed.global_state
-    preemption.join(joined.client, joined.process_id, joined.num_processes)
+    if signals is not None:
+        signals.handle()  # jax has put its own handler of SIGTERM over ours
+        joined = distributed.global_state
+        signals.join(joined.client, joined.process_id, joined.num_processes)
 
 
-def cache_compilations(folder: str) -> None:
-    """Keep compiled programs in a folder between runs; "" leaves it to jax and its environment variables.
-
-    All processes read it, the first one writes. What lies there is run as code: the folder must be one that
-    only trusted users can write. One that not all processes see, such as a disk of each node, is not used:
-    the first process would take its programs from there and the others compile theirs, and programs that
-    differ wait for each other for ever.
-    """
-    if jax.process_count() > 1 and (folder or jax.config.jax_compilation_cache_dir):
-        asked = folder or jax.config.jax_compilation_cache_dir
-        if not _seen_by_all(asked):
-            jax.config.update("jax_compilation_cache_dir", None)
-            logging.getLogger("jsae").warning(
-                "the compilation cache %s is not used: not every process sees what the first one writes "
-                "there. Name a folder that all nodes share (config.runtime.compile_cache)",
-                asked,
-            )
-            return
-    if not folder:
-        return
-    jax.config.update("jax_compilation_cache_dir", folder)
-    never = float("inf")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5 if is_writer() else never)
-
-
-def _seen_by_all(folder: str) -> bool:
-    """Whether every process sees what the first one writes into the folder; a collective."""
-    name = f".seen-{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
-    path = epath.Path(folder) / name
-    with contextlib.suppress(OSError):
-        if is_writer():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("")
-    wait_for_all("compilation cache: written")
-    try:
-        seen = path.exists()
-    except OSError:
-        seen = False
-    seen = all_agree(seen)
-    if is_writer():
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-    return seen
-
-
-def make_mesh(data: int = -1, model: int = 1, *, devices=None) -> Mesh:
+def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with axes ("data", "model"); data=-1 takes all devices that `model` leaves.
 
     Raises ValueError if data * model is not the number of devices.
@@ -125,6 +83,20 @@ def make_mesh(data: int = -1, model: int = 1, *, devices=None) -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(mesh: Mesh, tree):
+    """The tree with every array whole on every device; arrays that lie on this mesh already stay as they
+    are."""
+
+    def place(leaf):
+        if isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh:
+            return leaf
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return jax.make_array_from_callback(np.shape(leaf), replicated(mesh), np.asarray(leaf).__getitem__)
+
+    return jax.tree.map(place, tree)
 
 
 def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
@@ -162,7 +134,7 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def put_batch(mesh: Mesh, batch: dict) -> dict:
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Global arrays [B, ...] sharded over `data`, from this process's rows of each array."""
     sharding = sharded(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
@@ -182,10 +154,10 @@ def all_agree(answer: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(answer)).all())
 
 
-def of_writer(make):
+def of_writer(make: Callable[[], Any]) -> Any:
     """What `make()` returns in the writer process, a value that JSON can hold, on every process.
 
-    The others do not call it. For what decides how often a collective follows: two processes that look at a
+    The others do not call it. For what decides how often a collective follows: two processes that read a
     disk, or compute the same, may come to different answers.
     """
     if jax.process_count() == 1:
@@ -197,15 +169,14 @@ def bytes_of_writer(data: bytes) -> bytes:
     """The writer process's bytes on every process."""
     if jax.process_count() == 1:
         return data
-    n = int(
-        multihost_utils.broadcast_one_to_all(np.uint32([len(data) >> 20, len(data) & 0xFFFFF])) @ (1 << 20, 1)
-    )
+    high, low = multihost_utils.broadcast_one_to_all(np.uint32([len(data) >> 20, len(data) & 0xFFFFF]))
+    n = int(high) << 20 | int(low)
     mine = np.frombuffer(data, np.uint8) if is_writer() else np.zeros(n, np.uint8)
     parts = [mine[start : start + _COLLECT_BYTES] for start in range(0, n, _COLLECT_BYTES)]
     return b"".join(np.asarray(multihost_utils.broadcast_one_to_all(part)).tobytes() for part in parts)
 
 
-def collect(tree):
+def collect(tree: Any) -> Any:
     """The whole tree as numpy arrays on every host, whatever its shardings.
 
     Devices are never sent more than a part of an array at a time, so arrays may be larger than a device.
@@ -213,10 +184,7 @@ def collect(tree):
     return jax.tree.map(_collect, tree)
 
 
-_COLLECT_BYTES = 1 << 26  # of an array that devices of several hosts hold, sent around at once
-
-
-def _collect(x):
+def _collect(x: Any) -> Any:
     if not isinstance(x, jax.Array):
         return x
     if x.is_fully_addressable:
@@ -226,49 +194,20 @@ def _collect(x):
     return _collect_in_parts(x)
 
 
-def _collect_in_parts(x) -> np.ndarray:
+def _collect_in_parts(x: jax.Array) -> np.ndarray:
     whole, rows = np.empty(x.shape, x.dtype), max(1, _COLLECT_BYTES * len(x) // x.nbytes)
     for start in range(0, len(x), rows):
-        part = rows_everywhere(x.sharding.mesh, start, start + rows)(x)
+        part = rows_on_all_devices(x.sharding.mesh, start, start + rows)(x)
         whole[start : start + rows] = part.addressable_data(0)
     return whole
 
 
-def rows_everywhere(mesh: Mesh, start: int, stop: int):
+def rows_on_all_devices(mesh: Mesh, start: int, stop: int) -> Callable[[jax.Array], jax.Array]:
     """A jitted (array) -> its rows start..stop-1 on every device; never more of it is sent than a shard."""
     # Fixed bounds: with traced ones XLA sends the whole array and then takes the rows
     return jax.jit(lambda x: x[start:stop], out_shardings=replicated(mesh))
 
 
-def to_host(tree):
+def to_host(tree: Any) -> Any:
     """The tree as numpy arrays; replicated global arrays are read from this process's first copy."""
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
-
-
-def check_accelerator() -> None:
-    """Raise RuntimeError where a GPU or TPU is in the machine, not hidden, and jax sees only the CPU."""
-    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS", "") == "cpu":
-        return
-    found = None
-    if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        driver = nvidia_driver()
-        wanted = "cuda12" if driver and int(driver.split(".")[0]) < 580 else "cuda13"
-        found = (f"An NVIDIA GPU (driver {driver or 'unknown'}; CUDA 13 needs 580 or newer)", wanted)
-    elif any(os.path.exists(f"/dev/{name}") for name in ("accel0", "vfio/0")):
-        found = ("A TPU", "tpu")
-    if found:
-        raise RuntimeError(
-            f"{found[0]} is present but jax sees only the CPU. Install jsae[{found[1]}] "
-            "(pip install -e '.[%s]'), or set JAX_PLATFORMS=cpu to run on the CPU all the same." % found[1]
-        )
-
-
-def nvidia_driver() -> str | None:
-    """The version that nvidia-smi reports, such as "535.104.05"; None if it reports none."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    first = (said.strip().splitlines() or [""])[0]
-    return first if first.partition(".")[0].isdigit() else None

@@ -1,6 +1,6 @@
 """Results of a stage's passes, kept until the stage is finished: interrupted, it goes on behind the last one.
 
-    keep = Passes(stage.folder, (FeatureEffects, Moments))
+    keep = Passes(stage, (FeatureEffects, Moments))
     effects = keep("feature_space", measure)(acts, sae, features=features)
 
 Called for the first time `measure` runs and what it returned is written to passes/feature_space.npz, whole or
@@ -15,28 +15,30 @@ import dataclasses
 import functools
 import io
 import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from jsae.runtime import artifacts, attempts, logs, mesh
-
-FOLDER = "passes"
+from jsae.runtime import artifacts, context, logs, mesh, stages
 
 
 class Passes:
-    """The kept results in `folder`/passes; `kinds` are the classes they may consist of."""
+    """The kept results of a stage; `kinds` are the classes they may consist of."""
 
-    def __init__(self, folder, kinds=()):
-        self._folder = epath.Path(folder) / FOLDER
+    def __init__(self, stage: stages.Stage, kinds: Sequence[type] = ()) -> None:
+        if not isinstance(stage, stages.Stage):  # until every room passes its stage
+            stage = context.current().stage or stages.Stage("", epath.Path(stage), {}, False)
+        self._stage, self._folder = stage, stage.folder / stages.PASSES
         self._kinds = {kind.__name__: kind for kind in kinds}
 
-    def __call__(self, name: str, make):
-        """`make`, whose result is kept under `name`; arguments are passed on and not looked at."""
+    def __call__(self, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        """`make`, whose result is kept under `name` whatever its arguments are."""
 
         @functools.wraps(make)
-        def kept(*args, **kwargs):
+        def kept(*args: Any, **kwargs: Any) -> Any:
             path = self._folder / f"{name}.npz"
             data = mesh.bytes_of_writer(_read(path))
             if data:
@@ -44,12 +46,12 @@ class Passes:
                 return self._unpack(data)
             data = self._pack(make(*args, **kwargs))
             artifacts.write_bytes(path, data, checked=True)
-            attempts.kept()
+            self._stage.kept()
             return self._unpack(mesh.bytes_of_writer(data))
 
         return kept
 
-    def _pack(self, value) -> bytes:
+    def _pack(self, value: Any) -> bytes:
         arrays: dict[str, np.ndarray] = {}
         tree = self._describe(value, arrays)
         stream = io.BytesIO()
@@ -57,7 +59,7 @@ class Passes:
         np.savez(stream, tree=text, **arrays)
         return stream.getvalue()
 
-    def _describe(self, value, arrays: dict):
+    def _describe(self, value: Any, arrays: dict[str, np.ndarray]) -> Any:
         """The JSON form of a value; arrays go to `arrays`."""
         if value is None or isinstance(value, bool | int | float | str):
             return value
@@ -67,21 +69,22 @@ class Passes:
         if isinstance(value, dict):
             return {"dict": [[self._describe(part, arrays) for part in item] for item in value.items()]}
         kind = type(value).__name__
-        if dataclasses.is_dataclass(value) and kind in self._kinds:
-            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return {"kind": kind, "fields": {k: self._describe(v, arrays) for k, v in fields.items()}}
-        if hasattr(value, "_fields") and kind in self._kinds:
-            fields = value._asdict()
-            return {"kind": kind, "fields": {k: self._describe(v, arrays) for k, v in fields.items()}}
+        if kind in self._kinds:
+            if dataclasses.is_dataclass(value):
+                names = [field.name for field in dataclasses.fields(value)]
+            else:
+                names = value._fields
+            fields = {name: self._describe(getattr(value, name), arrays) for name in names}
+            return {"kind": kind, "fields": fields}
         if type(value) in (list, tuple):
             return {kind: [self._describe(item, arrays) for item in value]}
         raise TypeError(f"{kind} cannot be kept; kinds named are {', '.join(self._kinds) or 'none'}")
 
-    def _unpack(self, data: bytes):
+    def _unpack(self, data: bytes) -> Any:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return self._build(json.loads(arrays["tree"].tobytes()), arrays)
 
-    def _build(self, tree, arrays):
+    def _build(self, tree: Any, arrays: np.lib.npyio.NpzFile) -> Any:
         if not isinstance(tree, dict):
             return tree
         if "array" in tree:
@@ -96,12 +99,6 @@ class Passes:
         return tuple(items) if "tuple" in tree else items
 
 
-def _read(path) -> bytes:
+def _read(path: epath.Path) -> bytes:
     """What the writer process finds; empty if there is nothing, and in the others."""
     return artifacts.read_bytes(path) if mesh.is_writer() and path.exists() else b""
-
-
-def drop(folder) -> None:
-    """Remove what was kept, in the writer process; the stage is finished."""
-    if jax.process_index() == 0 and (epath.Path(folder) / FOLDER).exists():
-        (epath.Path(folder) / FOLDER).rmtree()

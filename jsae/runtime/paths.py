@@ -5,20 +5,29 @@ or %, or lie on links. What comes out is absolute and means the same after an os
 """
 
 import os
+from typing import Any
 
 from etils import epath
 
+PathLike = str | os.PathLike[str]
+
 # The keys of a config that are paths; "" is none.
 KEYS = (
-    *("data.dir", "data.cache_dir", "classifier.workdir", "classifier.pretrained"),
-    *("analysis.embedding_workdir", "report.twin", "runtime.compile_cache"),
+    "data.dir",
+    "data.cache_dir",
+    "classifier.workdir",
+    "classifier.pretrained",
+    "activations.head",
+    "analysis.embedding_workdir",
+    "report.twin",
+    "runtime.compile_cache",
 )
 WORDS = {"data.dir": ("download",)}  # what is no path in them
 _CLOUDS = ("gs", "s3", "az", "hf")  # etils takes /gs/bucket for gs://bucket
-_PATTERN = "[*?"  # orbax looks for its own files with a pattern that the folder's name is part of
+_PATTERN = "[*?"  # orbax finds its files with a pattern that the folder's name is part of
 
 
-def absolute(path) -> str:
+def absolute(path: PathLike) -> str:
     """`path` without ~, relative parts and trailing slashes; one with :// only loses the slashes.
 
     Raises ValueError for an empty path.
@@ -34,24 +43,24 @@ def absolute(path) -> str:
     return f"/..{text}" if text.split("/")[1] in _CLOUDS else text
 
 
-def resolve(path) -> epath.Path:
+def resolve(path: PathLike) -> epath.Path:
     """`absolute` as an etils path, which it also is where it lies on gs:// and the like."""
     return epath.Path(absolute(path))
 
 
-def is_remote(path) -> bool:
+def is_remote(path: PathLike) -> bool:
     """Whether a path is not on a file system of this machine."""
     return "://" in os.fspath(path)
 
 
-def same(one, other) -> bool:
+def same(one: PathLike, other: PathLike) -> bool:
     """Whether two paths lead to one place, over links too."""
     if is_remote(one) or is_remote(other):
         return absolute(one) == absolute(other)
     return os.path.realpath(absolute(one)) == os.path.realpath(absolute(other))
 
 
-def workdir(path) -> str:
+def workdir(path: PathLike) -> str:
     """`absolute` for a folder in which checkpoints are to lie.
 
     Raises ValueError for a name with one of [ * ?: checkpoints there could not be read again.
@@ -66,7 +75,7 @@ def workdir(path) -> str:
     return text
 
 
-def of_config(config) -> None:
+def of_config(config: Any) -> None:
     """Make the paths of a config absolute, in place."""
     for key in KEYS:
         section, name = key.split(".")

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from typing import Any
 
 from etils import epath
 
@@ -15,7 +16,7 @@ _NEEDED = {  # scheme -> modules, and what brings them
 }
 
 
-def check(*places) -> None:
+def check(*places: paths.PathLike) -> None:
     """Return if every remote path among `places` can be asked for; local ones pass.
 
     Raises RuntimeError, in one line: a scheme that is unknown, a package that is missing (and what to
@@ -38,12 +39,12 @@ def check(*places) -> None:
                 ) from error
         try:
             epath.Path(path).exists()
-        except Exception as error:  # every client has types of its own for a refusal
+        except Exception as error:  # each client has other types for a refusal
             said = " ".join(str(error).split()) or "no reason was given"
             raise RuntimeError(f"{path} cannot be reached: {type(error).__name__}: {said[:300]}") from error
 
 
-def strings_in(config) -> list[str]:
+def strings_in(config: Any) -> list[str]:
     """All strings of a nested dict, at any depth."""
     values = config.values() if isinstance(config, dict) else config
     found = []

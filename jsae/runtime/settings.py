@@ -6,7 +6,8 @@ a negative number in the last stage does not wait for the first. What 0 means is
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ def at_least(least: int, why: str) -> Range:
     return Range(f"at least {least}, {why}", lambda value: value >= least)
 
 
-def check(path: str, section, ranges: dict[str, Range]) -> None:
+def check(path: str, section: Mapping[str, Any], ranges: dict[str, Range]) -> None:
     """Raise ValueError naming the first key of a section whose number is out of its range.
 
     Args:
@@ -49,7 +50,7 @@ def check(path: str, section, ranges: dict[str, Range]) -> None:
       ranges: name -> valid numbers.
     """
     for name, valid in ranges.items():
-        if name not in section:  # a key with a default of its own
+        if name not in section:  # a key that has a default
             continue
         value = section[name]
         for number in value if isinstance(value, list | tuple) else (value,):
@@ -59,7 +60,7 @@ def check(path: str, section, ranges: dict[str, Range]) -> None:
                 raise ValueError(f"{path}.{name}={value!r} must be {valid.text}")
 
 
-def check_choice(path: str, value, valid) -> None:
+def check_choice(path: str, value: Any, valid: Iterable[Any]) -> None:
     """Raise ValueError unless the value of a key is among the valid ones, which it lists."""
     if value not in valid:
         raise ValueError(f"{path}={value!r} is unknown; valid are {', '.join(map(repr, valid))}")

@@ -1,96 +1,67 @@
-"""Stages of a study: which folder, which digest, and whether there is work left.
+"""Stages of a study: which folder, which manifest, and whether there is work left.
 
-A stage's digest is made of its own sub-config, the digest of the stage above it and, in a study's first
-stage, the content of its data; keys that cannot change a result (logging, saving, report, devices) are left
-out, and so are places: paths stand for what lies there (jsae.runtime.contents). `begin` compares the config
-and the digest above with the manifest that lies in the stage's folder:
+`begin` compares the config and the digest of the stage above (jsae.runtime.stage_config) with the manifest
+that lies in the stage's folder:
 
     no manifest                  -> the stage starts
     "started", nothing else      -> the stage starts
     the same, "started"          -> the stage resumes
     the same, "complete"         -> up to date, nothing to do
     another                      -> ConfigMismatch, which names the keys that differ
+    of another format            -> OtherFormat, which says how to go on
 
 With config.activations.site = "arrays" the activations come from a file of the user's and there is no
-classifier: the stages that need one are skipped, and the stage above one of them counts as the one above.
+classifier: the stages that need one are skipped (the ablation runs if config.activations.head names a head),
+and the stage above one of them counts as the one above.
 
-`finish` writes the manifest anew with the stage's headline results, and what they cost: seconds over all
-attempts, compile seconds of the last one, lost work (jsae.runtime.attempts), memory.
+`Stage.finish` writes the manifest again with the stage's headline results, and what they cost: seconds over
+all attempts, compile seconds of the last one, lost work (jsae.runtime.attempts), memory.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
+from typing import Any
 
 import jax
 from etils import epath
 
-from jsae.runtime import (
-    artifacts,
-    attempts,
-    circumstances,
-    contents,
-    disks,
-    failpoints,
-    logs,
-    memory,
-    mesh,
-    passes,
-    paths,
-)
+from jsae.runtime import artifacts, circumstances, disks, logs, memory, mesh, paths
+from jsae.runtime.attempts import FILE as ATTEMPTS_FILE
+from jsae.runtime.attempts import Attempts
+from jsae.runtime.context import RunContext, current
+from jsae.runtime.paths import PathLike
+from jsae.runtime.stage_config import ConfigMismatch, differing, digest_of, plain, section
 
 STAGES = ("classifier", "activations", "sae", "analysis", "ablation", "report")
+_COMMANDS = {
+    "classifier": "train_classifier",
+    "activations": "extract",
+    "sae": "train_sae",
+    "analysis": "analyze",
+    "ablation": "ablate",
+    "report": "report",
+}
 
 IMPORTED = "arrays"  # the site of activations that no classifier of ours has made
-WHY_SKIPPED = f"there is no classifier: with activations.site={IMPORTED} the activations come from data.dir"
+WHY_SKIPPED = (
+    f"there is no classifier: with activations.site={IMPORTED} the activations come from data.dir, and "
+    "activations.head may name their head"
+)
 
-# What a stage's result depends on, besides the stage above it.
-_SECTIONS = {
-    "classifier": ("seed", "data", "classifier"),
-    "activations": ("data", "activations"),
-    "sae": ("seed", "sae"),
-    "analysis": ("seed", "analysis"),
-    "ablation": ("seed", "ablation"),
-    "report": ("report",),
-}
-# Keys inside those sections that change when and what is saved or said, or where things lie, but no result.
-_NO_RESULT = {
-    "dir",
-    "log_every_steps",
-    "save_every_steps",
-    "keep_checkpoints",
-    "steps_per_dispatch",
-    "remat",
-    "workdir",
-    "cache_dir",
-}
-_BY_CONTENT = ("pretrained", "embedding_workdir")  # paths whose content a result depends on
+FORMAT = 2  # of manifests and what lies beside them; raise it where a later revision cannot read them
+_LAST_OF_FORMAT_1 = "1ca682e"  # the revision of this repository
+
 DATA_FILE = "data.json"  # in the folder of a study's first stage: what it was made on (jsae.data.identity)
-
-_compile_seconds = 0.0
-
-
-def _count_compile_seconds(event: str, seconds: float, **_):
-    global _compile_seconds
-    if event in (
-        "/jax/core/compile/jaxpr_trace_duration",
-        "/jax/core/compile/jaxpr_to_mlir_module_duration",
-        "/jax/core/compile/backend_compile_duration",
-    ):
-        _compile_seconds += seconds
-
-
-jax.monitoring.register_event_duration_secs_listener(_count_compile_seconds)
-
-
-class ConfigMismatch(ValueError):
-    """The stage in this workdir was made with another config."""
+PASSES = "passes"  # a folder of finished passes, while the stage runs (jsae.runtime.passes)
 
 
 class StageMissing(FileNotFoundError):
     """A stage is needed that has not been finished in this workdir."""
+
+
+class OtherFormat(ValueError):
+    """The manifest of a stage was written by a revision whose files this one cannot read."""
 
 
 @dataclasses.dataclass
@@ -99,16 +70,18 @@ class Stage:
 
     name: str
     folder: epath.Path
-    manifest: dict
+    manifest: dict[str, Any]
     up_to_date: bool
-    _attempts: attempts.Attempts | None = None
-    _start_compile_s: float = dataclasses.field(default_factory=lambda: _compile_seconds)
+    context: RunContext = dataclasses.field(default_factory=RunContext)
+    _attempts: Attempts | None = None
+    _compiled_before_s: float = 0.0
 
     @property
     def digest(self) -> str:
+        """Of the stage's config and what it builds on."""
         return self.manifest["digest"]
 
-    def note(self, **facts) -> None:
+    def note(self, **facts: Any) -> None:
         """Keep facts in the manifest while the stage runs."""
         self.manifest |= facts
         artifacts.write_json(self.folder / "manifest.json", self.manifest)
@@ -118,52 +91,44 @@ class Stage:
         upstream = [self.manifest["upstream"], content]
         self.note(data=content, digest=digest_of(self.manifest["config"], upstream))
 
-    def finish(self, results: dict) -> None:
+    def kept(self) -> None:
+        """All work up to now lies on disk (`Attempts.kept`)."""
+        if self._attempts is not None:
+            self._attempts.kept()
+
+    def saved(self, step: int) -> None:
+        """The state after `step` was handed to the background to be written (`Attempts.saved`)."""
+        if self._attempts is not None:
+            self._attempts.saved(step)
+
+    def restored(self, step: int) -> None:
+        """The stage goes on from `step` (`Attempts.restored`)."""
+        if self._attempts is not None:
+            self._attempts.restored(step)
+
+    def finish(self, results: dict[str, Any]) -> None:
         """Mark the stage complete and keep its headline results (JSON-able, unknown numbers None)."""
-        failpoints.visit(f"finish/{self.name}")
+        self.context.failpoint(f"finish/{self.name}")
         mesh.wait_for_all(f"{self.name}: all have come to its end")  # one that fails leaves the stage open
+        compiling = self.context.compiling
         self.manifest |= {
             "status": "complete",
             "results": results,
-            "compile_seconds": round(_compile_seconds - self._start_compile_s, 3),
+            "compile_seconds": compiling and round(compiling.total_s - self._compiled_before_s, 3),
             "peak_memory_mib": memory.peak_mib(),
             "peak_device_memory_mib": memory.peak_device_mib(),
             **self._attempts.totals(),
         }
-        passes.drop(self.folder)
+        if mesh.is_writer() and (self.folder / PASSES).exists():
+            (self.folder / PASSES).rmtree()
         artifacts.write_json(self.folder / "manifest.json", self.manifest)
         mesh.wait_for_all(f"{self.name}: finished")  # the next stage reads what was written
-        attempts.end()
-        logs.get_logger().info("%s: done in %.1f s", self.name, self.manifest["seconds"])
+        self._attempts.end()
+        self.context.alive, self.context.stage = lambda: None, None
+        self.context.log.info("%s: done in %.1f s", self.name, self.manifest["seconds"])
 
 
-def plain(config) -> dict:
-    """The config as a nested dict."""
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
-
-
-def section(config, name: str) -> dict:
-    """The part of the config that the stage's result depends on, as a plain nested dict."""
-    config = plain(config)
-    picked = {}
-    for key in _SECTIONS[name]:
-        value = config.get(key)
-        if isinstance(value, dict):
-            value = {k: v for k, v in value.items() if k not in _NO_RESULT}
-            value |= {k: contents.of(k, value[k]) for k in _BY_CONTENT if k in value}
-            if "variant" in value:  # of the sections of variants only that of the chosen one
-                value = {k: v for k, v in value.items() if not isinstance(v, dict) or k == value["variant"]}
-        picked[key] = value
-    return json.loads(json.dumps(picked))  # tuples become lists, as they are when read back
-
-
-def digest_of(section_config: dict, upstream) -> str:
-    """16 hex digits of the sha256 over the sub-config and what it builds on: the digest above, or a list."""
-    text = json.dumps([section_config, upstream], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def folder(config, workdir, name: str) -> epath.Path:
+def folder(config: Any, workdir: PathLike, name: str) -> epath.Path:
     """Where a stage's artifacts lie; the classifier's may belong to another workdir."""
     check_name(name)
     if name == "classifier":
@@ -171,18 +136,23 @@ def folder(config, workdir, name: str) -> epath.Path:
     return paths.resolve(workdir) / name
 
 
-def skipped(config) -> tuple[str, ...]:
-    """The stages that a study of this config does not have: those that need a classifier, where none is."""
-    site = (plain(config).get("activations") or {}).get("site")
-    return ("classifier", "ablation") if site == IMPORTED else ()
+def skipped(config: Any) -> tuple[str, ...]:
+    """The stages that a study of this config does not have: those that need a classifier, where none is.
+
+    Bare activations with a head (config.activations.head) have an ablation stage.
+    """
+    activations = plain(config).get("activations") or {}
+    if activations.get("site") != IMPORTED:
+        return ()
+    return ("classifier",) if activations.get("head") else ("classifier", "ablation")
 
 
-def first(config) -> str:
+def first(config: Any) -> str:
     """The stage that a study of this config begins with."""
     return next(stage for stage in STAGES if stage not in skipped(config))
 
 
-def above(config, name: str) -> str | None:
+def above(config: Any, name: str) -> str | None:
     """The stage that `name` builds on, None for the first one."""
     check_name(name)
     upper = [stage for stage in STAGES[: STAGES.index(name)] if stage not in skipped(config)]
@@ -195,23 +165,41 @@ def check_name(name: str) -> None:
         raise ValueError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
 
 
-def is_external(config, workdir, name: str) -> bool:
+def is_external(config: Any, workdir: PathLike, name: str) -> bool:
     """True for a classifier stage that is taken from another workdir and therefore not run here."""
     return not paths.same(folder(config, workdir, name), paths.resolve(workdir) / name)
 
 
-def read_manifest(config, workdir, name: str) -> dict | None:
+def read_manifest(config: Any, workdir: PathLike, name: str) -> dict[str, Any] | None:
     """The stage's manifest, or None if the stage was never started."""
     return manifest_in(folder(config, workdir, name))
 
 
-def manifest_in(where) -> dict | None:
-    """The manifest in a folder, or None if there is none."""
+def manifest_in(where: PathLike) -> dict[str, Any] | None:
+    """The manifest in a folder, or None without one. Raises OtherFormat if its format is not `FORMAT`."""
     path = epath.Path(where) / "manifest.json"
-    return artifacts.read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    manifest = artifacts.read_json(path)
+    found = manifest.get("format", 1)
+    if found != FORMAT:
+        there = (
+            f"take git revision {_LAST_OF_FORMAT_1}" if found < FORMAT else "take the revision that made it"
+        )
+        raise OtherFormat(
+            f"{path} is of format {found}, and this revision of jsae reads and writes format {FORMAT}; the "
+            f"study stays as it is: {there} to go on with it, or another --workdir to make it again"
+        )
+    return manifest
 
 
-def is_ahead(config, workdir, name: str) -> bool:
+def check_format(workdir: PathLike) -> None:
+    """Raise OtherFormat if a stage in the workdir is of another format; nothing is touched."""
+    for name in STAGES:
+        manifest_in(paths.resolve(workdir) / name)
+
+
+def is_ahead(config: Any, workdir: PathLike, name: str) -> bool:
     """Whether the stage is still to be run: it is the study's, and not finished (the report never is).
 
     A finished stage may have been made on other devices than there are now; `check` compares its settings.
@@ -221,12 +209,12 @@ def is_ahead(config, workdir, name: str) -> bool:
     return (read_manifest(config, workdir, name) or {}).get("status") != "complete"
 
 
-def results(config, workdir, name: str) -> dict:
+def results(config: Any, workdir: PathLike, name: str) -> dict[str, Any]:
     """What the finished stage passed to `finish`. Raises StageMissing if it is not complete."""
     return require(config, workdir, name)["results"]
 
 
-def require(config, workdir, name: str) -> dict:
+def require(config: Any, workdir: PathLike, name: str) -> dict[str, Any]:
     """The manifest of a complete stage. Raises StageMissing, saying which command makes it, if one does."""
     if name in skipped(config):
         raise StageMissing(f"this study has no stage {name!r}: {WHY_SKIPPED}")
@@ -240,90 +228,91 @@ def require(config, workdir, name: str) -> dict:
     return manifest
 
 
-_COMMANDS = {
-    "classifier": "train_classifier",
-    "activations": "extract",
-    "sae": "train_sae",
-    "analysis": "analyze",
-    "ablation": "ablate",
-    "report": "report",
-}
-
-
-def begin(config, workdir, name: str, *, always: bool = False, where=None) -> Stage:
+def begin(
+    config: Any,
+    workdir: PathLike,
+    name: str,
+    context: RunContext | None = None,
+    *,
+    always: bool = False,
+    where: PathLike | None = None,
+) -> Stage:
     """Open a stage: up to date, to be resumed, or to be started.
 
     Args:
       config: the whole config of the experiment.
       workdir: the study's folder.
       name: one of `STAGES`.
-      always: make the stage anew whatever lies there (the report).
-      where: another folder than the stage's own, for one of several of its kind (a sweep).
+      context: of the run; a new `RunContext` without one.
+      always: make the stage again whatever lies there (the report).
+      where: another folder than the stage's, for one of several of its kind (a sweep).
 
     Raises:
       StageMissing: the stage above is not complete, or the study has no such stage.
       ConfigMismatch: the folder holds this stage made with another config or another upstream stage.
+      OtherFormat: a manifest was written by a revision whose files this one cannot read.
     """
-    log = logs.get_logger()
+    context = context or current()
     where = folder(config, workdir, name) if where is None else epath.Path(where)
     if name in skipped(config):
         raise StageMissing(f"stage {name!r} cannot run: {WHY_SKIPPED}")
-    upper = above(config, name)
-    upstream = require(config, workdir, upper)["digest"] if upper else None
     wanted = section(config, name)
     if is_external(config, workdir, name):
         manifest = require(config, workdir, name)
-        _compare(
-            manifest,
-            wanted | {"seed": manifest["config"]["seed"], "classifier": manifest["config"]["classifier"]},
-            None,
-            name,
-            upper,
-        )
-        log.info("%s: taken from %s", name, where.parent)
-        return Stage(name, where, manifest, up_to_date=True)
+        there = {key: manifest["config"][key] for key in ("seed", "classifier")}
+        _compare(manifest, wanted | there, None, name, None)
+        context.log.info("%s: taken from %s", name, where.parent)
+        return Stage(name, where, manifest, up_to_date=True, context=context)
+    upper = above(config, name)
+    upstream = require(config, workdir, upper)["digest"] if upper else None
     found = manifest_in(where)
-    if found is not None and not always and not _is_empty(where, found):
-        _compare(found, wanted, upstream, name, upper)
-        if found["status"] == "complete":
-            log.info("%s: up to date", name)
-            return Stage(name, where, found, up_to_date=True)
-        log.info("%s: resuming", name)
-        changed = circumstances.changed(found)
-        if changed:
-            logs.note(
-                f"{name}: resumed under other circumstances ({changed}): its results are then those of an "
-                "uninterrupted run within 0.5% of fvu and accuracy, not bit for bit"
-            )
-        mesh.wait_for_all(f"{name}: something was there")  # every process has looked before one tidies up
-        return _opened(name, where, found)
-    log.info("%s: starting", name)
-    manifest = {
-        "stage": name,
-        "status": "started",
-        "digest": digest_of(wanted, upstream),
-        "upstream": upstream,
-        "config": wanted,
-        "precision": {"evaluation": "float32"},
-        "resume": circumstances.promise(plain(config).get("runtime", {}).get("deterministic", False)),
-        "git_revision": circumstances.git_revision(),
-        **circumstances.now(),
-    }
-    mesh.wait_for_all(f"{name}: nothing was there")  # every process has looked before one of them writes
-    artifacts.remove(where / DATA_FILE)  # of a start that was refused before it made anything
-    artifacts.write_json(where / "manifest.json", manifest)
-    return _opened(name, where, manifest)
+    if found is None or always or _is_empty(where, found):
+        context.log.info("%s: starting", name)
+        deterministic = plain(config).get("runtime", {}).get("deterministic", False)
+        manifest = {
+            "format": FORMAT,
+            "stage": name,
+            "status": "started",
+            "digest": digest_of(wanted, upstream),
+            "upstream": upstream,
+            "config": wanted,
+            "precision": {"evaluation": "float32"},
+            "resume": circumstances.promise(deterministic),
+            "git_revision": circumstances.git_revision(),
+            **circumstances.now(),
+        }
+        mesh.wait_for_all(f"{name}: nothing was there")  # no process writes before all have found nothing
+        artifacts.remove(where / DATA_FILE)  # of a start that was refused before it made anything
+        artifacts.write_json(where / "manifest.json", manifest)
+        return _opened(name, where, manifest, context)
+    _compare(found, wanted, upstream, name, upper)
+    if found["status"] == "complete":
+        context.log.info("%s: up to date", name)
+        return Stage(name, where, found, up_to_date=True, context=context)
+    context.log.info("%s: resuming", name)
+    changed = circumstances.changed(found)
+    if changed:
+        context.note(
+            f"{name}: resumed under other circumstances ({changed}): its results are then those of an "
+            "uninterrupted run within 0.5% of fvu and accuracy, not bit for bit"
+        )
+    mesh.wait_for_all(f"{name}: something was there")  # no process tidies up before all have found it
+    return _opened(name, where, found, context)
 
 
-def _opened(name: str, where, manifest: dict) -> Stage:
+def _opened(name: str, where: epath.Path, manifest: dict[str, Any], context: RunContext) -> Stage:
     artifacts.drop_unfinished(where)
     memory.reset_peak()
-    stage = Stage(name, where, manifest, up_to_date=False, _attempts=attempts.begin(where))
-    failpoints.visit(f"begin/{name}")
+    attempts = Attempts(where)
+    context.alive = attempts.alive
+    before_s = context.compiling.total_s if context.compiling else 0.0
+    stage = Stage(name, where, manifest, False, context, attempts, before_s)
+    context.stage = stage
+    context.failpoint(f"begin/{name}")
     return stage
 
 
-def reopen(workdir, path) -> str | None:
+def reopen(workdir: PathLike, path: PathLike) -> str | None:
     """Mark the stage to which a damaged file or checkpoint belongs unfinished, and move the file aside.
 
     Started again, the stage makes what is missing, or trains on from the checkpoint before. Any process may
@@ -342,7 +331,7 @@ def reopen(workdir, path) -> str | None:
     return inside[0]
 
 
-def check(config, workdir) -> None:
+def check(config: Any, workdir: PathLike) -> None:
     """Raise ConfigMismatch if a stage in the workdir was made with another config than this one."""
     for name in STAGES:
         if name in skipped(config) or is_external(config, workdir, name) or name == "report":
@@ -352,53 +341,33 @@ def check(config, workdir) -> None:
             _compare(found, section(config, name), found["upstream"], name, None)
 
 
-def _is_empty(where, manifest: dict) -> bool:
+def _is_empty(where: epath.Path, manifest: dict[str, Any]) -> bool:
     """Whether a stage was started and left nothing, e.g. because a setting or an image was refused.
 
     It may then be started with another config: that loses nothing.
     """
-    nothing = ("manifest.json", attempts.FILE, artifacts.CHECKSUMS, DATA_FILE)
+    nothing = ("manifest.json", ATTEMPTS_FILE, artifacts.CHECKSUMS, DATA_FILE)
     return manifest["status"] == "started" and all(
         path.name in nothing or (path.name == "checkpoints" and not any(path.iterdir()))
         for path in where.iterdir()
     )
 
 
-def _compare(manifest: dict, wanted: dict, upstream: str | None, name: str, upper: str | None) -> None:
-    ours, theirs = _flatten(wanted), _flatten(manifest["config"])
-    for key in ours.keys() & theirs.keys():
-        if key.endswith(_BY_CONTENT) and not contents.is_known(ours[key]) and ours[key] and theirs[key]:
-            ours[key] = theirs[key]  # it was needed once, and is gone
-        elif key.endswith(_BY_CONTENT) and theirs[key] and not contents.is_known(theirs[key]):
-            theirs[key] = ours[key]
-    theirs = {key: value for key, value in theirs.items() if key.split(".")[-1] not in _NO_RESULT}
-    if ours == theirs and manifest["upstream"] == upstream:
-        return
-    differing = [
-        f"config.{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key, "absent") != theirs.get(key, "absent")
-    ]
-    if not differing and manifest["upstream"] != upstream:
-        differing = [f"the stage above it, {upper}, has been made anew since"]
-    raise ConfigMismatch(
-        f"stage {name!r} in this workdir was made with another config:\n  "
-        + "\n  ".join(differing)
-        + f"\nTake another --workdir, or --restart={name} to drop this stage and all below it."
-    )
+def _compare(
+    manifest: dict[str, Any], wanted: dict[str, Any], upstream: str | None, name: str, upper: str | None
+) -> None:
+    found = differing(wanted, manifest["config"])
+    if not found and manifest["upstream"] != upstream:
+        found = [f"the stage above it, {upper}, has been made again since"]
+    if found:
+        raise ConfigMismatch(
+            f"stage {name!r} in this workdir was made with another config:\n  "
+            + "\n  ".join(found)
+            + f"\nTake another --workdir, or --restart={name} to drop this stage and all below it."
+        )
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def restart(config, workdir, name: str) -> None:
+def restart(config: Any, workdir: PathLike, name: str) -> None:
     """Drop a stage and all stages below it from the workdir."""
     check_name(name)
     for stage in STAGES[STAGES.index(name) :]:
@@ -411,4 +380,4 @@ def restart(config, workdir, name: str) -> None:
         if where.exists() and jax.process_index() == 0:
             where.rmtree()
             logs.get_logger().info("%s: dropped", stage)
-    mesh.wait_for_all(f"restart of {name}: dropped")  # before any process looks at what is there
+    mesh.wait_for_all(f"restart of {name}: dropped")  # before any process reads what is there

@@ -5,14 +5,16 @@ import importlib.metadata
 import os
 import pathlib
 import time
+from typing import Any, TextIO
 
 import jax
 from etils import epath
 
 from jsae.runtime import artifacts, logs, mesh, paths, stages
+from jsae.runtime.paths import PathLike
 
 
-def write_config(config, workdir) -> None:
+def write_config(config: Any, workdir: PathLike) -> None:
     """Write the resolved config to workdir/config.json.
 
     Raises stages.ConfigMismatch, and leaves the file as it is, if a stage was made with another config.
@@ -21,7 +23,7 @@ def write_config(config, workdir) -> None:
     artifacts.write_json(epath.Path(workdir) / "config.json", stages.plain(config))
 
 
-def lock(workdir):
+def lock(workdir: PathLike) -> TextIO | None:
     """Hold the workdir for this run; the kernel frees it when the process ends, however it ends.
 
     Returns the open lock file, to be kept. Raises RuntimeError naming the process that holds it.
@@ -49,7 +51,7 @@ def lock(workdir):
     return file
 
 
-def _holder(file) -> str:
+def _holder(file: TextIO) -> str:
     for _ in range(20):  # the other run has the lock and may not have written its name yet
         file.seek(0)
         holder = file.read().strip()
@@ -59,7 +61,7 @@ def _holder(file) -> str:
     return "a process that has not said which"
 
 
-def describe_start(config, workdir) -> str:
+def describe_start(config: Any, workdir: PathLike) -> str:
     """One line for the log: devices, mesh, processes, versions, config digest, workdir."""
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     shape = " x ".join(f"{name}={size}" for name, size in device_mesh.shape.items())

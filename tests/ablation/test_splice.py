@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae.ablation import splice
-from tests.ablation.toy import Head, ToySAE, batches, make_acts, make_head, make_sae
+from tests.ablation.toy import ToyHead, ToySAE, make_acts, make_head, make_sae, reduce
 
 
 def test_equals_a_plain_computation_whatever_the_batch():
@@ -12,7 +12,7 @@ def test_equals_a_plain_computation_whatever_the_batch():
     labels, mean = np.arange(30) % 4, acts.mean((0, 1, 2))
     versions = [acts, sae.decode(sae.encode(acts)), np.broadcast_to(mean, acts.shape)]
     for size in (8, 64):
-        found = splice.measure(head, sae, batches(acts, size), labels=labels, mean=mean)
+        found = reduce(splice.MeasureSplice(head, mean), sae, acts, labels, size)
         log_p = []
         for name, x in zip(splice.VERSIONS, versions, strict=True):
             z = np.asarray(head(jnp.asarray(x)), np.float64)
@@ -38,24 +38,16 @@ def test_a_perfect_reconstruction_recovers_one_and_the_mean_zero():
     acts = make_acts(30)
     plus_minus = jnp.concatenate([jnp.eye(8), -jnp.eye(8)])
     perfect = ToySAE(plus_minus, plus_minus, 0.0)
-    found = splice.measure(
-        make_head(True), perfect, batches(acts, 16), labels=np.arange(30) % 4, mean=acts.mean((0, 1, 2))
-    )
+    labels = np.arange(30) % 4
+    found = reduce(splice.MeasureSplice(make_head(True), acts.mean((0, 1, 2))), perfect, acts, labels)
     assert found["ce_recovered"] == found["accuracy_recovered"] == 1.0 and found["kl"] == 0.0
     dead = ToySAE(plus_minus, plus_minus, 1e9)  # decodes to 0, the mean given here
-    found = splice.measure(
-        make_head(True), dead, batches(acts, 16), labels=np.arange(30) % 4, mean=np.zeros(8)
-    )
+    found = reduce(splice.MeasureSplice(make_head(True), np.zeros(8, np.float32)), dead, acts, labels)
     assert found["ce_recovered"] == 0.0
 
 
 def test_one_class_has_no_margin_and_nothing_to_recover():
-    found = splice.measure(
-        Head(jnp.ones((8, 1))),
-        make_sae(),
-        batches(make_acts(5), 8),
-        labels=np.zeros(5, int),
-        mean=np.zeros(8),
-    )
+    reducer = splice.MeasureSplice(ToyHead(jnp.ones((8, 1))), np.zeros(8, np.float32))
+    found = reduce(reducer, make_sae(), make_acts(5), size=8)
     assert found["clean"]["margin"] is None and found["accuracy_recovered"] is None
     assert found["clean"]["accuracy"] == 1.0

@@ -1,10 +1,13 @@
-"""A small SAE and a small classifier head with a planted effect, shared by the tests of this room."""
+"""A small SAE, a small classifier head with a planted effect, and a store in memory."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jsae.activations import run_pass
+from jsae.activations.store import make_batches
 
 N_FEATURES, N_CHANNELS, N_CLASSES, GRID = 12, 8, 4, (3, 4)
 
@@ -17,6 +20,10 @@ class ToySAE:
     w_enc: jax.Array
     w_dec: jax.Array
     threshold: float = dataclasses.field(default=1.5, metadata={"static": True})
+
+    @property
+    def n_features(self):
+        return len(self.w_dec)
 
     def encode(self, x):
         return jax.nn.relu(jnp.matmul(x, self.w_enc.T, precision="float32") - self.threshold)
@@ -40,7 +47,7 @@ def make_acts(n=50, seed=1, n_channels=N_CHANNELS) -> np.ndarray:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Head:
+class ToyHead:
     """Pooled, non-linear head; class 2 depends on channel 0 only if `planted`."""
 
     weight: jax.Array
@@ -50,16 +57,45 @@ class Head:
         return jnp.matmul(pooled, self.weight, precision="float32")
 
 
-def make_head(planted: bool, n_channels=N_CHANNELS) -> Head:
+def make_head(planted: bool, n_channels=N_CHANNELS) -> ToyHead:
     weight = np.random.default_rng(3).normal(size=(n_channels, N_CLASSES)) * 2
     if planted:
         weight = 0.02 * weight
         weight[0] = [0, 0, 8, 0]
-    return Head(jnp.asarray(weight, jnp.float32))
+    return ToyHead(jnp.asarray(weight, jnp.float32))
 
 
-def batches(acts, size):
-    for start in range(0, len(acts), size):
-        part = acts[start : start + size]
-        mask = (np.arange(size) < len(part)).astype(np.float32)
-        yield start, np.concatenate([part, np.zeros((size - len(part), *acts.shape[1:]), np.float32)]), mask
+@dataclasses.dataclass
+class Store:
+    """The read side of an ActivationStore."""
+
+    acts: np.ndarray  # [n, H, W, C]
+    labels: np.ndarray
+
+    @property
+    def grid(self):
+        return self.acts.shape[1:3]
+
+    @property
+    def n_images(self):
+        return len(self.acts)
+
+    @property
+    def image_ids(self):
+        return [f"image-{i}" for i in range(self.n_images)]
+
+    @property
+    def mean(self):
+        return self.acts.mean((0, 1, 2))
+
+    def read(self, start, stop):
+        return self.acts[start:stop]
+
+    def batches(self, batch_size, images=None):
+        return make_batches(self, batch_size, images)
+
+
+def reduce(reducer, sae, acts, labels=None, size=16, **settings):
+    """The result of one reducer over activations in hand."""
+    labels = np.zeros(len(acts), np.int32) if labels is None else np.asarray(labels, np.int32)
+    return run_pass(Store(acts, labels), sae, {"it": reducer}, batch_size=size, **settings)["it"]

@@ -47,11 +47,14 @@ def test_reads_across_shards(tmp_path, dtype):
 def test_batches_pad_the_last_with_a_mask(tmp_path):
     acts = np.random.default_rng(0).normal(size=(7, 1, 1, 2)).astype(np.float32)
     write(tmp_path, acts, 3)
+    artifacts.write_array(tmp_path / "labels.npy", np.arange(7, dtype=np.int32))
     batches = list(ActivationStore.open(tmp_path).batches(4))
-    assert [start for start, _, _ in batches] == [0, 4]
-    assert all(a.shape == (4, 1, 1, 2) for _, a, _ in batches)
-    np.testing.assert_array_equal(batches[1][2], [1, 1, 1, 0])
-    np.testing.assert_array_equal(np.concatenate([a[m > 0] for _, a, m in batches]), acts)
+    assert all(batch.acts.shape == (4, 1, 1, 2) for batch in batches)
+    np.testing.assert_array_equal(batches[1].mask, [1, 1, 1, 0])
+    assert batches[1].labels[3] == -1 and batches[1].images.tolist()[:3] == [4, 5, 6]
+    np.testing.assert_array_equal(np.concatenate([b.acts[b.mask > 0] for b in batches]), acts)
+    chosen = list(ActivationStore.open(tmp_path).batches(2, [1, 4, 6]))
+    np.testing.assert_array_equal(np.concatenate([b.acts[b.mask > 0] for b in chosen]), acts[[1, 4, 6]])
 
 
 def test_mean_and_scale_with_a_huge_offset(tmp_path):

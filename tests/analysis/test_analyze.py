@@ -1,6 +1,7 @@
 """The analysis of a small SAE against a naive one that holds everything, and on inputs at the edge."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -8,26 +9,32 @@ import numpy as np
 import pytest
 
 from configs import demo
-from jsae import analysis, metrics
-from jsae.analysis import class_statistics, features, run, top_patches
-from jsae.analysis.survey import survey
+from jsae import metrics
+from jsae.activations import run_pass
+from jsae.analysis import class_statistics, run
+from jsae.analysis.strength import KeepPooled, MeasureStrength
+from jsae.analysis.top_patches import KeepTopPatches
 from jsae.runtime import artifacts, preemption
 from jsae.runtime import mesh as meshes
+from jsae.tables import documentation
 from tests.analysis import toy
 
 
 def _analyze(train, test, sae, *, n_top=16, batch_size=16, n_permutations=20, seed=0, mesh=None):
-    patches, rows, results = run.analyze(
-        train,
-        test,
-        sae,
+    study = toy.Study(sae, {"train": train, "test": test}, mesh)
+    found = run.analyze(
+        study,
+        functools.partial(study.run_pass, batch_size=batch_size),
         n_top=n_top,
-        batch_size=batch_size,
         n_permutations=n_permutations,
         seed=seed,
-        mesh=mesh,
     )
-    return patches, rows, results
+    return found.patches, found.features, found.results
+
+
+def _strength(store, sae, batch_size=8):
+    reducers = {"strength": MeasureStrength(len(store.class_names)), "pooled": KeepPooled()}
+    return run_pass(store, sae, reducers, batch_size=batch_size)
 
 
 def _columns(table):
@@ -50,16 +57,16 @@ def data():
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 70, 128])
-def test_survey_is_the_naive_one_for_every_batch_size(data, batch_size):
+def test_a_pass_finds_what_a_naive_one_finds_for_every_batch_size(data, batch_size):
     _, test, sae = data
-    found = survey(test, sae, batch_size=batch_size, n_top=16, keep_pooled=True)
-    feats = _encode(sae, test)
+    both = _strength(test, sae, batch_size)
+    found, feats = both["strength"], _encode(sae, test)
     np.testing.assert_array_equal(found.fires, (feats > 0).sum((0, 1)))
     np.testing.assert_array_equal(found.active_images, (feats > 0).any(1).sum(0))
     # float32 products at another batch size
     np.testing.assert_allclose(found.total, feats.sum((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(found.max, feats.max((0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(found.pooled, feats.mean(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(both["pooled"], feats.mean(1), rtol=1e-5, atol=1e-6)
     for c in range(4):
         chosen = feats[test.labels == c]
         np.testing.assert_allclose(found.class_mean[:, c], chosen.mean(1).mean(0), rtol=1e-5)
@@ -91,9 +98,9 @@ def test_equal_values_keep_the_order_of_the_images():
     test = toy.store(0, n=40)
     test.acts[...] = 0.0
     test.acts[5:, 1, 1, 2] = 3.0
-    found = survey(test, toy.sae_of_channels(), batch_size=16, n_top=16, keep_pooled=False)
-    assert list(found.top.image[2]) == list(range(5, 21))
-    assert set(found.top.position[2]) == {3}
+    top = run_pass(test, toy.sae_of_channels(), {"top": KeepTopPatches(16)}, batch_size=16)["top"]
+    assert list(top.image[2]) == list(range(5, 21))
+    assert set(top.position[2]) == {3}
 
 
 def test_features_table_is_the_naive_one(data):
@@ -255,7 +262,7 @@ def test_an_image_that_is_not_finite_is_named(data):
     bad = toy.store(2, n=30)
     bad.acts[21, 1, 0, 3] = np.nan
     with pytest.raises(ValueError, match=r"'image-21'.*not finite"):
-        survey(bad, sae, batch_size=8, n_top=0, keep_pooled=False)
+        _strength(bad, sae)
 
 
 def test_settings_out_of_range_are_named():
@@ -267,22 +274,22 @@ def test_settings_out_of_range_are_named():
     wrong = toy.store(0)
     wrong.labels[3] = 9
     with pytest.raises(ValueError, match="label 9 has no name"):
-        survey(wrong, toy.sae(), batch_size=8, n_top=0, keep_pooled=False)
+        _strength(wrong, toy.sae())
 
 
 def test_a_stop_is_heard_between_batches(data, monkeypatch):
     train, _, sae = data
-    monkeypatch.setattr(preemption, "_signal_number", 15)
+    monkeypatch.setattr(preemption, "requested_here", lambda: True)
     with pytest.raises(preemption.Preempted):
-        survey(train, sae, batch_size=16, n_top=0, keep_pooled=False)
+        _strength(train, sae)
 
 
 def test_every_column_is_documented_in_the_file(data, tmp_path):
     patches, rows, _ = _analyze(*data)
-    artifacts.write_table(tmp_path / top_patches.FILE, patches, {"digest": "d"})
-    artifacts.write_table(tmp_path / features.FILE, rows, {"digest": "d"})
-    for table in (analysis.load_top_patches(tmp_path), analysis.load_features(tmp_path)):
-        documented = analysis.documentation(table)
+    for made in (patches, rows):
+        artifacts.write_table(tmp_path / "made.parquet", made, {"digest": "d"})
+        table = artifacts.read_table(tmp_path / "made.parquet")
+        documented = documentation(table)
         assert list(documented) == table.column_names
         assert all(len(text) > 10 for text in documented.values())
-    assert analysis.load_features(tmp_path).equals(rows)
+        assert table.equals(made)

@@ -1,5 +1,6 @@
 """Cells of masks and boxes by hand, and parts whose channels are known, through the whole of localisation."""
 
+import functools
 import types
 
 import numpy as np
@@ -7,8 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from jsae.analysis import cells, dictionaries, features, localisation, parts, readouts
-from jsae.analysis.tables import documentation, make
+from jsae.activations.store import make_batches
+from jsae.analysis import cells, directions, features, localisation, parts, readouts
+from jsae.tables import documentation
+from tests.analysis import toy
 
 STRIDE, GRID = 4, (3, 4)
 PARTS = ("wing", "tail", "never")
@@ -37,10 +40,14 @@ class Store:
         self.n_images, self.image_ids = len(split.masks), split.ids
         positive, _ = cells.PartCells(split, GRID, STRIDE)(np.arange(self.n_images))
         rng = np.random.default_rng(seed)
+        self.labels = np.zeros(self.n_images, np.int32)
         self._acts = positive[..., :3].reshape(-1, *GRID, 3) + rng.uniform(0, 0.4, (self.n_images, *GRID, 3))
 
     def read(self, start, stop):
         return self._acts[start:stop].astype(np.float32)
+
+    def batches(self, batch_size, images=None):
+        return make_batches(self, batch_size, images)
 
 
 @pytest.fixture(scope="module")
@@ -53,31 +60,33 @@ def setting():
 @pytest.fixture(scope="module")
 def measured(setting):
     _, stores, where = setting
-    return parts.measure(dictionaries.channels(np.zeros(3)), stores, where, batch_size=16, seed=0)
+    rows = np.concatenate([np.eye(3), -np.eye(3)])
+    study = toy.Study(directions.Directions(rows, np.zeros(3)), stores)
+    return parts.compare(study, where, functools.partial(study.run_pass, batch_size=16), seed=0)
 
 
-def test_aircraft_cells_from_masks_and_boxes():
+def test_foreground_cells_from_masks_and_boxes():
     masks = np.zeros((2, 24, 32), np.uint16)
     masks[0, 8:16, 16:24] = 1 << 15
     masks[0, :8, :8] = 1  # a part bit says nothing of the aircraft
     masks[1, :8, 0] = 1 << 15  # 8 of 64 pixels: 12.5%
     masks[1, 8:14, 8] = 1 << 15  # 6 of 64: 9.4%
     split = types.SimpleNamespace(masks=masks, boxes=None, part_names=("a",))
-    on = cells.aircraft_cells(split, (3, 4), 8)(np.array([0, 1]))
+    on = cells.foreground_cells(split, (3, 4), 8)(np.array([0, 1]))
     assert np.argwhere(on).tolist() == [[0, 1, 2], [1, 0, 0]]
     boxes = np.array([[16, 8, 24, 16], [0, 0, 0.5, 8]], np.float32)
     split = types.SimpleNamespace(masks=None, boxes=boxes)
     where = cells.PartCells(split, (3, 4), 8)
-    assert np.argwhere(where.on_aircraft(np.array([0, 1]))).tolist() == [[0, 1, 2]]
+    assert np.argwhere(where.on_foreground(np.array([0, 1]))).tolist() == [[0, 1, 2]]
     positive, negative = where(np.array([0, 1]))
-    assert where.names == ("aircraft",) and positive.shape == (2, 12, 1) and (positive ^ negative).all()
-    assert cells.aircraft_cells(types.SimpleNamespace(masks=None, boxes=None), (3, 4), 8) is None
+    assert where.names == ("foreground",) and positive.shape == (2, 12, 1) and (positive ^ negative).all()
+    assert cells.foreground_cells(types.SimpleNamespace(masks=None, boxes=None), (3, 4), 8) is None
 
 
 def test_a_part_is_compared_with_the_rest_of_the_aircraft_where_it_is(setting):
     splits, _, where = setting
     positive, negative = where["test"](np.arange(4))
-    assert where["test"].names == (*PARTS, "aircraft")
+    assert where["test"].names == (*PARTS, "foreground")
     np.testing.assert_array_equal(positive[..., 0].sum(1), [1, 1, 1, 1])
     np.testing.assert_array_equal(negative[..., 0].sum(1), [5, 5, 5, 5])
     np.testing.assert_array_equal(positive[..., 1].sum(1), [0, 1, 0, 1])
@@ -85,38 +94,38 @@ def test_a_part_is_compared_with_the_rest_of_the_aircraft_where_it_is(setting):
     assert not positive[..., 2].any() and not negative[..., 2].any()
     np.testing.assert_array_equal(positive[..., 3].sum(1) + negative[..., 3].sum(1), [12, 12, 12, 12])
     np.testing.assert_array_equal(
-        cells.parts_seen(splits["test"], np.arange(2)), [[True, False, False], [True, True, False]]
+        cells.parts_visible(splits["test"], np.arange(2)), [[True, False, False], [True, True, False]]
     )
 
 
 def test_the_channel_of_a_part_finds_it(measured):
     columns, table = measured
-    assert columns["part"] == [*PARTS, "aircraft"]
+    assert columns["part"] == [*PARTS, "foreground"]
     np.testing.assert_array_equal(columns["feature"][:2], [0, 1])  # chosen on train
     np.testing.assert_array_equal(columns["auroc"][:2], 1.0)
     np.testing.assert_array_equal(columns["pointing"][:2], 1.0)
     np.testing.assert_array_equal(columns["n_images"], [40, 20, 0, 40])
-    assert np.isnan(columns["auroc"][2]) and not columns["found"][2]
+    assert np.isnan(columns["auroc"][2])
     assert (columns["centre_auroc"][:2] < 0.85).all()
     for kind in readouts.KINDS:
         assert (columns[f"{kind}_auroc"][:2] == 1).all() and np.isnan(columns[f"{kind}_auroc"][2])
     rows = table.to_pylist()
     assert len(rows) == 6 * 4 and rows[4]["feature"] == 1 and rows[5]["part"] == "tail"
     assert rows[5]["auroc"] == 1 and rows[1]["auroc"] < 0.9 and rows[6]["auroc"] is None
-    best = make(columns, parts.SCHEMA)
+    best = parts.TABLE.make(columns)
     assert all(documentation(table).values()) and all(documentation(best).values())
 
 
 def test_the_features_table_counts_the_parts_a_feature_finds(measured):
     _, localised = measured
-    is_whole = pc.equal(localised["part"], "aircraft")
+    is_whole = pc.equal(localised["part"], "foreground")
     at = localised.column_names.index("auroc")
     localised = localised.set_column(at, "auroc", pc.if_else(is_whole, 0.95, localised["auroc"]))
-    rows = pa.table([pa.nulls(6, kind) for kind in features.SCHEMA.types], schema=features.SCHEMA)
+    rows = pa.table([pa.nulls(6, kind) for kind in features.TABLE.schema.types], schema=features.TABLE.schema)
     found = features.with_parts(rows, localised)
     # relu(u) and relu(-u) of three channels; the aircraft as a whole, which all of them find, is no part
     assert found["n_parts"].to_pylist() == [1, 1, 0, 0, 0, 0]
-    assert found.schema.equals(features.SCHEMA, check_metadata=True)
+    assert found.schema.equals(features.TABLE.schema, check_metadata=True)
     for without_masks in (None, localised.filter(is_whole)):
         assert features.with_parts(rows, without_masks)["n_parts"].null_count == 6
 
@@ -124,24 +133,18 @@ def test_the_features_table_counts_the_parts_a_feature_finds(measured):
 def test_random_directions_are_chosen_on_train_too(setting, measured):
     _, stores, where = setting
     columns, _ = measured
-    random = dictionaries.random(np.zeros(3), 6, 0)
+    random, images = directions.random(np.zeros(3), 6, 0), np.arange(40)
     train, test = (
-        localisation.measure(random, stores[s], where[s], batch_size=16) for s in ("train", "test")
+        localisation.score(
+            np.asarray(random.encode(stores[s].read(0, 40))).reshape(40, 12, 6), where[s], images
+        )
+        for s in ("train", "test")
     )
     for part in (0, 1, 3):
         chosen = train.auroc[:, part].argmax()
         assert columns["random_feature"][part] == chosen
         assert columns["random_auroc"][part] == test.auroc[chosen, part]
         assert columns["random_pointing"][part] == test.pointing[chosen, part]
-
-
-def test_found_needs_the_bar_and_the_distance_to_every_null():
-    columns = {
-        "auroc": np.array([0.84, 0.9, 0.9, 0.9, np.nan]),
-        "random_auroc": np.array([0.5, 0.81, 0.6, 0.6, 0.5]),
-        "centre_auroc": np.array([0.5, 0.5, 0.81, 0.79, 0.5]),
-    }
-    np.testing.assert_array_equal(parts.found(columns), [False, False, False, True, False])
 
 
 def test_the_images_looked_at_are_spread_evenly_and_fit(monkeypatch):
@@ -156,10 +159,10 @@ def test_priors_know_where_parts_lie_and_nothing_else(setting):
     _, _, where = setting
     images = np.arange(40)
     found = localisation.priors(where["train"], where["test"], images, images, GRID)
-    aircraft = PARTS.index("never") + 1
+    foreground = PARTS.index("never") + 1
     # row 2 is never on the aircraft, columns 1 and 2 always are: the share of train says so
-    assert found["position"][aircraft] > 0.9 > found["position"][0]
-    assert 0.5 < found["centre"][aircraft] < found["position"][aircraft]
+    assert found["position"][foreground] > 0.9 > found["position"][0]
+    assert 0.5 < found["centre"][foreground] < found["position"][foreground]
 
 
 def test_other_images_than_the_stores_are_refused(setting):

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jsae import metrics
+from jsae import classifier, metrics
 from jsae.analysis import images, monosemanticity
-from jsae.analysis.tables import documentation
-from jsae.classifier import convnext
 from jsae.data import augment
 from jsae.runtime import stages
+from jsae.tables import documentation
 from tests.analysis import toy
 
 
@@ -21,8 +20,8 @@ def setting(tmp_path, monkeypatch):
     """(config, workdir, store of 20 images, split, params of the other study's classifier)."""
     config = ConfigDict({"seed": 0, "classifier": {"workdir": ""}})
     config.analysis = {"batch_size": 8, "embedding_workdir": str(tmp_path / "other")}
-    arch = convnext.make_arch("toy", 2, stem_stride=2, depths=(0, 0, 0, 1), dims=(2, 3, 4, 6))
-    params = jax.jit(lambda key: convnext.init(key, arch, kernels="fan_in"))(jax.random.key(1))
+    arch = classifier.make_model("toy", 2, stem_stride=2, depths=(0, 0, 0, 1), dims=(2, 3, 4, 6))
+    params = jax.jit(lambda key: classifier.init(key, arch, kernels="fan_in"))(jax.random.key(1))
     stages.begin(config, tmp_path / "own", "classifier").finish({})
     config.seed = 1
     stages.begin(config, tmp_path / "other", "classifier").finish({})
@@ -36,26 +35,22 @@ def setting(tmp_path, monkeypatch):
     return config, tmp_path / "own", store, types.SimpleNamespace(images=pixels), params
 
 
-def test_the_stage_has_a_row_a_feature_from_the_other_studys_embeddings(setting, monkeypatch):
-    config, workdir, store, split, params = setting
-    monkeypatch.setattr("jsae.data.identity.splits_of", lambda *_: {"test": split})
-    monkeypatch.setattr("jsae.analysis.cells.of_stores", lambda *_: None)
-    monkeypatch.setattr(images, "_receptive", lambda *_: None)
-    config.data = {}
-    arguments = (config, workdir, {"test": store}, toy.sae(), None, None)
-    _, written = images.every_table(*arguments)
-    table = written[monosemanticity.FILE]
-    acts = jax.jit(lambda x: convnext.apply(params, augment.normalise(x))[1]["stage4"])(split.images)
-    expected, random = metrics.monosemanticity(toy.sae().encode(store.acts).mean((1, 2)), acts.mean((1, 2)))
-    assert table["feature"].to_pylist() == list(range(8)) and table["monosemanticity"][0].as_py() is None
+def test_the_table_has_a_row_per_feature_from_the_other_studys_embeddings(setting):
+    config, _, store, split, params = setting
+    study = types.SimpleNamespace(mesh=None, data={"test": split})
+    pooled = np.asarray(toy.sae().encode(store.acts)).mean((1, 2))
+    embeddings = images._embeddings(study, images.embedding_folder(config), {"batch_size": 8})
+    acts = jax.jit(lambda x: classifier.apply(params, augment.normalise(x))[1]["stage4"])(split.images)
     # float32 at batches of 8, the last one padded, against all 20 at once
+    np.testing.assert_allclose(embeddings, acts.mean((1, 2)), atol=1e-5)
+    table = monosemanticity.table(pooled, embeddings)
+    expected, random = metrics.monosemanticity(pooled, acts.mean((1, 2)))
+    assert table["feature"].to_pylist() == list(range(8)) and table["monosemanticity"][0].as_py() is None
     found = np.array(table["monosemanticity"].to_pylist(), np.float64)  # NaN for null
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.isfinite(found).sum() >= 4
     np.testing.assert_allclose(table["monosemanticity_random"].to_pylist(), [random] * 8, atol=1e-5)
     assert all(documentation(table).values())
-    config.analysis.embedding_workdir = ""
-    assert monosemanticity.FILE not in images.every_table(*arguments)[1]
 
 
 def test_the_studys_own_classifier_is_refused(setting):

@@ -1,11 +1,19 @@
 """Nearest features against cosines and counts in numpy, whatever the batch and the block."""
 
+import functools
+
 import numpy as np
 import pytest
 
+from jsae.activations import run_pass
 from jsae.analysis import nearest
-from jsae.analysis.tables import documentation, make
+from jsae.tables import documentation
 from tests.analysis import toy
+
+
+def _table(store, sae, batch_size):
+    over = functools.partial(run_pass, store, sae, batch_size=batch_size)
+    return nearest.TABLE.make(nearest.columns(over, sae.w_dec))
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +23,7 @@ def setting():
 
 @pytest.fixture(scope="module")
 def rows(setting):
-    return make(nearest.columns(*setting, batch_size=8), nearest.SCHEMA)
+    return _table(*setting, batch_size=8)
 
 
 def test_both_likenesses_by_hand(setting, rows):
@@ -44,4 +52,4 @@ def test_both_likenesses_by_hand(setting, rows):
 
 def test_neither_batches_nor_blocks_change_a_number(setting, rows, monkeypatch):
     monkeypatch.setattr(nearest, "_COUNTS", 12 * 5)  # blocks of 5, 5 and 2 features
-    assert make(nearest.columns(*setting, batch_size=11), nearest.SCHEMA).equals(rows)
+    assert _table(*setting, batch_size=11).equals(rows)

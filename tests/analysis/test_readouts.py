@@ -76,13 +76,3 @@ def test_the_probe_tells_what_the_difference_of_means_hides(cells):
     score = (acts @ rows["mean_difference"][0])[:, None]
     expected = cell_auroc(score - score.min() + 1, is_part[:, None], ~is_part[:, None])[0, 0]
     assert area["mean_difference"][0] == pytest.approx(expected, abs=1e-12)
-
-
-def test_as_features_they_fire_beyond_the_mean_cell_on_the_aircraft(cells):
-    rows = readouts.fit(cells["a"])["mean_difference"]
-    feats = np.asarray(readouts.as_dictionary(rows, cells["a"]).encode(cells["a"].acts))
-    mean = cells["a"].acts[cells["a"].positive[:, -1]].mean(0)
-    unit = rows[0] / np.linalg.norm(rows[0])
-    expected = np.maximum((cells["a"].acts - mean[None, :]) @ unit, 0)
-    np.testing.assert_allclose(feats[:, 0], expected, atol=1e-4)  # float32 of values up to 40
-    assert (feats[:, 2] == 0).all()

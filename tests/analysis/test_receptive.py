@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae.analysis import dictionaries, receptive
-from jsae.analysis.tables import documentation, make
+from jsae.analysis import receptive
+from jsae.analysis.directions import Directions
+from jsae.tables import documentation
 
 STRIDE = 4
-SAE = dictionaries.channels(jnp.zeros(3))
+SAE = Directions(jnp.concatenate([jnp.eye(3), -jnp.eye(3)]), jnp.zeros(3))  # relu of each channel
 IMAGES = np.random.default_rng(0).uniform(1, 2, (5, 8, 12, 3)).astype(np.float32)
 
 
@@ -52,9 +53,9 @@ def test_a_row_is_the_mean_over_the_features_top_patches():
         "y": np.arange(n) % 2,
         "x": np.arange(n) % 3,
     }
-    measure = jax.jit(lambda *three: receptive.shares(half, SAE, *three, stride_px=STRIDE))
+    measure = jax.jit(lambda batch: receptive.shares(half, SAE, **batch, stride_px=STRIDE))
     found = receptive.columns(measure, read, patches, [2, 0, 4], image_px=12, stride_px=STRIDE, batch_size=4)
-    table = make(found, receptive.SCHEMA)
+    table = receptive.TABLE.make(found)
     assert table["feature"].to_pylist() == [2, 0, 4] and table["n_patches"].to_pylist() == [3, 8, 0]
     np.testing.assert_allclose(table["erf_share"].to_pylist()[:2], 0.5, rtol=1e-6)  # float32 sums
     assert table["erf_share"][2].as_py() is None and table["uniform_share"][0].as_py() == pytest.approx(1 / 9)

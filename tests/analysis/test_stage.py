@@ -1,12 +1,12 @@
 """The stage on a workdir: its files, its results, and what it says of a bad setting."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jsae import analysis
 from jsae.activations import store as stores
 from jsae.analysis import run
 from jsae.runtime import artifacts, stages
@@ -32,8 +32,8 @@ def study(tmp_path, monkeypatch):
         artifacts.write_json(folder / "manifest.json", manifest | {"class_names": split.class_names})
     stage.finish({})
     stages.begin(config, tmp_path, "sae").finish({})
-    monkeypatch.setattr("jsae.sae.load", lambda folder: toy.sae())
-    monkeypatch.setattr(run.images, "every_table", lambda *_: ({"parts": None}, {}))  # there are no images
+    monkeypatch.setattr("jsae.sae.load", lambda folder, mesh=None: toy.sae())
+    monkeypatch.setattr(run.images, "tables_of", lambda *_, **__: ({"parts": None}, {}))
     return config, tmp_path
 
 
@@ -41,14 +41,14 @@ def test_the_stage_writes_both_tables_and_is_then_up_to_date(study, monkeypatch)
     config, workdir = study
     run.run(config, workdir)
     folder = stages.folder(config, workdir, "analysis")
-    rows, patches = analysis.load_features(folder), analysis.load_top_patches(folder)
-    expected_patches, expected, results = run.analyze(
-        toy.store(0, n=50), toy.store(2, n=50), toy.sae(), n_top=16, batch_size=50, n_permutations=5, seed=0
-    )
-    assert stages.results(config, workdir, "analysis") == results | {"parts": None}
-    assert rows["n_active_images"].to_pylist() == expected["n_active_images"].to_pylist()
-    assert patches["image"].to_pylist() == expected_patches["image"].to_pylist()
-    assert patches["prediction_name"].to_pylist() == expected_patches["prediction_name"].to_pylist()
+    rows, patches = (artifacts.read_table(folder / f"{name}.parquet") for name in ("features", "top_patches"))
+    toys = toy.Study(toy.sae(), {"train": toy.store(0, n=50), "test": toy.store(2, n=50)})
+    over = functools.partial(toys.run_pass, batch_size=50)
+    expected = run.analyze(toys, over, n_top=16, n_permutations=5, seed=0)
+    assert stages.results(config, workdir, "analysis") == expected.results | {"parts": None}
+    assert rows["n_active_images"].to_pylist() == expected.features["n_active_images"].to_pylist()
+    assert patches["image"].to_pylist() == expected.patches["image"].to_pylist()
+    assert patches["prediction_name"].to_pylist() == expected.patches["prediction_name"].to_pylist()
     kept = json.loads(rows.schema.metadata[artifacts.MANIFEST_KEY])
     assert kept["digest"] == stages.read_manifest(config, workdir, "analysis")["digest"]
     monkeypatch.setattr(run, "analyze", None)  # would raise if it were called

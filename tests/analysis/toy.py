@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae import sae as saes
+from jsae.activations import run_pass
+from jsae.activations.store import make_batches
 
 
 @dataclasses.dataclass
@@ -28,12 +30,27 @@ class Store:
     def image_ids(self):
         return [f"image-{i}" for i in range(self.n_images)]
 
-    def batches(self, batch_size):
-        for start in range(0, self.n_images, batch_size):
-            acts = self.acts[start : start + batch_size]
-            padded = np.zeros((batch_size, *acts.shape[1:]), np.float32)
-            padded[: len(acts)] = acts
-            yield start, padded, (np.arange(batch_size) < len(acts)).astype(np.float32)
+    def read(self, start, stop):
+        return self.acts[start:stop]
+
+    def batches(self, batch_size, images=None):
+        return make_batches(self, batch_size, images)
+
+
+@dataclasses.dataclass
+class Study:
+    """What analysis and ablation need of an opened study, in memory."""
+
+    sae: saes.SAE
+    stores: dict
+    mesh: object = None
+
+    def activations(self, split):
+        return self.stores[split]
+
+    def run_pass(self, split, reducers, *, dictionary=None, **settings):
+        chosen = self.sae if dictionary is None else dictionary
+        return run_pass(self.stores[split], chosen, reducers, mesh=self.mesh, **settings)
 
 
 def store(seed=0, n=60, n_classes=4, grid=(3, 2), channels=5) -> Store:

@@ -8,7 +8,7 @@ import jsae.classifier.run as stage
 from configs import demo
 from jsae.data import cache, identity
 from jsae.runtime import checkpoints, logs, mesh, preemption, stages
-from launch import compare_runs
+from launch.faults import compare_runs
 
 N_VAL, BATCH, EVAL_EVERY, N_STEPS = 64, 16, 3, 6
 

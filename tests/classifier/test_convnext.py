@@ -6,15 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae.classifier import convnext
+from jsae import classifier
+from jsae.classifier.families.convnext import gelu, network
+from jsae.classifier.layer_norm import layer_norm
 
-ARCH = convnext.make_arch("own", 5, stem_stride=2, depths=(1, 2, 1, 1), dims=(4, 8, 12, 16))
+ARCH = classifier.make_model("own", 5, stem_stride=2, depths=(1, 2, 1, 1), dims=(4, 8, 12, 16))
 
 
 @pytest.fixture(scope="module")
 def params():
     def make():  # biases and scales off their initial values, so that each of them matters
-        made = convnext.init(jax.random.key(0), ARCH, layer_scale=0.5)
+        made = classifier.init(jax.random.key(0), ARCH, layer_scale=0.5)
         return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), made)
 
     return jax.jit(make)()
@@ -26,7 +28,7 @@ def images():
 
 
 def run(params, images, edits=None, start=None):
-    return jax.jit(convnext.apply, static_argnames="start")(params, images, edits=edits, start=start)
+    return jax.jit(classifier.apply, static_argnames="start")(params, images, edits=edits, start=start)
 
 
 def naive_forward(params, images):
@@ -90,8 +92,8 @@ def test_written_out_gradients_equal_autodiff(shape):
         return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * scale[lift] + bias[lift]
 
     for ours, plain, arguments in (
-        (lambda *a: convnext.layer_norm(*a, 1e-6), plain_norm, (x, scale, bias)),
-        (convnext.gelu, lambda x: jax.nn.gelu(x, approximate=False), (x - 3,)),
+        (lambda *a: layer_norm(*a, 1e-6), plain_norm, (x, scale, bias)),
+        (gelu.gelu, lambda x: jax.nn.gelu(x, approximate=False), (x - 3,)),
     ):
         value, vjp = jax.vjp(ours, *arguments)
         expected, expected_vjp = jax.vjp(plain, *arguments)
@@ -109,7 +111,7 @@ def test_sites_are_named_in_order_with_their_shapes(params, images):
     )
     assert set(acts) == set(ARCH.sites)
     for site in ARCH.sites:
-        cells = 32 // ARCH.stride(site)
+        cells = 32 // ARCH.stride_px(site)
         assert acts[site].shape[:3] == (3, cells, cells), site
 
 
@@ -125,7 +127,7 @@ def test_start_from_a_site_equals_the_whole_pass(params, images, site):
 def test_identity_edits_are_bit_identical(params, images):
     logits, _ = run(params, images)
     edited, _ = jax.jit(
-        lambda p, x: convnext.apply(p, x, edits={site: lambda acts: acts for site in ARCH.sites})
+        lambda p, x: classifier.apply(p, x, edits={site: lambda acts: acts for site in ARCH.sites})
     )(params, images)
     np.testing.assert_array_equal(logits, edited)
 
@@ -137,7 +139,7 @@ def test_edits_equal_intercepted_methods(params, images):
         return 2 * acts + 1
 
     edits = {"stem": double, "stage2.block1": double, "stage4": double}
-    ours, _ = jax.jit(lambda p, x: convnext.apply(p, x, edits=edits))(params, images)
+    ours, _ = jax.jit(lambda p, x: classifier.apply(p, x, edits=edits))(params, images)
     patched = {"stem_norm", "stage2_block1", "stage4_block0"}
 
     def interceptor(next_fun, args, kwargs, context):
@@ -146,7 +148,7 @@ def test_edits_equal_intercepted_methods(params, images):
 
     def intercepted(p, x):
         with nn.intercept_methods(interceptor):
-            return convnext.apply(p, x)[0]
+            return classifier.apply(p, x)[0]
 
     theirs = jax.jit(intercepted)(params, images)
     # the interceptor makes another program of the same numbers: XLA fuses it differently
@@ -155,33 +157,36 @@ def test_edits_equal_intercepted_methods(params, images):
 
 
 def test_an_edit_reaches_the_returned_activations(params, images):
-    _, acts = jax.jit(lambda p, x: convnext.apply(p, x, edits={"stage3": jnp.zeros_like}))(params, images)
+    _, acts = jax.jit(lambda p, x: classifier.apply(p, x, edits={"stage3": jnp.zeros_like}))(params, images)
     assert not np.any(acts["stage3"]) and np.any(acts["stage2"])
 
 
 def test_stochastic_depth_is_a_mean_of_the_full_network(params, images):
     examples = np.arange(3)
-    full = jax.jit(lambda k: convnext.forward_train(params, images, k, examples, drop_path=0.0))(
-        jax.random.key(0)
-    )
+
+    def train_logits(key, drop_path):
+        return ARCH.train_logits(params.variables, images, key, examples, drop_path=drop_path)
+
+    full = jax.jit(lambda key: train_logits(key, 0.0))(jax.random.key(0))
     np.testing.assert_allclose(full, run(params, images)[0], rtol=0, atol=1e-5 * np.abs(full).max())
-    dropped = jax.jit(lambda k: convnext.forward_train(params, images, k, examples, drop_path=0.9))
+    dropped = jax.jit(lambda key: train_logits(key, 0.9))
     assert np.any(np.asarray(dropped(jax.random.key(0))) != np.asarray(dropped(jax.random.key(1))))
 
 
 def test_calibrated_norms_standardise_every_channel(images):
     def look(images):
-        fresh = convnext.init(jax.random.key(0), ARCH, layer_scale=0.5, kernels="fan_in")
-        calibrated, seen = convnext.calibrate_norms(fresh, images), {}
+        fresh = classifier.init(jax.random.key(0), ARCH, layer_scale=0.5, kernels="fan_in")
+        calibrated = classifier.Params(ARCH.calibrate_norms(fresh.variables, images), ARCH)
+        seen = {}
 
         def record(call, args, kwargs, context):
             y = call(*args, **kwargs)
-            if isinstance(context.module, convnext.LayerNorm):
+            if isinstance(context.module, network.LayerNorm):
                 seen["/".join(context.module.path)] = y
             return y
 
         with nn.intercept_methods(record):
-            convnext.apply(calibrated, images)
+            classifier.apply(calibrated, images)
         return fresh, calibrated, seen
 
     fresh, calibrated, seen = jax.jit(look)(images)
@@ -204,19 +209,22 @@ def test_sizes_that_are_no_multiple_of_the_stride(params):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p, x: convnext.apply(p, x, edits={"stage5": lambda a: a}), "no site 'stage5'.*stem, stage1"),
-        (lambda p, x: convnext.apply(p, x, start="stage1.block9"), "no site 'stage1.block9'"),
         (
-            lambda p, x: convnext.apply(p, jnp.ones((1, 2, 2, 16)), start="stage4", edits={"stem": abs}),
+            lambda p, x: classifier.apply(p, x, edits={"stage5": lambda a: a}),
+            "no site 'stage5'.*stage1",
+        ),
+        (lambda p, x: classifier.apply(p, x, start="stage1.block9"), "no site 'stage1.block9'"),
+        (
+            lambda p, x: classifier.apply(p, jnp.ones((1, 2, 2, 16)), start="stage4", edits={"stem": abs}),
             "stem lie before",
         ),
-        (lambda p, x: convnext.apply(p, x[..., :2]), r"images are \[B, H, W, 3\], got \[3, 32, 32, 2\]"),
-        (lambda p, x: convnext.apply(p, x, start="stage4"), r"activations of 'stage4' are \[B, H, W, 16\]"),
-        (lambda p, x: jax.eval_shape(convnext.apply, p, x[:, :8, :8]), "smaller than a patch"),
-        (lambda p, x: convnext.make_arch("atom", 3), "no ConvNeXt 'atom'; the sizes are atto"),
-        (lambda p, x: convnext.make_arch("own", 3, depths=(1, 1, 1)), "depths and dims go together"),
+        (lambda p, x: classifier.apply(p, x[..., :2]), r"images are \[B, H, W, 3\], got \[3, 32, 32, 2\]"),
+        (lambda p, x: classifier.apply(p, x, start="stage4"), r"activations of 'stage4' are \[B, H, W, 16\]"),
+        (lambda p, x: jax.eval_shape(classifier.apply, p, x[:, :8, :8]), "smaller than a patch"),
+        (lambda p, x: classifier.make_model("atom", 3), "no network 'atom'; the sizes are atto"),
+        (lambda p, x: classifier.make_model("own", 3, depths=(1, 1, 1)), "depths and dims go together"),
         (
-            lambda p, x: convnext.make_arch("own", 3, depths=(1, 1, 1), dims=(1, 2, 3)),
+            lambda p, x: classifier.make_model("own", 3, depths=(1, 1, 1), dims=(1, 2, 3)),
             "depths of a ConvNeXt are four numbers",
         ),
     ],
@@ -227,5 +235,7 @@ def test_errors_name_what_is_wrong(params, images, call, message):
 
 
 def test_tiny_has_the_published_number_of_parameters():
-    shapes = jax.eval_shape(lambda k: convnext.init(k, convnext.make_arch("tiny", 1000)), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda k: classifier.init(k, classifier.make_model("tiny", 1000)), jax.random.key(0)
+    )
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 28_589_128

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jsae.classifier import depthwise
+from jsae.classifier.families.convnext import depthwise
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 6, 8), (3, 5, 9, 2), (2, 1, 1, 3), (6, 12, 4, 5)])

@@ -11,7 +11,7 @@ from jsae.data import augment
 from jsae.study import Classifier
 
 SIDE = 16
-ARCH = classifier.make_arch("", 3, stem_stride=2, depths=(0, 1, 0, 0), dims=(4, 4, 4, 8))
+ARCH = classifier.make_model("", 3, stem_stride=2, depths=(0, 1, 0, 0), dims=(4, 4, 4, 8))
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
 NORMALISED = np.asarray(augment.normalise(IMAGES))
 

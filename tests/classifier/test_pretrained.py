@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jsae.classifier import convnext, preprocessing, pretrained
+from jsae import classifier
+from jsae.classifier import preprocessing, pretrained
+from jsae.classifier.families import FAMILIES
+from jsae.classifier.families.convnext import network
 from tests.classifier.pretrained_weights import IMAGE_SHAPES, make_image, make_tensor
 
 REFERENCE = json.loads((pathlib.Path(__file__).parent / "pretrained_reference.json").read_text())
@@ -30,7 +33,7 @@ def state_dict_of(source, size="atto"):
 def forward():
     def run(params, images):
         with jax.default_matmul_precision("float32"):
-            return convnext.apply(params, images)[0]
+            return classifier.apply(params, images)[0]
 
     return jax.jit(run)
 
@@ -56,14 +59,14 @@ def test_logits_of_a_larger_network_equal_those_of_the_torch_network():
 
 def test_the_bound_would_catch_a_wrong_eps():
     params = pretrained.convert(state_dict_of("timm"), "atto")
-    wrong = convnext.Params(params.variables, dataclasses.replace(params.arch, eps=1e-12, head_eps=1e-12))
+    wrong = classifier.Params(params.variables, dataclasses.replace(params.model, eps=1e-12, head_eps=1e-12))
     assert difference(wrong, "timm", "atto", (224, 224)) > BOUND
 
 
 def test_the_bound_would_catch_the_tanh_form_of_gelu(monkeypatch):
-    monkeypatch.setattr(convnext, "gelu", jax.nn.gelu)
+    monkeypatch.setattr(network, "gelu", jax.nn.gelu)
     params = pretrained.convert(state_dict_of("timm"), "atto")
-    run = jax.jit(lambda params, images: convnext.apply(params, images)[0])  # its own trace
+    run = jax.jit(lambda params, images: classifier.apply(params, images)[0])  # its own trace
     assert difference(params, "timm", "atto", (224, 224), run) > BOUND
 
 
@@ -91,16 +94,16 @@ def test_another_size_is_refused_with_what_is_left_over():
 
 
 def test_names_of_no_source_are_refused():
-    with pytest.raises(ValueError, match=r"stem\.0\.weight \(timm\).*conv1\.weight"):
-        pretrained.convert({"conv1.weight": np.zeros((64, 3, 7, 7))}, "atto")
+    with pytest.raises(ValueError, match=r"stem\.0\.weight \(timm ConvNeXt\).*patch\.weight"):
+        pretrained.convert({"patch.weight": np.zeros((64, 3, 7, 7))}, "atto")
 
 
 def test_a_fresh_head_replaces_the_one_in_the_file_or_one_that_is_not_there():
     weights = state_dict_of("torchvision")
     kept = pretrained.convert(weights, "atto")
     fresh = pretrained.convert(weights, "atto", 7)
-    assert fresh.arch.n_classes == 7 and fresh.variables["head"]["kernel"].shape == (320, 7)
-    assert kept.arch.n_classes == 20
+    assert fresh.model.n_classes == 7 and fresh.variables["head"]["kernel"].shape == (320, 7)
+    assert kept.model.n_classes == 20
     other = pretrained.convert(weights, "atto", 20, seed=1).variables["head"]["kernel"]
     assert not np.array_equal(other, kept.variables["head"]["kernel"])
     del weights["classifier.2.weight"], weights["classifier.2.bias"]
@@ -111,7 +114,7 @@ def test_a_fresh_head_replaces_the_one_in_the_file_or_one_that_is_not_there():
 
 
 def test_eps_comes_with_the_weights():
-    archs = [pretrained.convert(state_dict_of(source), "atto").arch for source in ("timm", "huggingface")]
+    archs = [pretrained.convert(state_dict_of(source), "atto").model for source in ("timm", "huggingface")]
     assert [(arch.eps, arch.head_eps) for arch in archs] == [(1e-6, 1e-6), (1e-6, 1e-12)]
 
 
@@ -124,7 +127,7 @@ def weights_file(tmp_path):
 
 def test_load_reads_the_size_off_the_tensors(weights_file):
     params, found = pretrained.load(weights_file.parent)
-    assert (params.arch.name, params.arch.n_classes) == ("atto", 20)
+    assert (params.model.name, params.model.n_classes) == ("atto", 20)
     assert (found.resize_px, found.interpolation) == (256, "bicubic")
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -138,18 +141,19 @@ def test_load_reads_the_size_off_the_tensors(weights_file):
     [("torchvision", "tiny", (224, 236, "bilinear")), ("torchvision", "base", (224, 232, "bilinear"))],
 )
 def test_the_usual_preprocessing_of_a_source(tmp_path, source, size, expected):
-    found = preprocessing.read(tmp_path, source, size)
+    found = preprocessing.read(tmp_path, FAMILIES["convnext"].preprocessing(source, size))
     assert (found.image_size, found.resize_px, found.interpolation) == expected
 
 
 def test_preprocessing_comes_from_the_files_beside_the_weights(tmp_path):
     timm = {"pretrained_cfg": {"input_size": [3, 288, 288], "crop_pct": 0.95, "interpolation": "bilinear"}}
+    usual = FAMILIES["convnext"].preprocessing("timm", "atto")
     (tmp_path / "config.json").write_text(json.dumps(timm))
-    found = preprocessing.read(tmp_path, "timm", "atto")
+    found = preprocessing.read(tmp_path, usual)
     assert (found.image_size, found.resize_px, found.interpolation) == (288, 303, "bilinear")
     hf = {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3, "image_mean": [0.5, 0.5, 0.5]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(hf))
-    found = preprocessing.read(tmp_path, "huggingface", "atto")
+    found = preprocessing.read(tmp_path, usual)
     assert (found.image_size, found.resize_px, found.interpolation) == (224, 256, "bicubic")
     assert found.mean == (0.5, 0.5, 0.5)
 
@@ -191,5 +195,5 @@ def test_files_that_are_no_weights_are_named(tmp_path):
 
 def test_a_real_file_loads(weights_path):
     params, _ = pretrained.load(weights_path)
-    assert (params.arch.name, params.arch.n_classes) == ("atto", 200)
+    assert (params.model.name, params.model.n_classes) == ("atto", 200)
     assert sum(leaf.size for leaf in jax.tree.leaves(params.variables)) == 3_438_720

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from jsae.classifier import convnext, train
+from jsae import classifier
+from jsae.classifier import train
 from jsae.runtime import checkpoints, mesh
 
-ARCH = convnext.make_arch("own", 4, stem_stride=2, depths=(0, 1, 0, 1), dims=(4, 8, 8, 16))
+ARCH = classifier.make_model("own", 4, stem_stride=2, depths=(0, 1, 0, 1), dims=(4, 8, 8, 16))
 DEEP = dataclasses.replace(ARCH, depths=(1, 1, 1, 1))  # where the place of a block matters
 RECIPE = train.Recipe(
     n_steps=20,
@@ -61,13 +62,13 @@ def test_gradients_on_one_and_eight_devices():
         device_mesh = mesh.make_mesh(devices=jax.devices()[:n_devices])
         put = mesh.put_batch(device_mesh, {"image": images, "label": labels})
         params = jax.jit(
-            lambda: convnext.init(jax.random.key(0), ARCH, layer_scale=0.5),
+            lambda: classifier.init(jax.random.key(0), ARCH, layer_scale=0.5),
             out_shardings=mesh.replicated(device_mesh),
         )()
 
         def gradient(variables, image, label):
             targets, examples = jax.nn.one_hot(label, ARCH.n_classes), jnp.arange(len(label))
-            made = convnext.Params(variables, ARCH)
+            made = classifier.Params(variables, ARCH)
             return train.grads_of(made, image, targets, examples, jax.random.key(1), RECIPE)[1]
 
         grads.append(mesh.to_host(jax.jit(gradient)(params.variables, put["image"], put["label"])))
@@ -114,7 +115,7 @@ def second_update(recipe, arch, gradient):
     optimizer = train.make_optimizer(recipe, arch)
 
     def update():
-        params = convnext.init(jax.random.key(0), arch).variables
+        params = classifier.init(jax.random.key(0), arch).variables
         gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
         _, opt = optimizer.update(gradients, optimizer.init(params), params)
         return optimizer.update(gradients, opt, params)[0]
@@ -159,7 +160,7 @@ def gradient(recipe, params):
 
 @pytest.mark.parametrize("change", [{"micro_batches": 4}, {"micro_batches": 16}, {"remat": True}], ids=str)
 def test_saving_memory_changes_no_gradient(change):
-    params = convnext.init(jax.random.key(0), ARCH, layer_scale=0.5, kernels="fan_in")
+    params = classifier.init(jax.random.key(0), ARCH, layer_scale=0.5, kernels="fan_in")
     recipe = dataclasses.replace(RECIPE, drop_path=0.5)
     (loss, logits), whole = gradient(recipe, params)
     (loss_in_parts, logits_in_parts), parts = gradient(dataclasses.replace(recipe, **change), params)
@@ -171,7 +172,7 @@ def test_saving_memory_changes_no_gradient(change):
 
 
 def test_which_blocks_are_dropped_depends_on_the_example_alone():
-    params = jax.jit(lambda: convnext.init(jax.random.key(0), DEEP, layer_scale=0.5, kernels="fan_in"))()
+    params = jax.jit(lambda: classifier.init(jax.random.key(0), DEEP, layer_scale=0.5, kernels="fan_in"))()
     image = jnp.asarray(batch(0)["image"][:1], jnp.float32) / 255
     examples = jnp.arange(12)
     key = jax.random.key(0)
@@ -179,7 +180,7 @@ def test_which_blocks_are_dropped_depends_on_the_example_alone():
     @jax.jit
     def run(examples):
         images = jnp.repeat(image, len(examples), 0)
-        return convnext.forward_train(params, images, key, examples, drop_path=0.5)
+        return DEEP.train_logits(params.variables, images, key, examples, drop_path=0.5)
 
     logits, turned = np.asarray(run(examples)), np.asarray(run(examples[::-1]))[::-1]
     np.testing.assert_array_equal(logits, turned)
@@ -197,7 +198,7 @@ def test_layer_decay_scales_the_update_by_the_distance_from_the_head():
 
 
 def test_pretrained_weights_are_where_training_starts():
-    given = convnext.init(jax.random.key(9), ARCH).variables
+    given = classifier.init(jax.random.key(9), ARCH).variables
     state = train.init_state(jax.random.key(0), ARCH, RECIPE, pretrained=given, images=None)
     for name in ("params", "ema"):
         jax.tree.map(np.testing.assert_array_equal, state[name], given)

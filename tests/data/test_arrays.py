@@ -397,5 +397,5 @@ def test_what_newcomers_save_is_read_or_told_how_to_save(tmp_path):
     with pytest.raises(ValueError, match="for named fields; expected a plain array"):
         read(tmp_path / "set.npz")
     (tmp_path / "acts.pt").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"Other files are saved anew: np.savez\('set.npz', activations"):
+    with pytest.raises(ValueError, match=r"Other files are saved again: np.savez\('set.npz', activations"):
         read(tmp_path / "acts.pt")

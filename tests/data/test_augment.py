@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae.data.augment import IMAGENET_MEAN, IMAGENET_STD, augment, normalise
+from jsae.data.augment import IMAGENET_MEAN, IMAGENET_STD, augment, is_serial, normalise
 
 jitted = jax.jit(augment, static_argnames=("crop", "pad_px", "min_scale", "flip"))
 
@@ -92,15 +92,21 @@ def test_wrong_settings_are_named(settings, message):
     assert message in str(error.value)
 
 
-def test_one_image_after_the_other_and_all_at_once_are_the_same(monkeypatch):
+def test_one_image_after_the_other_and_all_at_once_are_the_same():
     index = np.arange(60) % 6
     images, keys_of = IMAGES[index], np.arange(60)
 
-    def run(n_devices):
-        monkeypatch.setattr(jax, "device_count", lambda: n_devices)
-        program = jax.jit(lambda k, x, i: augment(k, x, i, crop="resized", trivial=0.7))
-        assert ("stablehlo.case" in program.lower(KEY, images, keys_of).as_text()) == (n_devices == 1)
+    def run(one_by_one):
+        how = {"crop": "resized", "trivial": 0.7, "one_by_one": one_by_one}
+        program = jax.jit(functools.partial(augment, **how))
+        assert ("stablehlo.case" in program.lower(KEY, images, keys_of).as_text()) == one_by_one
         return np.asarray(program(KEY, images, keys_of))
 
     # two programs: rounding of positions moves a pixel by less than a thousandth of a tone's 1/255/0.22
-    np.testing.assert_allclose(run(1), run(8), atol=1e-4)
+    np.testing.assert_allclose(run(True), run(False), atol=1e-4)
+
+
+def test_only_one_cpu_device_takes_one_image_after_the_other():
+    devices = np.array(jax.devices("cpu"))
+    assert is_serial(jax.sharding.Mesh(devices[:1], "data"))
+    assert len(devices) > 1 and not is_serial(jax.sharding.Mesh(devices[:2], "data"))

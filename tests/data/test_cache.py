@@ -12,9 +12,11 @@ import sys
 import numpy as np
 import pytest
 
-from jsae.data import cache, cache_writer, decode, kinds
+from jsae.data import cache, cache_writer, decode
+from jsae.data.fgvc_aircraft import source
 from jsae.data.synthetic_aircraft import drawing
 from jsae.runtime import disks
+from jsae.runtime.context import RunContext
 from tests.data.fgvc_folder import CLASSES, jpeg
 
 
@@ -136,7 +138,7 @@ def test_a_killed_run_leaves_no_half_cache(load, make_fgvc, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_writer.preemption, "check_here", stop)
+        patch.setattr(RunContext, "check_here", stop)
         with pytest.raises(KeyboardInterrupt):
             load(folder)
     assert caches(tmp_path) == []
@@ -180,9 +182,9 @@ def test_of_two_runs_one_waits(load, make_fgvc, tmp_path):
 def test_the_order_of_the_records_does_not_matter(load, make_fgvc, tmp_path, monkeypatch):
     folder = make_fgvc()
     expected = load(folder)["val"]
-    prepare = kinds._prepare
+    prepare = source.prepare
     monkeypatch.setattr(
-        kinds, "_prepare", lambda *args: {k: list(v)[::-1] for k, v in prepare(*args).items()}
+        source, "prepare", lambda *args: {k: list(v)[::-1] for k, v in prepare(*args).items()}
     )
     found = load(folder, cache_dir=str(tmp_path / "other"))["val"]
     assert found.ids == expected.ids

@@ -13,7 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jsae.data import cache, kinds
-from jsae.data.fgvc_aircraft import FgvcAircraft, FgvcAircraftConfig, lists, source
+from jsae.data.fgvc_aircraft import FgvcAircraft, FgvcAircraftConfig, lists, locate
+from jsae.data.source import Request
 from tests.data.fgvc_folder import CLASSES, jpeg
 
 
@@ -140,7 +141,7 @@ def test_a_class_without_photos_is_kept_and_warned_of(make_fgvc, tmp_path, caplo
     folder = make_fgvc()
     with open(folder / "data" / "variants.txt", "a") as file:
         file.write("Concorde\n")
-    data = kinds.KINDS["fgvc_aircraft"](directory=folder, banner_px=0, fit="squash", cache_dir=tmp_path)
+    data = kinds.KINDS["fgvc_aircraft"](Request(str(folder), image_size=8, cache_dir=tmp_path))
     assert data.class_names["variant"] == (*CLASSES, "Concorde")
     assert "1 of 4 classes (variant) have no training photo: 'Concorde'" in caplog.text
 
@@ -195,23 +196,23 @@ def make_archive(folder: pathlib.Path, name: str) -> pathlib.Path:
 def test_folder_layouts_and_archives_lead_to_the_same_lists(make_fgvc, tmp_path):
     folder = make_fgvc()
     data = (folder / "data").resolve()
-    assert source.resolve(folder, tmp_path / "c") == data
-    assert source.resolve(data, tmp_path / "c") == data
-    assert source.resolve(folder.parent, tmp_path / "c") == data
-    unpacked = source.resolve(make_archive(folder, "mine.tar.gz"), tmp_path / "c")
+    assert locate.resolve(folder, tmp_path / "c") == data
+    assert locate.resolve(data, tmp_path / "c") == data
+    assert locate.resolve(folder.parent, tmp_path / "c") == data
+    unpacked = locate.resolve(make_archive(folder, "mine.tar.gz"), tmp_path / "c")
     assert unpacked.is_relative_to(tmp_path / "c")
     photos = lists.read_lists(unpacked).photos
     assert [p.id for p in photos["test"]] == [p.id for p in lists.read_lists(data).photos["test"]]
-    assert source.resolve(tmp_path / "mine.tar.gz", tmp_path / "c") == unpacked  # not unpacked again
+    assert locate.resolve(tmp_path / "mine.tar.gz", tmp_path / "c") == unpacked  # not unpacked again
 
 
 def test_official_archive_with_another_checksum_is_refused_before_unpacking(make_fgvc, tmp_path, monkeypatch):
     archive = make_archive(make_fgvc(), "fgvc-aircraft-2013b.tar.gz")
-    with pytest.raises(ValueError, match=f"md5 is .*, expected {source.MD5}"):
-        source.resolve(archive, tmp_path / "c")
+    with pytest.raises(ValueError, match=f"md5 is .*, expected {locate.MD5}"):
+        locate.resolve(archive, tmp_path / "c")
     assert not list((tmp_path / "c").rglob("*.txt"))
-    monkeypatch.setattr(source, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-    assert source.resolve(archive, tmp_path / "c").name == "data"
+    monkeypatch.setattr(locate, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert locate.resolve(archive, tmp_path / "c").name == "data"
 
 
 @pytest.mark.parametrize("name", ["../outside.txt", "/tmp/outside.txt", "data/../../outside.txt"])
@@ -222,7 +223,7 @@ def test_archives_cannot_write_outside_their_folder(tmp_path, name):
         member.size = 1
         tar.addfile(member, io.BytesIO(b"x"))
     with pytest.raises(ValueError, match="is not a plain file or folder inside the archive"):
-        source.resolve(archive, tmp_path / "c")
+        locate.resolve(archive, tmp_path / "c")
     assert not list(tmp_path.rglob("outside.txt"))
 
 
@@ -232,11 +233,11 @@ def test_links_in_archives_and_damaged_archives_are_refused(make_fgvc, tmp_path)
         member.type, member.linkname = tarfile.SYMTYPE, "/etc"
         tar.addfile(member)
     with pytest.raises(ValueError, match="member 'data' is not a plain file"):
-        source.resolve(tmp_path / "link.tar", tmp_path / "c")
+        locate.resolve(tmp_path / "link.tar", tmp_path / "c")
     archive = make_archive(make_fgvc(), "cut.tar.gz")
     archive.write_bytes(archive.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"cut.tar.gz: damaged archive"):
-        source.resolve(archive, tmp_path / "c")
+        locate.resolve(archive, tmp_path / "c")
     assert [path.name for path in (tmp_path / "c" / "unpacked").iterdir()] == [".lock"]
 
 
@@ -254,7 +255,7 @@ def test_wrong_places_are_named(tmp_path, monkeypatch, directory, kind, message)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.zip").write_bytes(b"PK")
     with pytest.raises(kind) as error:
-        source.resolve(directory, tmp_path / "c")
+        locate.resolve(directory, tmp_path / "c")
     assert message in str(error.value)
 
 
@@ -276,21 +277,21 @@ def served(make_fgvc, tmp_path, monkeypatch):
         thread.start()
         for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.delenv(proxy, raising=False)
-        monkeypatch.setattr(source, "URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
-        monkeypatch.setattr(source, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+        monkeypatch.setattr(locate, "URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        monkeypatch.setattr(locate, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
         yield archive
         server.shutdown()
         thread.join()
 
 
 def test_download_is_checked_and_kept(served, tmp_path, monkeypatch):
-    data = source.resolve("download", tmp_path / "c")
+    data = locate.resolve("download", tmp_path / "c")
     assert len(lists.read_lists(data).photos["train"]) == 6
     with open(served, "ab") as file:
         file.write(b"changed")
-    assert source.resolve("download", tmp_path / "c") == data  # kept
+    assert locate.resolve("download", tmp_path / "c") == data  # kept
     with pytest.raises(ValueError, match="the file is damaged or another one"):
-        source.resolve("download", tmp_path / "other")
+        locate.resolve("download", tmp_path / "other")
     assert not list((tmp_path / "other" / "downloads").iterdir())
 
 
@@ -328,10 +329,10 @@ def test_system_folders_hold_no_lists_and_of_several_folders_one_must_be_given(m
     folder = make_fgvc()
     for name in ("#recycle", "@eaDir", "__MACOSX", "$RECYCLE.BIN"):
         shutil.copytree(folder / "data", folder.parent / name / "data")
-    assert source.find_lists(folder.parent) == (folder / "data").resolve()
+    assert locate.find_lists(folder.parent) == (folder / "data").resolve()
     shutil.copytree(folder / "data", folder.parent / "second")
     with pytest.raises(ValueError, match=r"several folders with variants.txt; give one of them: .*second"):
-        source.find_lists(folder.parent)
+        locate.find_lists(folder.parent)
 
 
 def test_hidden_files_are_no_photos_and_a_link_to_nowhere_is_a_damaged_one(make_fgvc, tmp_path):

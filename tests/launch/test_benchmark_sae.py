@@ -1,6 +1,6 @@
 """The SAE section of the benchmark at a small size: which numbers it gives."""
 
-from launch import benchmark_sae
+from launch.benchmark import sae as benchmark_sae
 
 
 def test_steps_beside_peers_and_the_encoder_product(monkeypatch):

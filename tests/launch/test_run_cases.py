@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jsae.runtime import stages, workdirs
-from launch import fault_plan, fault_process
+from launch.faults import plan, runs
 
 SMALL = (
     "--config=configs/arrays.py",
@@ -42,7 +42,7 @@ def run(clean_environment, arrays):
 
     def run(workdir, *settings, base=SMALL, orbax_prints=False, **how):
         settings = [*base, f"--config.data.dir={arrays}", *settings] if base else settings
-        done = fault_process.run(workdir, settings, environment=clean_environment, **how)
+        done = runs.run(workdir, settings, environment=clean_environment, **how)
         orbax_prints = orbax_prints or "full" in str(how.get("fail"))
         assert orbax_prints or not done.says("Traceback"), done.lines
         return done
@@ -214,7 +214,7 @@ def test_another_config_is_refused_and_nothing_is_changed(run, study, note_case)
 def test_the_same_study_goes_on_on_other_devices(run, study, clean_environment, note_case):
     done = run(study, "--restart=sae", fail="kill@save/8")
     assert done.code == -9
-    done = fault_process.run(
+    done = runs.run(
         study,
         [*SMALL, f"--config.data.dir={json.loads((study / 'config.json').read_text())['data']['dir']}"],
         environment=clean_environment | {"JAX_NUM_CPU_DEVICES": "4"},
@@ -280,7 +280,7 @@ def test_what_machines_do(run, study, finished, note_case, given, fail, code, wo
 def test_a_half_written_newest_checkpoint(run, study, finished, note_case):
     assert run(study, "--restart=sae", fail="kill@save/12").code == -9
     index = "sae/checkpoints/*/default/d/*"  # of files with arrays as small as these not all are read
-    path = fault_plan.damage(study, fault_plan.Fault("truncate", "sae", "save/12", index))
+    path = plan.damage(study, plan.Fault("truncate", "sae", "save/12", index))
     done = run(study, orbax_prints=True)
     assert done.code == 0 and done.says("checkpoint", "cannot be read", "damaged, going on from step"), path
     fvu = [stages.manifest_in(w / "sae")["results"]["fvu"] for w in (study, finished)]

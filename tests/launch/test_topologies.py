@@ -5,12 +5,12 @@ import os
 
 import pytest
 
-from launch import topologies
+from launch.faults import topologies
 
 
 @pytest.fixture
 def environment(clean_environment, monkeypatch):
-    """That of the subprocesses, which `launch.topologies` takes from this process."""
+    """That of the subprocesses, which `launch.faults.topologies` takes from this process."""
     for name in set(os.environ) - set(clean_environment):
         monkeypatch.delenv(name)
     for name, value in clean_environment.items():

@@ -10,11 +10,12 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMANDS = sorted(
-    path.stem
-    for path in (ROOT / "launch").glob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text() and path.stem != "fault_server"
-)
+SOURCES = {  # command -> its file
+    ".".join(path.relative_to(ROOT / "launch").with_suffix("").parts).removesuffix(".__main__"): path
+    for path in sorted((ROOT / "launch").rglob("*.py"))
+    if 'if __name__ == "__main__"' in path.read_text() and path.stem not in ("server", "points")
+}
+COMMANDS = list(SOURCES)
 DEMO = "--config=configs/demo.py:small"
 FORKS = """
 import json, os, runpy, sys, warnings
@@ -44,11 +45,10 @@ ASKED = {
     "no config": ("sweep", "--workdir=w"),
     "an unknown flag": ("pipeline", DEMO, "--worksdir=x"),
     "a word": ("pipeline", DEMO, "--workdir=w", "sae"),
-    "a flag of another command": ("topologies", "--proceses=1"),
-    "a value missing": ("topologies",),
-    "a folder that is none": ("known_parts", "nowhere"),
+    "a flag of another command": ("faults.topologies", "--proceses=1"),
+    "a value missing": ("faults.topologies",),
     "a row that is none": ("known_dictionary", "--config=configs/known_dictionary.py:small", "--rows=topkk"),
-    "no SAE": ("compare_saelens", "nowhere"),
+    "no SAE": ("benchmark.compare_saelens", "nowhere"),
 }
 
 
@@ -72,10 +72,9 @@ def said(clean_environment):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_what_the_command_does_and_its_flags(said, command):
     code, text = said[f"{command} --help"]
-    source = (ROOT / "launch" / f"{command}.py").read_text()
+    source = SOURCES[command].read_text()
     doc = ast.get_docstring(ast.parse(source))
-    shown = doc.splitlines()[0] if command == "compare_runs" else doc
-    assert code == 0 and " ".join(shown.split()) in " ".join(text.split()), text
+    assert code == 0 and " ".join(doc.split()) in " ".join(text.split()), text
     flags = re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', source)
     if "start.run" in source:
         flags = ["config", "workdir", "restart", "profile_steps", "show_config"]
@@ -116,7 +115,6 @@ def test_show_config_prints_every_key_with_its_value(said):
             "error: there is no flag --proceses; the flags are --changes, --config",
         ),
         ("a value missing", "error: --workdir=VALUE is missing: Folder for the studies."),
-        ("a folder that is none", "nowhere holds no study"),
         ("a row that is none", "there is no row 'topkk'; the rows are batch_topk"),
         ("no SAE", "error: nowhere holds no exported SAE (cfg.json)"),
     ],

@@ -293,6 +293,19 @@ def test_benjamini_hochberg_tests_eligible_entries_only():
     assert np.isnan(metrics.benjamini_hochberg(np.full(3, np.nan))).all()
 
 
+@pytest.mark.parametrize("n, k", [(1, 0), (7, 7), (96, 31), (1536, 1414)])
+def test_wilson_is_the_closed_form(n, k):
+    z, share = metrics.Z95, k / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    expected = max(centre - half, 0.0), min(centre + half, 1.0)
+    assert metrics.wilson(share, n) == pytest.approx(expected, abs=1e-12)
+
+
+def test_wilson_of_nothing_is_none():
+    assert metrics.wilson(None, 5) is metrics.wilson(0.5, 0) is metrics.wilson(0.5, None) is None
+
+
 def test_spearman_is_that_of_scipy():
     rng = np.random.default_rng(0)
     a = rng.integers(0, 6, 50).astype(float)

@@ -31,7 +31,7 @@ def results() -> dict:
         "ablation": {
             "feature_space": space,
             "input_space": space,
-            "agreement": {"spearman": 0.83, "spearman_ci95": [0.61, 0.93]},
+            "all_features": {"attribution": {"spearman": 0.83, "spearman_ci95": [0.61, 0.93]}},
             "splice": dict(zip(("clean", "spliced", "mean_ablated"), rows, strict=True))
             | {"kl": 0.05, "accuracy_recovered": 0.967, "ce_recovered": 0.964},
         },

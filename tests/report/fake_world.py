@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jsae.activations.store import make_batches
+
 MARKUP = "<script>alert('a')</script> & \"Co\" F-16A/B"
 CLASSES = ("Arrow 100", "Arrow 200", "Boreal 7", "Cirrus Ünïted", MARKUP, "Dart", "Eider Mk IV", "Falke")
 N_FEATURES, N_IMAGES, GRID, IMAGE_PX = 64, 40, (3, 3), 96
@@ -32,6 +34,7 @@ class Repeating:
     """A stand-in for an SAE: feature f is channel f % C above f / 50."""
 
     w_dec: Any
+    n_features = N_FEATURES
 
     def encode(self, acts):
         features = np.arange(N_FEATURES)
@@ -64,3 +67,16 @@ def read_acts(start: int, stop: int) -> np.ndarray:
             for i in range(start, stop)
         ]
     )
+
+
+class FakeStore:
+    """A stand-in for an activation store of the first `n_images` images."""
+
+    grid, read = GRID, staticmethod(read_acts)
+
+    def __init__(self, n_images: int = N_IMAGES, labels=LABELS):
+        self.n_images, self.labels = n_images, np.asarray(labels[:n_images], np.int32)
+        self.image_ids = [f"{i:07d}" for i in range(n_images)]
+
+    def batches(self, batch_size: int, images=None):
+        return make_batches(self, batch_size, images)

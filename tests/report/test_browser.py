@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from tests.report import fake_analysis, fake_world
+from tests.report import fake_tables, fake_world
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (jsae[test])")
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 VIEWS = ("index.html", "features.html#feature-1+2", "features/feature-1.html", "images.html")
 # Of table rows: the texts of their cells, but for pictures.
 CELLS = "rows => rows.map(r => [...r.cells].filter(c => c.className != 'crops').map(c => c.innerText.trim()))"
-FEATURES = fake_analysis.features_table().to_pylist()
+FEATURES = fake_tables.features_table().to_pylist()
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,17 @@
 """Every number of a page is that of the table it comes from."""
 
-from jsae.report.formatting import interval, number, wilson
-from tests.report import fake_ablation, fake_analysis, fake_results, fake_study, fake_trained, fake_world
+from jsae.report.formatting import interval, number
+from jsae.report.pages.sections import with_wilson
+from tests.report import fake_results, fake_study, fake_tables, fake_world
 from tests.report.parsed_page import Parsed
 
 
 def with_ends(value, pair) -> str:
     return f"{number(value)} [{number(pair[0])}, {number(pair[1])}]"
+
+
+def estimate(row, name) -> str:
+    return with_ends(row[name], (row[f"{name}_low"], row[f"{name}_high"]))
 
 
 def test_numbers_of_the_overview_are_those_of_the_tables(report):
@@ -16,7 +21,7 @@ def test_numbers_of_the_overview_are_those_of_the_tables(report):
     assert tables["Splice"] == [
         [
             name,
-            with_ends(splice[key]["accuracy"], wilson(splice[key]["accuracy"], n)),
+            estimate(with_wilson(splice[key], n), "accuracy"),
             *(number(splice[key][k]) for k in ("mean_per_class_accuracy", "cross_entropy", "margin")),
         ]
         for name, key in (
@@ -25,11 +30,16 @@ def test_numbers_of_the_overview_are_those_of_the_tables(report):
             ("replaced by their mean", "mean_ablated"),
         )
     ]
-    classes = sorted(fake_trained.per_class_table().to_pylist(), key=lambda r: (r["accuracy"], r["label"]))
+    classes = sorted(
+        fake_tables.classifier_tables()["per_class"].to_pylist(), key=lambda r: (r["accuracy"], r["label"])
+    )
     assert [row[:5] for row in tables["Accuracy by class"]] == [
         [
             *(str(r["label"]), r["class_name"], str(r["n_images"])),
-            *(with_ends(r["accuracy"], wilson(r["accuracy"], r["n_images"])), number(r["precision"])),
+            *(
+                estimate(with_wilson(r, r["n_images"]), "accuracy"),
+                "–" if r["precision"] is None else number(r["precision"]),
+            ),
         ]
         for r in classes
     ]
@@ -44,40 +54,40 @@ def test_numbers_of_the_overview_are_those_of_the_tables(report):
     ]
     effects = {
         row["feature"]: row
-        for row in fake_ablation.feature_space_table().to_pylist()
+        for row in fake_tables.feature_space_table().to_pylist()
         if (row["scope"], row["target"], row["measure"]) == ("map", "top_class", "margin")
         and row["mean_delta"] is not None
     }
     shown = {int(row[0].split()[0]): row[2:] for row in tables["Effect of each ablated feature"]}
-    stem = "effect_minus_direction"
     assert shown == {
         feature: [
-            with_ends(r["mean_delta"], (r["ci95_low"], r["ci95_high"])),
+            estimate(r, "mean_delta"),
             number(r["control_direction_mean_delta"]),
-            with_ends(r[stem], (r[f"{stem}_low"], r[f"{stem}_high"])),
+            estimate(r, "effect_minus_direction"),
         ]
         for feature, r in effects.items()
     }
-    cumulative = [r for r in fake_ablation.cumulative_table().to_pylist() if r["m"] in (4, 8)]
+    cumulative = [r for r in fake_tables.cumulative_table().to_pylist() if r["m"] in (4, 8)]
     assert [row[3:] for row in tables["Many features at once"][1:]] == [
-        [
-            with_ends(r[value], (r[f"{name}_ci95_low"], r[f"{name}_ci95_high"]))
-            for name, value in (("margin", "mean_margin"), ("accuracy", "accuracy"))
-        ]
-        for r in cumulative
+        [estimate(r, "mean_margin"), estimate(r, "accuracy")] for r in cumulative
     ]
-    stem = "effect_minus_control"
-    assert [row[-1] for row in tables["Other dictionaries"]] == [
-        with_ends(r[stem], (r[f"{stem}_low"], r[f"{stem}_high"]))
-        for r in fake_ablation.baselines_table().to_pylist()
+    heads = fake_tables.LAYOUTS["baselines"].names
+    place = [name for name in heads if not name.endswith(("_low", "_high"))].index("effect_minus_control")
+    assert [row[place] for row in tables["Other dictionaries"]] == [
+        estimate(r, "effect_minus_control") for r in fake_tables.baselines_table().to_pylist()
     ]
+    found = fake_tables.parts_table().to_pylist()
+    shown = tables["Which feature finds a part"]
+    assert [row[0] for row in shown] == ["tail", "<b>nose</b>"]
+    assert [row[3:5] for row in shown] == [[number(r["auroc"]), number(r["pointing"])] for r in found]
+    assert [number(r["position_auroc"]) in row for r, row in zip(found, shown, strict=True)] == [True, True]
     assert [row[1] for row in tables["Cost"]] == [number(12.345 * n) for n in (1, 2, 3, 4, 5, 15)]
 
 
 def test_numbers_of_an_image_are_those_of_the_survey(made_up_study, report):
     study = fake_study.read_made_up(made_up_study)
     tables = Parsed(report / "images.html").tables
-    survey = fake_study.look(study)
+    survey = fake_study.surveyed(study)
     names, tops = fake_world.CLASSES, study.features["top_class_name"]
     assert len(survey.images) == 12
     for image, entry in survey.images.items():
@@ -92,9 +102,9 @@ def test_numbers_of_an_image_are_those_of_the_survey(made_up_study, report):
 
 
 def test_numbers_of_a_feature_page_are_those_of_the_tables(report):
-    feature_space = fake_ablation.feature_space_table().to_pylist()
-    input_space = fake_ablation.input_space_table().to_pylist()
-    row = fake_analysis.features_table().to_pylist()[1]
+    feature_space = fake_tables.feature_space_table().to_pylist()
+    input_space = fake_tables.input_space_table().to_pylist()
+    row = fake_tables.features_table().to_pylist()[1]
     text = Parsed(report / "features" / "feature-1.html").text
     names = ("purity16", "selectivity", "selectivity_null", "selectivity_excess", "selectivity_z", "density")
     names += ("label_entropy", "label_entropy_null", "auroc", "auroc_p", "auroc_q", "max", "mean_active")
@@ -104,7 +114,7 @@ def test_numbers_of_a_feature_page_are_those_of_the_tables(report):
         values += [effect[stem] for stem in stems]
         values += [effect[f"control_{c}_mean_delta"] for c in ("direction", "feature")]
         values += [effect[f"{k}_{c}"] for k in ("p", "q") for c in ("direction", "feature")]
-        for stem in ("ci95", *stems[1:]):
+        for stem in stems:
             assert str(interval(effect[f"{stem}_low"], effect[f"{stem}_high"]))[17:-7] in text
     for effect in (r for r in input_space if r["feature"] == 1):
         values += [effect[k] for k in ("mean_delta", "control_mean_delta", "effect_minus_control", "p", "q")]

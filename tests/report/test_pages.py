@@ -9,10 +9,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jsae.report import figures, pictures, survey
-from jsae.report.formatting import interval, number, percent, shown, wilson
-from jsae.report.reading import choose
-from tests.report import fake_analysis, fake_study, fake_world
+from jsae.report import pictures, survey
+from jsae.report.figures import histograms, lines
+from jsae.report.formatting import interval, number, percent, shown
+from jsae.report.pages.sections import with_wilson
+from jsae.report.results import choose
+from tests.report import fake_study, fake_tables, fake_world
 from tests.report.parsed_page import Parsed
 
 
@@ -20,7 +22,7 @@ def all_pages(report):
     return sorted(report.glob("*.html")) + sorted((report / "features").glob("*.html"))
 
 
-def test_class_names_with_markup_are_text_everywhere(report):
+def test_class_names_with_markup_are_text_on_every_page(report):
     seen = 0
     for path in all_pages(report):
         page = Parsed(path)
@@ -78,7 +80,7 @@ def test_no_file_asks_another_host(report):
         'new WebSocket("wss://a.example")',
     ],
 )
-def test_what_would_ask_another_host_is_seen(report, planted):
+def test_what_would_ask_another_host_is_noticed(report, planted):
     assert asked_of_others((report / "index.html").read_text() + planted)
 
 
@@ -103,7 +105,7 @@ def test_the_index_shows_headline_numbers_with_their_intervals(report):
     assert "0.830 [0.610, 0.930]" in text
     assert "By family: accuracy 0.912, mean per class 0.903." in text
     assert "as the stage ablation noted them: jax 0.10.2; git revision 0a1b2c." in text
-    selective = fake_analysis.features_table()["class_selective"].to_pylist()
+    selective = fake_tables.features_table()["class_selective"].to_pylist()
     assert f"Mean over {sum(selective[:10])} such features." in text  # the ten that are ablated
     assert "The interval excludes zero." in text
     assert "drawn by a program, not photographed" in text
@@ -202,10 +204,14 @@ def test_an_unknown_number_is_a_dash_with_a_reason(unknown):
 
 
 def test_wilson_interval_holds_the_share_and_stays_within_zero_and_one():
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # tabulated
-    assert 0.99999 < wilson(1.0, 10)[1] <= 1.0
-    assert 0.0 <= wilson(0.0, 10)[0] < 1e-5
-    assert wilson(None, 10) is wilson(0.5, None) is None
+    def ends(share, n):
+        row = with_wilson({"accuracy": share}, n)
+        return row["accuracy_low"], row["accuracy_high"]
+
+    assert ends(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # tabulated
+    assert 0.99999 < ends(1.0, 10)[1] <= 1.0
+    assert 0.0 <= ends(0.0, 10)[0] < 1e-5
+    assert ends(None, 10) == ends(0.5, None) == ends(0.5, 0) == (None, None)
 
 
 def images_of(rows):
@@ -214,7 +220,7 @@ def images_of(rows):
 
 def test_pictures_of_a_page_are_the_top_patches_with_the_cell_outlined_and_their_map(report):
     page = Parsed(report / "features" / "feature-2.html")
-    rows = [row for row in fake_analysis.patches_table().to_pylist() if row["feature"] == 2]
+    rows = [row for row in fake_tables.top_patches_table().to_pylist() if row["feature"] == 2]
     outlines = [tag["style"] for tag in page.all("i")]
     assert outlines == [f"--x:{row['x']};--y:{row['y']}" for row in rows]
     assert [img["src"] for img in page.all("img")] == [f"../images/{row['image']}.jpg" for row in rows]
@@ -247,15 +253,14 @@ def test_choice_without_ablation_is_by_class_selectivity_then_purity():
 
 
 def test_figures_survive_constant_single_and_unknown_values():
-    assert str(figures.line_panel("loss", [("train", [0, 1], [None, None])])) == ""
+    assert str(lines.line_panel("loss", [lines.Series("train", [0, 1], [None, None])])) == ""
     for ys in ([1.0], [1.0, 1.0], [0.0, 0.0], [-1.0, 1e9], [1e-6, 1e6]):
-        svg = str(figures.line_panel("loss", [("train", list(range(len(ys))), ys)]))
+        svg = str(lines.line_panel("loss", [lines.Series("train", list(range(len(ys))), ys)]))
         assert "nan" not in svg
         assert "<polyline" in svg
-    many = [(f"a long name {i}", [0, 1], [1.0, 2.0]) for i in range(4)]
-    svg = str(figures.line_panel("many", many, y_label="y"))
+    many = [lines.Series(f"a long name {i}", [0, 1], [1.0, 2.0]) for i in range(4)]
+    svg = str(lines.line_panel("many", many, y_label="y"))
     above = int(re.search(r'viewBox="0 -(\d+) ', svg).group(1))  # room for a legend of four lines
     rows = [float(y) for y in re.findall(r'<line class="line s\d d\d"[^>]* y1="([-\d.]+)"', svg)]
     assert len(rows) == 4 and -above <= min(rows) and max(rows) <= 8  # above the axis' name
-    assert "nan" not in str(figures.scatter("s", [(0.0, 0.0, "f", None)], "x", "y"))
-    assert "nan" not in str(figures.density_histogram("d", [1.0, 1.0], [True, False]))
+    assert "nan" not in str(histograms.density_histogram("d", [1.0, 1.0], [True, False]))

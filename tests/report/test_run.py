@@ -8,8 +8,10 @@ import ml_collections
 import numpy as np
 import pytest
 
+from jsae.activations import ActivationStore
 from jsae.report import run as report_run
 from jsae.runtime import artifacts, stages
+from jsae.study import Study
 from tests.report import fake_study, fake_world
 
 
@@ -29,12 +31,17 @@ def study(tmp_path, monkeypatch):
     split = types.SimpleNamespace(
         images=fake_world.images(), labels=fake_world.LABELS, class_names=fake_world.CLASSES, skipped=()
     )
-    monkeypatch.setattr(report_run.identity, "splits_of", lambda *_: {"test": split})
-    monkeypatch.setattr(report_run.sae, "load", lambda folder: fake_world.SAE, raising=False)
-    monkeypatch.setattr(report_run.classifier, "load", lambda folder: None, raising=False)
+
+    class StandIn(Study):
+        data, sae, params = {"test": split}, fake_world.SAE, None
+
+        def activations(self, split):
+            return ActivationStore.open(self.workdir / "activations" / split)
+
+    monkeypatch.setattr(report_run, "Study", StandIn)
     monkeypatch.setattr(report_run, "LogitsFromActs", lambda params, site: fake_world.HEAD)
     config = ml_collections.ConfigDict(fake_study.CONFIG)
-    config.runtime = {"deterministic": False}
+    config.runtime = {"deterministic": False, "data_axis": -1, "model_axis": 1}
     return config, workdir
 
 
@@ -59,7 +66,7 @@ def test_run_writes_pages_and_summary_and_drops_pages_of_an_earlier_report(study
     assert stages.results(config, workdir, "report") == {"n_feature_pages": 12}
 
     (workdir / "report" / "images-9.html").write_text("left over")
-    report_run.run(config, workdir)  # made anew; its own seconds are in the manifest only
+    report_run.run(config, workdir)  # made again; its own seconds are in the manifest only
     assert written(workdir) == first
     config.report.n_features = 3
     report_run.run(config, workdir)

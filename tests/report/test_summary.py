@@ -33,10 +33,9 @@ def check_keys(summary):
     assert set(summary["classifier"]) == {"arch", "site", "test_accuracy", "test_mean_per_class_accuracy"}
     assert set(summary["sae"]) == SAE_KEYS | {"accuracy_recovered", "ce_recovered"}
     assert set(summary["analysis"]) == {"n_features_alive", "n_class_selective"}
-    assert set(summary["ablation"]) == {"feature_space", "input_space", "agreement"}
+    assert set(summary["ablation"]) == {"feature_space", "input_space"}
     assert set(summary["ablation"]["feature_space"]) == EFFECTS
     assert set(summary["ablation"]["input_space"]) == EFFECTS
-    assert set(summary["ablation"]["agreement"]) == {"spearman", "spearman_ci95"}
     assert set(summary["device"]) == {"kind", "count"}
     assert all(set(summary[cost]) == STAGES for cost in COSTS)
 
@@ -87,7 +86,7 @@ def test_nan_becomes_null_and_a_half_known_pair_is_unknown(tmp_path, monkeypatch
     workdir = fake_study.make_workdir(tmp_path)
     results = fake_results.results()
     results["sae"]["fvu"] = float("nan")
-    results["ablation"]["agreement"]["spearman_ci95"] = [float("-inf"), 0.5]
+    results["ablation"]["input_space"]["mean_delta_margin_ci95"] = [float("-inf"), 0.5]
     monkeypatch.setattr(
         stages,
         "read_manifest",
@@ -95,4 +94,4 @@ def test_nan_becomes_null_and_a_half_known_pair_is_unknown(tmp_path, monkeypatch
     )
     summary = write_summary(fake_study.CONFIG, workdir)
     assert summary["sae"]["fvu"] is None
-    assert summary["ablation"]["agreement"]["spearman_ci95"] is None
+    assert summary["ablation"]["input_space"]["mean_delta_margin_ci95"] is None

@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jsae.report import card, classifier_figures, features_page, twins
-from jsae.report.any_table import shown_table
-from jsae.report.feature_page import class_bars
-from jsae.report.features_page import ranks
-from jsae.report.fill_figures import fill_section
+from jsae import tables
+from jsae.analysis import cells
+from jsae.report import card, twins
+from jsae.report.figures import classifier as classifier_figures
 from jsae.report.formatting import number
-from tests.report import fake_ablation, fake_analysis, fake_study, fake_trained, fake_world
+from jsae.report.pages import features, sections
+from jsae.report.pages.feature import class_bars
+from jsae.report.pages.features import ranks
+from tests.report import fake_study, fake_tables, fake_world
 
 
 def read_data(report):
@@ -27,41 +29,49 @@ def read_data(report):
 
 def test_the_data_of_the_table_are_the_numbers_of_the_tables(report):
     data = read_data(report)
-    rows = {row["feature"]: row for row in fake_analysis.features_table().to_pylist()}
-    assert sorted(data["feature"]) == sorted(rows)
-    heads = [head for name, head, *_ in features_page.COLUMNS]
-    assert len(data["columns"]) <= len(heads)
-    texts = dict(zip(("purity16", "selectivity_excess", "auroc", "density"), data["columns"], strict=False))
-    for name, column in texts.items():
-        values = [rows[f][name] for f in data["feature"]]
+    rows = {row["feature"]: row for row in fake_tables.features_table().to_pylist()}
+    removed = {row["feature"]: row for row in fake_tables.all_features_table().to_pylist()}
+    wanted = {"scope": "map", "target": "top_class", "measure": "margin"}
+    ablated = {
+        row["feature"]: row
+        for row in fake_tables.feature_space_table().to_pylist()
+        if wanted.items() <= row.items()
+    }
+    expected = [(rows, name) for name in ("purity16", "selectivity_excess", "auroc", "density")]
+    expected += [(removed, "map_top_class_margin"), (ablated, "effect_minus_direction")]
+    assert sorted(data["feature"]) == sorted(rows) and 6 < len(data["columns"]) <= len(features.COLUMNS)
+    for (table, name), column in zip(expected, data["columns"], strict=False):
+        values = [table[f][name] if f in table else None for f in data["feature"]]
         assert column["text"] == ["" if v is None else number(v) for v in values]
         known = [(v, r) for v, r in zip(values, column["rank"], strict=True) if v is not None]
         assert [r for _, r in sorted(known)] == sorted(r for _, r in known)
-    effects = {
-        r["feature"]: r["effect_minus_direction"]
-        for r in fake_ablation.feature_space_table().to_pylist()
-        if (r["scope"], r["target"], r["measure"]) == ("map", "top_class", "margin")
-    }
-    column = next(c for c in data["columns"] if effects[1] is not None and number(effects[1]) in c["text"])
-    shown = dict(zip(data["feature"], column["text"], strict=True))
-    assert shown == {f: "" if effects.get(f) is None else number(effects[f]) for f in data["feature"]}
+    doc = tables.documentation(fake_tables.all_features_table())["map_top_class_margin"]
+    assert data["columns"][4]["doc"] == doc != ""
+    q = {f: row["q_direction"] for f, row in ablated.items() if row["q_direction"] is not None}
+    differs = {f for f, flags in zip(data["feature"], data["flags"], strict=True) if "q" in flags}
+    assert differs == {f for f in q if q[f] <= 0.05} and 0 < len(differs) < len(q)
 
 
 def test_a_table_of_thousands_of_features_stays_small():
     n = 6144
-    rows = [
-        {"feature": f, "page": True, "name": f"class {f % 100}", "part": None, "flags": "sae"}
-        | {"values": [f / n] * 11}
-        for f in range(n)
-    ]
-    study = types.SimpleNamespace(
-        facts={"grid": (7, 7), "image_px": 224},
-        patches=lambda feature: [{"image": feature % 3000, "y": 3, "x": 4}] * 16,
-    )
-    columns = [{"name": c[0], "reason": c[3], "rising": False} for c in features_page.COLUMNS[:11]]
-    page = {"rows": rows, "columns": columns, "has_part": False}
-    page["classes"] = sorted({row["name"] for row in rows})
-    assert len(features_page.data_script(study, page)) < 2_000_000
+    texts = {
+        "text": [number(f / n) for f in range(n)],
+        "rank": list(range(n)),
+        "values": [f / n for f in range(n)],
+    }
+    page = {
+        "feature": list(range(n)),
+        "page": [True] * n,
+        "name": [f"class {f % 100}" for f in range(n)],
+        "classes": sorted({f"class {f % 100}" for f in range(n)}),
+        "part": None,
+        "flags": ["sae"] * n,
+        "crops": [[[f % 3000, 3, 4]] * 3 for f in range(n)],
+        "columns": [
+            {"name": name, "doc": 50 * "a ", "rising": False} | texts for *_, name in features.COLUMNS[:11]
+        ],
+    }
+    assert len(features.data_script(page, (7, 7))) < 2_000_000
 
 
 def test_ranks_order_by_value_and_leave_the_unknown_out():
@@ -69,13 +79,9 @@ def test_ranks_order_by_value_and_leave_the_unknown_out():
 
 
 def test_every_table_is_a_csv_file_with_the_numbers_in_full(report):
-    for name, table in (
-        ("features", fake_analysis.features_table()),
-        ("feature_space", fake_ablation.feature_space_table()),
-        ("agreement", fake_ablation.agreement_table()),
-        ("top_patches", fake_analysis.patches_table()),
-        ("known_answer", fake_ablation.known_answer_table()),
-    ):
+    made = fake_tables.all_tables()
+    written = made["classifier"] | made["analysis"] | made["ablation"] | {"sweep": made["sweep"]["table"]}
+    for name, table in written.items():
         with (report / "tables" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == len(table)
@@ -84,11 +90,16 @@ def test_every_table_is_a_csv_file_with_the_numbers_in_full(report):
             for key, text in row.items():
                 value = expected[key]
                 if isinstance(value, float):
-                    assert float(text) == value
+                    kind = np.float32 if table.schema.field(key).type == pa.float32() else float
+                    assert kind(text) == kind(value)
                 elif value is None:
                     assert text == ""
                 elif isinstance(value, str):
                     assert text == value
+    with (report / "tables" / "columns.csv").open(newline="", encoding="utf-8") as file:
+        meanings = {(row["table"], row["column"]): row["meaning"] for row in csv.DictReader(file)}
+    assert meanings["features", "class_mean"].startswith("for each class, mean over its test images")
+    assert {name for name, _ in meanings} >= set(fake_tables.LAYOUTS)
     curve = (report / "tables" / "sae_curve.csv").read_text().splitlines()
     assert "train/fvu" in curve[0] and len(curve) == 101
 
@@ -101,7 +112,6 @@ def test_every_plot_of_the_overview_is_a_file_too(report):
         "confusion",
         "calibration",
         "density",
-        "agreement",
         "cumulative-margin",
         "sweep-fvu",
     } <= files
@@ -124,20 +134,22 @@ def test_a_table_of_any_columns_joins_numbers_with_their_intervals():
             "score_low": [0.4, None],
             "score_high": [0.6, None],
             "mean_delta": [1.0, 2.0],
-            "ci95_low": [0.0, 1.0],
-            "ci95_high": [3.0, 4.0],
             "many": [[1.0], [2.0]],
         }
     )
-    shown = shown_table(table)
-    assert [column["name"] for column in shown["columns"]] == ["name", "score", "mean delta"]
-    assert shown["rows"][0] == [("a", None), (0.5, (0.4, 0.6)), (1.0, (0.0, 3.0))]
-    assert shown_table(None) is None and shown_table(table.slice(0, 0)) is None
-    assert len(shown_table(table, max_rows=1)["rows"]) == 1 and shown["n_rows"] == 2
+    shown = sections.any_table(table)
+    heads = [(column["name"], column["has_interval"]) for column in shown["columns"]]
+    assert heads == [("name", False), ("score", True), ("mean_delta", False)]
+    assert shown["rows"] == table.to_pylist() and shown["n_rows"] == 2
+    assert [column["name"] for column in sections.any_table(table, ("score",))["columns"]] == ["score"]
+    assert sections.any_table(None) is None and sections.any_table(table.slice(0, 0)) is None
+    assert len(sections.any_table(pa.table({"name": ["a"] * 100}))["rows"]) == 60
 
 
 def test_a_square_of_the_confusion_matrix_says_its_numbers_and_fades_with_its_share():
-    figure = str(classifier_figures.confusion("c", [(0, 0, 3), (0, 1, 1), (1, 1, 4)], ["<a>", "b"]))
+    keys = ("label", "prediction", "n_images")
+    cells = [dict(zip(keys, cell, strict=True)) for cell in ((0, 0, 3), (0, 1, 1), (1, 1, 4))]
+    figure = str(classifier_figures.confusion("c", cells, ["<a>", "b"]))
     assert "&lt;a&gt; taken for b: 1 of 4" in figure
     assert re.findall(r'class="fill (s\d)" opacity="([\d.]+)"', figure) == [
         ("s0", "0.78"),
@@ -146,33 +158,41 @@ def test_a_square_of_the_confusion_matrix_says_its_numbers_and_fades_with_its_sh
     ]
 
 
-def test_calibration_leaves_empty_bins_out_and_draws_the_intervals():
-    figure = str(classifier_figures.reliability("r", fake_trained.calibration_table().to_pylist()))
-    assert figure.count("<circle") == 2 and "29 images: confidence 89.3%, accuracy 93.1%" in figure
+def test_calibration_leaves_empty_bins_out_and_draws_the_intervals(made_up_study):
+    bins = fake_tables.classifier_tables()["calibration"].to_pylist()
+    filled = [row for row in bins if row["n_images"]]
+    assert 2 < len(filled) < len(bins)
+    section, figures = sections.classifier_section(fake_study.read_made_up(made_up_study))
+    assert [row["confidence"] for row in section["bins"]] == [row["confidence"] for row in filled]
+    figure = str(figures["calibration"])
+    assert figure.count("<circle") == figure.count('class="line s0"') == len(filled)
+    row = filled[-1]
+    text = f"{row['n_images']} images: confidence {number(100 * row['confidence'])}%, accuracy "
+    assert text + f"{number(100 * row['accuracy'])}%" in figure
 
 
 def test_the_match_in_another_sae_is_the_row_of_largest_cosine(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(300, 16)).astype(np.float32)
     order = rng.permutation(300)
-    other = types.SimpleNamespace(w_dec=3 * rows[order])
+    this, other = types.SimpleNamespace(w_dec=rows), types.SimpleNamespace(w_dec=3 * rows[order])
     monkeypatch.setattr(twins.sae, "load", lambda path: other)
-    found = twins.matches(str(tmp_path), rows, range(300))
+    found = twins.matches(str(tmp_path), this, range(300))
     assert {f: int(order[match]) for f, (match, _) in found.items()} == {f: f for f in range(300)}
     assert all(cosine == pytest.approx(1, abs=1e-5) for _, cosine in found.values())
-    assert twins.matches("", rows, range(300)) == {}
+    assert twins.matches("", this, range(300)) == {}
     with pytest.raises(ValueError, match=r"report\.twin=.* has 16 channels, this study's SAE 8"):
-        twins.matches(str(tmp_path), rows[:, :8], [0])
+        twins.matches(str(tmp_path), types.SimpleNamespace(w_dec=rows[:, :8]), [0])
 
 
-def make_card(atlas=None, with_effect=True, **changes):
-    row = fake_analysis.features_table().to_pylist()[1] | changes
-    patches = [r for r in fake_analysis.patches_table().to_pylist() if r["feature"] == 1][:3]
+def make_card(all_features=None, with_effect=True, **changes):
+    row = fake_tables.features_table().to_pylist()[1] | changes
+    patches = [r for r in fake_tables.top_patches_table().to_pylist() if r["feature"] == 1][:3]
     images = fake_world.images()[[p["image"] for p in patches]]
     maps = np.zeros((3, *fake_world.GRID))
     maps[0, 1, 2] = patches[0]["value"]
-    effect = fake_ablation.feature_space_table().to_pylist()[12]
-    numbers = {"effect": effect if with_effect else None, "atlas": atlas}
+    effect = fake_tables.feature_space_table().to_pylist()[24]
+    numbers = {"effect": effect if with_effect else None, "all_features": all_features}
     return card.make_card(row, patches, images=images, maps=maps, grid=fake_world.GRID, **numbers), effect
 
 
@@ -192,10 +212,10 @@ def test_a_card_says_what_its_columns_are_and_takes_the_effect_from_the_table_of
         assert re.search(rf"<dt><strong>{head}.*?</strong></dt><dd[^>]*>[^<]*{what}", html), head
     assert "not among the features" not in html
     name = "map_top_class_margin"
-    atlas = {name: -0.3217, f"{name}_low": -0.4, f"{name}_high": -0.2}
-    html = make_card(atlas, with_effect=False)[0].html
+    row = {name: -0.3217, f"{name}_low": -0.4, f"{name}_high": -0.2}
+    html = make_card(row, with_effect=False)[0].html
     assert number(-0.3217) in html and "not among the features that were ablated beside a control" in html
-    html = make_card(dict.fromkeys(atlas), with_effect=False)[0].html
+    html = make_card(dict.fromkeys(row), with_effect=False)[0].html
     assert "it fires on fewer than 20 test images" in html
     assert make_card(with_effect=False)[0].html.count("no stage of this study has removed it") == 4
 
@@ -203,7 +223,7 @@ def test_a_card_says_what_its_columns_are_and_takes_the_effect_from_the_table_of
 def test_the_class_bars_stand_beside_what_shuffled_labels_give(made_up_study):
     """The range of the null against labels that are shuffled in fact."""
     study = fake_study.read_made_up(made_up_study, n_pages=3)
-    study = dataclasses.replace(study, survey=fake_study.look(study))
+    study = dataclasses.replace(study, survey=fake_study.surveyed(study))
     pooled = fake_world.SAE.encode(fake_world.read_acts(0, fake_world.N_IMAGES)).mean((1, 2))[:, 0]
     rng = np.random.default_rng(0)
     shuffled = [pooled[rng.permutation(len(pooled))[:5]].mean() for _ in range(4000)]
@@ -216,27 +236,15 @@ def test_the_class_bars_stand_beside_what_shuffled_labels_give(made_up_study):
 
 def test_a_feature_gets_the_part_that_it_finds_best_on_train(report):
     data = read_data(report)
-    rows = fake_analysis.localisation_table().to_pylist()
+    rows = fake_tables.localisation_table().to_pylist()
     for i, feature in enumerate(data["feature"]):
-        mine = [r for r in rows if r["feature"] == feature and r["part"] != "aircraft"]
+        mine = [r for r in rows if r["feature"] == feature and r["part"] != cells.FOREGROUND]
         best = max(mine, key=lambda r: r["auroc_train"])
         assert data["part"][i] == best["part"]
         assert number(best["auroc"]) in [column["text"][i] for column in data["columns"]]
     page = (report / "features" / "feature-1.html").read_text()
-    best = max((r for r in rows[3:6] if r["part"] != "aircraft"), key=lambda r: r["auroc_train"])
+    best = max((r for r in rows[3:6] if r["part"] != cells.FOREGROUND), key=lambda r: r["auroc_train"])
     assert f">{best['part']}<" in page and f">train {number(best['auroc_train'])}<" in page
     assert "erf share" in page and f">{number(0.15)}<" in page
     overview = (report / "index.html").read_text()
     assert "falls inside the cell" in overview and "30.0%" in overview  # the mean of 0.1, 0.15, ... 0.5
-
-
-def test_fills_are_means_over_features_of_equal_settings():
-    found = fill_section(fake_ablation.sigma_sweep_table().to_pylist())
-    assert set(found["figures"]) == {"blur-blur", "blur-mean"}
-    assert [(r["fill"], r["sigma_px"], r["n_features"]) for r in found["rows"]] == [
-        ("blur", 2.0, 2),
-        ("blur", 8.0, 2),
-        ("mean", None, 2),
-    ]
-    assert found["rows"][0]["delta_margin"] == pytest.approx(-0.6)  # of -0.1 and -1.1
-    assert fill_section([]) is fill_section([{"feature": 1}]) is None

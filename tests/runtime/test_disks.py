@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jsae.data import locks
-from jsae.runtime import artifacts, checkpoints, digests, disks, logs, workdirs
+from jsae.runtime import artifacts, checkpoints, digests, disks, workdirs
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
 STATE = {"w": jnp.arange(8.0)}
@@ -111,18 +111,16 @@ def test_a_file_that_cannot_be_read_is_named_and_stays(tmp_path, monkeypatch, nu
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_disk_without_locks_is_worth_a_note_and_no_more(tmp_path, monkeypatch, number):
+def test_a_disk_without_locks_is_worth_a_note_and_no_more(tmp_path, monkeypatch, notes, number):
     def flock(*args):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(logs, "_notes", [])
     workdirs.lock(tmp_path).close()
     with locks.locked(tmp_path / "x.lock") as alone:
         assert not alone
-    assert (
-        len(logs.notes()) == 1 and os.strerror(number) in logs.notes()[0] and str(tmp_path) in logs.notes()[0]
-    )
+    (note,) = notes.texts
+    assert os.strerror(number) in note and str(tmp_path) in note
 
 
 @pytest.mark.parametrize(

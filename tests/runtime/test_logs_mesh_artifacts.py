@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jsae.runtime import artifacts, logs, mesh
+from jsae.runtime import artifacts, environment, logs, mesh
 
 
 def test_rewinding_drops_later_rows_and_a_torn_line(tmp_path):
@@ -25,6 +25,14 @@ def test_rewinding_drops_later_rows_and_a_torn_line(tmp_path):
     assert logs.read_metrics(path)[0] == {"step": 10, "train/loss": 10.0, "train/rate": None}
     rows.write(30, {"train/loss": 1})
     assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_note_is_said_once_and_kept_for_the_end(notes, caplog):
+    logs.get_logger().propagate = True
+    for text in ("a", "b", "a"):
+        logs.note(text)
+        logs.get_logger().warning(text)
+    assert notes.texts == ["a", "b"] and caplog.messages == ["a", "a", "b", "b", "a"]
 
 
 def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
@@ -92,6 +100,6 @@ def test_a_gpu_that_jax_does_not_see_is_told_what_its_driver_can_run(tmp_path, m
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("JAX_PLATFORMS")
-    monkeypatch.setattr(mesh.os.path, "exists", lambda path: path == "/dev/nvidiactl")
+    monkeypatch.setattr(environment.os.path, "exists", lambda path: path == "/dev/nvidiactl")
     with pytest.raises(RuntimeError, match=words):
-        mesh.check_accelerator()
+        environment.check_accelerator()

@@ -6,8 +6,9 @@ import typing
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from jsae.runtime import digests, passes
+from jsae.runtime import digests, passes, stages
 
 
 class Moments(typing.NamedTuple):
@@ -20,6 +21,10 @@ class Effects:
     deltas: np.ndarray
     by_scope: dict
     extra: object = None
+
+
+def kept_in(folder, kinds):
+    return passes.Passes(stages.Stage("ablation", epath.Path(folder), {}, False), kinds)
 
 
 def effects():
@@ -37,7 +42,7 @@ def test_a_result_is_made_once_and_read_as_it_was(tmp_path):
         made.append((number, flag))
         return effects()
 
-    keep = passes.Passes(tmp_path, (Effects, Moments))
+    keep = kept_in(tmp_path, (Effects, Moments))
     for _ in range(2):
         found = keep("pass", make)(3, flag=True)
         np.testing.assert_array_equal(found.deltas, effects().deltas)
@@ -45,23 +50,21 @@ def test_a_result_is_made_once_and_read_as_it_was(tmp_path):
         assert found.by_scope["map"].n.tolist() == [0, 1, 2, 3] and found.by_scope["map"].name == "a|ä"
         assert found.by_scope[7] == [np.float64(0.1), (True, None, 1e-300)]
     assert made == [(3, True)], "the second time it is read"
-    passes.drop(tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_not_named_is_neither_kept_nor_made(tmp_path):
     with pytest.raises(TypeError, match=r"Effects cannot be kept; kinds named are Moments"):
-        passes.Passes(tmp_path, (Moments,))("pass", effects)()
+        kept_in(tmp_path, (Moments,))("pass", effects)()
     with pytest.raises(TypeError, match=r"Moments cannot be kept"):
-        passes.Passes(tmp_path, (Effects,))("pass", effects)()
+        kept_in(tmp_path, (Effects,))("pass", effects)()
     assert not (tmp_path / "parts").exists()
-    passes.Passes(tmp_path, (Effects, Moments))("pass", effects)()
+    kept_in(tmp_path, (Effects, Moments))("pass", effects)()
     with pytest.raises(KeyError):
-        passes.Passes(tmp_path, (Moments,))("pass", effects)()
+        kept_in(tmp_path, (Moments,))("pass", effects)()
 
 
 def test_a_damaged_result_is_named(tmp_path):
-    keep = passes.Passes(tmp_path, (Effects, Moments))
+    keep = kept_in(tmp_path, (Effects, Moments))
     keep("pass", effects)()
     path = tmp_path / "passes/pass.npz"
     path.write_bytes(path.read_bytes()[:-9])

@@ -1,10 +1,11 @@
-"""A profile on demand: which steps are recorded, where it goes, what is refused; the compilation cache."""
+"""A profile on demand: which steps are recorded, where it goes, what is refused; compiled programs."""
 
 import jax
 import pytest
 
-from jsae.runtime import mesh as meshes
-from jsae.runtime import profiling
+from jsae.runtime import compilation, mesh
+from jsae.runtime.context import RunContext
+from jsae.runtime.profiling import Profiler
 
 
 @pytest.fixture
@@ -13,21 +14,18 @@ def calls(monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: told.append(("start", folder)))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: told.append(("stop",)))
-    for name, value in (("_wanted", None), ("_recording", None), ("_done", set())):
-        monkeypatch.setattr(profiling, name, value)
     return told
 
 
 def test_the_steps_asked_for_are_recorded_once_for_each_stage(calls, tmp_path):
-    assert profiling.bounds() == ()
-    profiling.request("10..20", tmp_path)
-    assert profiling.bounds() == (10, 20)
+    context = RunContext(profiler=Profiler("10..20", tmp_path))
+    assert context.profile_bounds() == (10, 20)
     seen = {}
     for stage in ("classifier", "sae"):
         for step in range(0, 40, 4):  # dispatches of four steps
-            profiling.at(stage, step)
+            context.profile(stage, step)
             seen[stage, step] = len(calls)
-        profiling.end(stage)
+        context.end_profile(stage)
     assert calls == [
         ("start", str(tmp_path / "profile" / "classifier")),
         ("stop",),
@@ -38,33 +36,44 @@ def test_the_steps_asked_for_are_recorded_once_for_each_stage(calls, tmp_path):
 
 
 def test_a_stage_that_ends_early_ends_its_profile(calls, tmp_path):
-    profiling.request("2..50", tmp_path)
-    profiling.at("sae", 3)
-    profiling.end("sae")
-    profiling.end("sae")
+    profiler = Profiler("2..50", tmp_path)
+    profiler.at("sae", 3)
+    profiler.end("sae")
+    profiler.end("sae")
     assert [call[0] for call in calls] == ["start", "stop"]
 
 
 def test_nothing_is_recorded_where_nobody_asked(calls):
-    profiling.at("sae", 12)
-    profiling.end("sae")
-    assert calls == []
+    context = RunContext()
+    context.profile("sae", 12)
+    context.end_profile("sae")
+    assert calls == [] and context.profile_bounds() == ()
 
 
 @pytest.mark.parametrize("steps", ["10", "20..10", "10-20", "a..b", "5..5"])
-def test_other_forms_are_refused(calls, tmp_path, steps):
+def test_other_forms_are_refused(tmp_path, steps):
     with pytest.raises(ValueError, match=r"expected FIRST\.\.LAST"):
-        profiling.request(steps, tmp_path)
+        Profiler(steps, tmp_path)
 
 
 def test_only_the_first_process_writes_the_compilation_cache(monkeypatch, tmp_path):
     settings = {}
     monkeypatch.setattr(jax.config, "update", lambda name, value: settings.update({name: value}))
-    meshes.cache_compilations("")
+    compilation.cache("")
     assert settings == {}
     least = "jax_persistent_cache_min_compile_time_secs"
-    meshes.cache_compilations(str(tmp_path))
+    compilation.cache(str(tmp_path))
     assert settings["jax_compilation_cache_dir"] == str(tmp_path) and settings[least] < 10
-    monkeypatch.setattr(meshes, "is_writer", lambda: False)
-    meshes.cache_compilations(str(tmp_path))
+    monkeypatch.setattr(mesh, "is_writer", lambda: False)
+    compilation.cache(str(tmp_path))
     assert settings[least] == float("inf")
+
+
+def test_what_compiling_costs_is_counted_from_when_a_run_listens(monkeypatch):
+    heard = []
+    monkeypatch.setattr(jax.monitoring, "register_event_duration_secs_listener", heard.append)
+    seconds = compilation.Seconds()
+    seconds.start()
+    for event in ("/jax/core/compile/backend_compile_duration", "/jax/other"):
+        heard[0](event, 1.5, fun_name="f")
+    assert seconds.total_s == 1.5

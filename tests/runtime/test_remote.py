@@ -70,7 +70,7 @@ def test_a_study_on_gs_with_two_processes(bucket, clean_environment, tmp_path):
         shard = urllib.parse.quote(f"w/activations/{split}/shard-00000.npy", safe="")
         fetched = [sent for method, path, sent in bucket.log if f"/{shard}?alt=media" in path]
         assert sum(fetched) <= len(bucket.objects[urllib.parse.unquote(shard)][1]), split
-    assert not any(artifacts._UNFINISHED in path for _, path, _ in bucket.log), "an object appears whole"
+    assert not any(artifacts.UNFINISHED in path for _, path, _ in bucket.log), "an object appears whole"
     summary = json.loads(bucket.objects["w/summary.json"][1])
     assert summary["sae"]["fvu"] is not None
 

@@ -2,15 +2,19 @@
 
 import json
 import multiprocessing
-import os
-import signal
+import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
+import jsae
 from configs import demo
-from jsae.runtime import circumstances, logs, stages, workdirs
+from jsae.runtime import attempts, circumstances, compilation, stages, workdirs
+from jsae.runtime.context import RunContext
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -65,6 +69,62 @@ def test_another_config_names_the_keys_and_loses_nothing(config, tmp_path):
     assert (tmp_path / "classifier" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("found, way", [(None, "git revision 1ca682e"), (3, "the revision that made it")])
+def test_a_study_of_another_format_is_refused_and_stays_as_it_is(config, tmp_path, found, way):
+    finished(config, tmp_path, "classifier", "activations")
+    workdirs.write_config(config, tmp_path)
+    path = tmp_path / "activations" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("format") == stages.FORMAT
+    path.write_text(json.dumps(manifest if found is None else manifest | {"format": found}))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    words = (
+        rf"activations/manifest.json is of format {found or 1}, and .* format 2; the study stays as it is: "
+    )
+    words += rf"take {way} to go on with it, or another --workdir to make it again$"
+    opened = (
+        lambda: stages.begin(config, tmp_path, "activations"),
+        lambda: stages.begin(config, tmp_path, "sae"),
+        lambda: stages.check_format(tmp_path),
+        lambda: workdirs.write_config(config, tmp_path),
+        lambda: jsae.load(tmp_path),
+    )
+    for refused in opened:
+        with pytest.raises(stages.OtherFormat, match=words):
+            refused()
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_a_study_of_another_format_is_refused_by_a_script_before_it_writes_a_file(tmp_path):
+    path = tmp_path / "w/sae/manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"stage": "sae", "status": "complete"}')
+    command = [sys.executable, "-m", "launch.report", "--config=configs/demo.py", f"--workdir={tmp_path}/w"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and f"error: {path} is of format 1" in done.stderr, done.stderr
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+
+
+def test_a_stage_counts_how_long_it_lives_while_its_run_makes_progress(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "_WRITE_EVERY_S", 0.0)
+    context = RunContext(compiling=compilation.Seconds())
+    context.compiling.total_s = 2.0
+    stage = stages.begin(config, tmp_path, "classifier", context)
+    with context.progress(2) as bar:
+        time.sleep(0.01)
+        bar.update()
+        (entry,) = json.loads((stage.folder / attempts.FILE).read_text())
+        assert entry["alive_s"] > 0 and entry["kept_s"] == 0
+        stage.kept()
+        stage.saved(3)
+        (entry,) = json.loads((stage.folder / attempts.FILE).read_text())
+        assert entry["kept_s"] > 0 and entry["saves"].keys() == {"3"}
+        context.compiling.total_s = 3.5
+        stage.finish({})
+        bar.update()
+    assert not (stage.folder / attempts.FILE).exists() and stage.manifest["compile_seconds"] == 1.5
+
+
 def test_a_stage_that_was_refused_before_it_made_anything_takes_another_config(config, tmp_path):
     stages.begin(config, tmp_path, "classifier")
     config.data.on_bad_image = "skip"
@@ -111,11 +171,10 @@ def test_keys_that_change_no_result_are_left_out(config, tmp_path):
 @pytest.mark.parametrize(
     "change", [("versions", "jax", "0.1"), ("device", "cores", 3), ("device", "kind", "x")]
 )
-def test_a_run_resumed_under_other_circumstances_is_told_so(config, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(logs, "_notes", [])
+def test_a_run_resumed_under_other_circumstances_is_told_so(config, tmp_path, notes, change):
     stages.begin(config, tmp_path, "classifier").note(begun=True)
     stages.begin(config, tmp_path, "classifier")
-    assert logs.notes() == ()
+    assert notes.texts == []
     path, (group, name, value) = tmp_path / "classifier/manifest.json", change
     manifest = json.loads(path.read_text())
     now = manifest[group][name]
@@ -123,7 +182,7 @@ def test_a_run_resumed_under_other_circumstances_is_told_so(config, tmp_path, mo
     path.write_text(json.dumps(manifest))
     (tmp_path / "classifier/checkpoints/1").mkdir(parents=True)
     stages.begin(config, tmp_path, "classifier")
-    (note,) = logs.notes()
+    (note,) = notes.texts
     assert (
         f"{name} {value} then, {now} now" in note and "classifier: resumed under other circumstances" in note
     )
@@ -176,7 +235,7 @@ def test_an_upstream_change_is_named(config, tmp_path):
     path = tmp_path / "activations" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"digest": "0" * 16}))
-    with pytest.raises(stages.ConfigMismatch, match="the stage above it, activations, has been made anew"):
+    with pytest.raises(stages.ConfigMismatch, match="the stage above it, activations, has been made again"):
         stages.begin(config, tmp_path, "sae")
 
 
@@ -226,21 +285,3 @@ def test_a_second_run_on_a_workdir_is_refused_by_name(tmp_path):
         leave.set()
         other.join(60)
     workdirs.lock(tmp_path).close()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_with_75_and_a_second_at_once(number):
-    program = (
-        "import os, signal\n"
-        "from jsae.runtime import preemption\n"
-        "preemption.install()\n"
-        f"os.kill(os.getpid(), {int(number)})\n"
-        "assert preemption.requested()\n"
-        "{second}\n"
-        "preemption.check()\n"
-    )
-    again = f"os.kill(os.getpid(), {int(number)})"
-    for second, code in (("", 75), (again, 128 + number)):
-        command = [sys.executable, "-c", program.replace("{second}", second)]
-        done = subprocess.run(command, env=os.environ, capture_output=True, timeout=60)
-        assert done.returncode == code, done.stderr

@@ -1,6 +1,9 @@
 """Signals are heard whatever the main thread does; lost work is counted; the stuck are named."""
 
 import json
+import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -8,18 +11,11 @@ import time
 
 import pytest
 
-from jsae.runtime import (
-    artifacts,
-    attempts,
-    checkpoints,
-    failpoints,
-    memory,
-    mesh,
-    peers,
-    preemption,
-    stages,
-    watchdog,
-)
+from jsae.runtime import artifacts, attempts, checkpoints, memory, mesh, peers, preemption, stages, watchdog
+from jsae.runtime.context import RunContext
+from launch.faults import points
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 WAITS = """
 import signal, sys
@@ -68,10 +64,29 @@ def test_a_second_signal_ends_at_once_also_in_a_long_call(clean_environment, num
     assert code == 128 + number and seconds < 20
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_sets_the_flag_and_the_second_ends_at_once(number):
+    program = (
+        "import os\n"
+        "from jsae.runtime import preemption\n"
+        "signals = preemption.install()\n"
+        "assert not signals.is_asked()\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "assert signals.is_asked()\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + number and done.stderr.count("stopping at the next") == 1, done.stderr
+
+
 SAVES = """
-import signal, sys, time
+import time
 from jsae.runtime import preemption
-preemption.install()
+signals = preemption.install()
+if "{how}" == "after the point":
+    from jsae.runtime.context import RunContext
+    context = RunContext()
 print("ready", flush=True)
 class Background:
     until = time.monotonic() + 4.0
@@ -79,7 +94,7 @@ class Background:
         return time.monotonic() < self.until
 how = "{how}"
 if how == "after the point":
-    while not preemption.requested():
+    while not context.requested_by_any():
         time.sleep(0.01)
     time.sleep(4.0)
 elif how == "before the signal":
@@ -90,7 +105,10 @@ else:
     preemption.hold_for(background)
     time.sleep(4.0)
 print("whole", flush=True)
-preemption.check()
+assert signals.is_asked()
+if how == "after the point":
+    context.check()
+raise preemption.Preempted
 """
 
 
@@ -138,26 +156,50 @@ def test_a_save_has_a_deadline_of_its_own():
     assert not passes(1.9) and passes(0.1) and deadline.code == 1 and deadline.why.startswith("process 1")
 
 
-def test_files_and_checkpoints_hold_the_time_up(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(failpoints, "visit", lambda point: seen.append((point, preemption._is_saving())))
+@pytest.fixture
+def signals(monkeypatch):
+    """What `install` would have made, without its handlers."""
+    monkeypatch.setattr(preemption, "_installed", preemption.Signals(preemption.Deadline()))
+    return preemption.installed()
+
+
+def test_files_and_checkpoints_hold_the_time_up(tmp_path, signals, monkeypatch):
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *a: seen.append(signals.is_saving()) or replace(*a))
     artifacts.write_bytes(tmp_path / "file", b"x")
-    assert seen == [(f"{at}/{tmp_path.name}/file", True) for at in ("write", "rename")]
-    assert not preemption._is_saving()
+    assert seen == [True] and not signals.is_saving()
     saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
-    monkeypatch.setattr(saved._manager, "is_saving_in_progress", lambda: True)  # in the background
-    assert preemption._is_saving()
-    monkeypatch.undo()
-    monkeypatch.setattr(saved._manager, "wait_until_finished", lambda: seen.append(preemption._is_saving()))
+    with monkeypatch.context() as patch:
+        patch.setattr(saved._manager, "is_saving_in_progress", lambda: True)  # in the background
+        assert signals.is_saving()
+    monkeypatch.setattr(saved._manager, "wait_until_finished", lambda: seen.append(signals.is_saving()))
     saved.wait()
-    assert seen[-1] is True and not preemption._is_saving()
+    assert seen == [True, True] and not signals.is_saving()
+
+
+def test_a_context_hears_of_the_signals_of_its_process_and_of_none_without_handlers(signals):
+    assert not RunContext(signals=None).requested_here() and not RunContext(signals=None).requested_by_any()
+    points = []
+    context = RunContext(failpoint=points.append)
+    assert context.signals is signals and not context.requested_by_any()
+    signals._on_signal(signal.SIGUSR1, None)
+    assert context.requested_by_any() and context.requested_here() and signals.deadline._phase == "answered"
+    with context.progress(3, label="x") as bar:
+        bar.update(2)
+    assert points == ["poll", "poll", "poll", "progress/x"] and context.n_steps == 4
+
+
+def test_another_process_that_was_told_to_stop_is_heard_here_and_asked_for_by_all(signals):
+    context = RunContext()
+    signals._hear(1, "asked", "SIGTERM")
+    assert context.requested_here() and not context.requested_by_any(), "the collective brings its answer"
 
 
 def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
     """What process 0 removes or writes, and where the others wait meanwhile."""
     order = []
     monkeypatch.setattr(mesh, "wait_for_all", lambda name: order.append("wait"))
-    for module, name in ((artifacts, "drop_unfinished"), (checkpoints, "_look_at_metrics")):
+    for module, name in ((artifacts, "drop_unfinished"), (checkpoints, "_check_metrics")):
         monkeypatch.setattr(module, name, lambda *_, name=name: order.append(name))
     config = {"seed": 0, "data": {}, "classifier": {}}
     stages.begin(config, tmp_path, "classifier")
@@ -170,8 +212,13 @@ def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
         checkpoints.ocp, "CheckpointManager", lambda *a, **k: order.append("list") or manager(*a, **k)
     )
     checkpoints.Checkpoints(tmp_path / "classifier" / "checkpoints").close()
-    assert order[4:] == ["_look_at_metrics", "wait", "list"]
-    monkeypatch.setattr(stages.passes, "drop", lambda folder: order.append("drop"))
+    assert order[4:] == ["_check_metrics", "wait", "list"]
+    passes = stage.folder / stages.PASSES
+    passes.mkdir()
+    write = artifacts.write_json
+    monkeypatch.setattr(
+        artifacts, "write_json", lambda *a: order.append("write" if passes.exists() else "drop") or write(*a)
+    )
     stage.finish({})
     assert order[7:] == ["wait", "drop", "wait"], "complete once all have come to the end"
     stages.restart(config, tmp_path, "classifier")
@@ -179,22 +226,27 @@ def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
 
 
 POLLS = """
-import signal, sys, time
+import time
 from jsae.runtime import preemption
-preemption.install()
+signals = preemption.install()
 print("ready", flush=True)
 until = time.monotonic() + {lives}
 while time.monotonic() < until:
-    preemption.check_here()
+    if signals.is_told():
+        raise preemption.Preempted
     time.sleep(0.01)
 print("went on", flush=True)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
-def test_what_schedulers_send_asks_for_a_stop_and_a_second_one_does_not_hurry_it(clean_environment, number):
+def test_what_schedulers_send_asks_for_a_stop(clean_environment, number):
     code, _, err, _ = heard(POLLS.replace("{lives}", "60"), clean_environment, number)
     assert code == 75 and f"{number.name}: stopping" in err
+
+
+def test_a_second_one_of_a_scheduler_does_not_hurry_it(clean_environment):
+    number = signal.SIGUSR1
     program = SAVES.replace("{how}", "after the point")
     code, out, _, _ = heard(program, clean_environment, number, number, signal.SIGTERM)  # the time is up now
     assert code == 75 and out == "whole\n"
@@ -236,28 +288,21 @@ class Store:
         return [(key, text) for key, text in self.words.items() if key.startswith(folder)]
 
 
-def test_processes_hear_of_each_other_once_and_not_of_themselves(monkeypatch):
+def test_processes_hear_of_each_other_once_and_not_of_themselves():
     store, heard_of = Store(), []
-    monkeypatch.setattr(peers, "_client", store)
-    monkeypatch.setattr(peers, "_index", 1)
-    monkeypatch.setattr(peers, "_count", 3)
-    monkeypatch.setattr(peers, "_news", set())
-    monkeypatch.setattr(peers, "_exit_code", 0)
+    others = peers.Peers(store, 1, 3)
     for _ in range(2):
-        peers.tell("asked", "SIGTERM")  # the second one is not written
+        others.tell("asked", "SIGTERM")  # the second one is not written
     store.words |= {"jsae/0/asked": "SIGUSR1", "jsae/2/left": "75 why"}
     for _ in range(2):
-        peers.look(lambda *word: heard_of.append(word))
+        others.read(lambda *word: heard_of.append(word))
     assert sorted(heard_of) == [(0, "asked", "SIGUSR1"), (2, "left", "75 why")]
     assert store.words["jsae/1/asked"] == "SIGTERM"
-    assert peers.wait_for_news("left", 0) and not peers.wait_for_news("other", 0)
+    assert others.wait_for_news("left", 0) and not others.wait_for_news("other", 0)
     lost = ValueError("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [::1]:7\nmore")
-    assert "another process of this run has ended" in peers.explain(lost) and "more" not in peers.explain(
-        lost
-    )
-    assert peers.explain(ValueError("config.sae.k=0")) is None
-    monkeypatch.setattr(peers, "_count", 1)
-    assert peers.explain(lost) is None
+    said = others.explain(lost)
+    assert "another process of this run has ended" in said and "more" not in said
+    assert others.explain(ValueError("config.sae.k=0")) is None
 
 
 class Clock:
@@ -312,42 +357,65 @@ def test_peak_memory_is_that_since_it_was_reset():
 def test_the_watchdog_names_the_process_that_is_behind(tmp_path):
     clock = Clock()
     dogs = [watchdog.Watchdog(tmp_path, i, 3, 60, clock) for i in range(3)]
-    for beats in (1, 2, 3):
-        assert [dog.look(beats, "run.py:1 run") for dog in dogs] == [None] * 3
+    for n_steps in (1, 2, 3):
+        assert [dog.inspect(n_steps, "run.py:1 run") for dog in dogs] == [None] * 3
         clock.now += 30
-    assert dogs[0].look(4, "mesh.py:9 wait") is None and dogs[2].look(4, "mesh.py:9 wait") is None
+    assert dogs[0].inspect(4, "mesh.py:9 wait") is None and dogs[2].inspect(4, "mesh.py:9 wait") is None
     clock.now += 61
-    assert dogs[1].look(3, "cache.py:5 open").startswith("no step for 91 s; stuck: process 1 of 3")
-    assert dogs[0].look(4, "mesh.py:9 wait") == (
+    assert dogs[1].inspect(3, "cache.py:5 open").startswith("no step for 91 s; stuck: process 1 of 3")
+    assert dogs[0].inspect(4, "mesh.py:9 wait") == (
         "no step for 61 s; stuck: process 1 of 3, behind the others (process 1 at cache.py:5 open)"
     )
-    assert dogs[0].look(4, "mesh.py:9 wait") is None, "it says so once in a minute"
+    assert dogs[0].inspect(4, "mesh.py:9 wait") is None, "it says so once in a minute"
     clock.now += 61
-    dogs[1].look(4, "mesh.py:9 wait")
-    assert "all 3 processes are at the same step" in dogs[0].look(4, "mesh.py:9 wait")
+    dogs[1].inspect(4, "mesh.py:9 wait")
+    assert "all 3 processes are at the same step" in dogs[0].inspect(4, "mesh.py:9 wait")
 
 
 def test_the_watchdog_of_one_process_says_where_it_is(tmp_path):
     clock = Clock()
     dog = watchdog.Watchdog(tmp_path, 0, 1, 60, clock)
-    assert dog.look(1, "fit.py:3 fit") is None
+    assert dog.inspect(1, "fit.py:3 fit") is None
     clock.now += 61
-    assert dog.look(1, "fit.py:3 fit") == "no step for 61 s; at fit.py:3 fit" and not list(tmp_path.iterdir())
+    assert dog.inspect(1, "fit.py:3 fit") == "no step for 61 s; at fit.py:3 fit" and not list(
+        tmp_path.iterdir()
+    )
 
 
 @pytest.mark.parametrize("text", ["kill", "kill@", "die@poll", "kill@poll#x"])
 def test_a_failpoint_that_means_nothing_is_refused(text):
     with pytest.raises(ValueError, match=r"is not ACTION@POINT or ACTION@POINT#N; actions: kill, term"):
-        failpoints._armed(text)
+        points.Failpoint(text)
 
 
 def test_a_failpoint_fires_at_its_visit_and_once(monkeypatch, capfd):
     fired = []
-    monkeypatch.setitem(failpoints.ACTIONS, "kill", lambda: fired.append(1))
-    monkeypatch.setattr(failpoints, "_wanted", failpoints._armed("kill@save/*#2"))
+    monkeypatch.setitem(points.ACTIONS, "kill", lambda: fired.append(1))
+    failpoint = points.Failpoint("kill@save/*#2")
     for point in ("save/1", "poll", "save/2", "save/3"):
-        failpoints.visit(point)
+        failpoint.visit(point)
     assert fired == [1] and capfd.readouterr().err == "\nfailpoint save/2: kill\n"
+
+
+@pytest.mark.parametrize("process", ["0", "1"])
+def test_failpoints_of_files_are_heard_without_a_hook_in_what_writes_them(tmp_path, monkeypatch, process):
+    program = (
+        "import sys, jax; from jsae.runtime import artifacts; from launch.faults import points\n"
+        f"jax.process_index = lambda: {process}; f = points.Failpoint('trace@*')\n"
+        "sys.addaudithook(f.audit); artifacts.write_bytes('sae/1.bin', b'x', checked=True, by_any=True)"
+    )
+    monkeypatch.setenv("JSAE_PROCESS_ID", process)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    files = ("checksums.json", "1.bin")
+    wanted = [f"failpoint {at}/sae/{file}: trace" for file in files for at in ("write", "rename")]
+    assert done.returncode == 0 and done.stderr.split("\n")[1::2] == wanted, done.stderr
+
+
+def test_a_plain_launch_script_has_no_failpoint(tmp_path):
+    named = "|".join(["JSAE_FAIL", "faults.points", "faults.runs"])
+    files = [*ROOT.glob("jsae/**/*.py"), *ROOT.glob("launch/start.py"), *ROOT.glob("launch/pipeline.py")]
+    assert [str(path) for path in files if re.search(named, path.read_text())] == []
 
 
 def test_attempts_are_json(tmp_path):

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from jsae.runtime import logs
+from jsae.runtime.context import RunContext
 
 
 def events(folder):
@@ -29,14 +30,13 @@ def scalars(folder):
 
 
 @pytest.fixture
-def board(monkeypatch):
+def board():
     pytest.importorskip("tensorboardX", reason="not installed: pip install 'jsae[tensorboard]'")
-    monkeypatch.setattr(logs, "_tensorboard", None)
-    logs.to_tensorboard()
+    return logs.tensorboard_writer()
 
 
 def test_rows_are_events(board, tmp_path):
-    rows = logs.MetricsLog(tmp_path / "metrics.jsonl")
+    rows = RunContext(tensorboard=board).metrics_log(tmp_path / "metrics.jsonl")
     rows.write(10, {"train/loss": 0.5, "train/vectors_per_s": None})
     rows.write(20, {"val/accuracy": 0.25})
     rows._board.close()
@@ -45,11 +45,11 @@ def test_rows_are_events(board, tmp_path):
 
 
 def test_what_lies_beyond_the_restored_step_is_purged(board, tmp_path):
-    rows = logs.MetricsLog(tmp_path / "metrics.jsonl")
+    rows = RunContext(tensorboard=board).metrics_log(tmp_path / "metrics.jsonl")
     for step in (10, 20, 30):
         rows.write(step, {"train/loss": 0.5})
     rows._board.close()
-    resumed = logs.MetricsLog(tmp_path / "metrics.jsonl")
+    resumed = logs.MetricsLog(tmp_path / "metrics.jsonl", board)
     resumed.rewind(20)
     resumed.write(30, {"train/loss": 0.25})
     resumed._board.close()
@@ -59,11 +59,11 @@ def test_what_lies_beyond_the_restored_step_is_purged(board, tmp_path):
 
 
 def test_without_the_setting_nothing_is_written(tmp_path):
-    logs.MetricsLog(tmp_path / "metrics.jsonl").write(1, {"train/loss": 1.0})
+    RunContext().metrics_log(tmp_path / "metrics.jsonl").write(1, {"train/loss": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_where_it_is_missing_the_run_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(RuntimeError, match=r"needs tensorboardX: pip install 'jsae\[tensorboard\]'"):
-        logs.to_tensorboard()
+        logs.tensorboard_writer()

@@ -186,7 +186,7 @@ def test_the_export_never_brings_the_dictionary_to_one_device(monkeypatch):
     dealt = jax.device_put(rows, states.sae.w_dec)
     monkeypatch.setattr(meshes, "_COLLECT_BYTES", 100 * C * 4)  # parts begin and end inside shards
     np.testing.assert_array_equal(meshes._collect_in_parts(dealt), rows)
-    part = meshes.rows_everywhere(mesh, 200, 300).lower(dealt).compile()
+    part = meshes.rows_on_all_devices(mesh, 200, 300).lower(dealt).compile()
     assert max(largest_sent(part)) < SHARD
 
 

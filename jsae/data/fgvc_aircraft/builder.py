@@ -16,12 +16,14 @@ Splits: train, val, test. Examples keep the order of their ids. To use the build
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from jsae.data import decode
-from jsae.data.fgvc_aircraft import lists, source
+from jsae.data.fgvc_aircraft import lists, locate
 
 
 @dataclasses.dataclass
@@ -67,22 +69,21 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # ids are sorted; order is a matter of jsae.data.order
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         folder = self.builder_config.folder
         if not folder:
-            archive = pathlib.Path(dl_manager.download(source.URL))
-            folder = source.find_lists(
-                source.unpack(archive, pathlib.Path(self.data_dir).parent / "unpacked", md5=source.MD5)
-            )
+            archive = pathlib.Path(dl_manager.download(locate.URL))
+            unpacked = pathlib.Path(self.data_dir).parent / "unpacked"
+            folder = str(locate.find_lists(locate.unpack(archive, unpacked, md5=locate.MD5)))
         read = lists.read_lists(folder)
         for level, names in read.class_names.items():
             if self.info.features[level].num_classes is None:
                 self.info.features[level].names = list(names)
         return {split: self._generate_examples(photos) for split, photos in read.photos.items()}
 
-    def _generate_examples(self, photos):
+    def _generate_examples(self, photos: Iterable[lists.Photo]) -> Iterator[tuple[str, dict]]:
         for photo in photos:
-            example = {"image": decode.file_bytes(photo.path), "id": photo.id} | photo.labels
+            example: dict[str, Any] = {"image": decode.file_bytes(photo.path), "id": photo.id} | photo.labels
             if photo.box is not None:
                 example["box"] = np.array(photo.box, np.int32)
             yield photo.id, example

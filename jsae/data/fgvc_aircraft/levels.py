@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jsae.data.fgvc_aircraft.lists import ListError, Lists
+from jsae.data.fgvc_aircraft.lists import ListError, Lists, Photo
 
 
 def parents(lists: Lists) -> dict[str, dict[str, np.ndarray]]:
@@ -20,7 +20,7 @@ def parents(lists: Lists) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def _parent(lists: Lists, photos, labels: dict, fine: str, coarse: str) -> np.ndarray:
+def _parent(lists: Lists, photos: list[Photo], labels: dict, fine: str, coarse: str) -> np.ndarray:
     parent = np.full(len(lists.class_names[fine]), -1, np.int32)
     parent[labels[fine]] = labels[coarse]
     other = np.flatnonzero(parent[labels[fine]] != labels[coarse])

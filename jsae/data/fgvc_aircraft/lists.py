@@ -1,7 +1,7 @@
 """The lists of a folder in FGVC-Aircraft layout, read and checked.
 
-    variants.txt  families.txt  manufacturers.txt      class names, one a line; their order is the label
-    images_variant_train.txt  images_family_val.txt .. "ID NAME" a line, split at the first space only
+    variants.txt  families.txt  manufacturers.txt      class names, one per line; their order is the label
+    images_variant_train.txt  images_family_val.txt .. "ID NAME" per line, split at the first space only
     images_train.txt  images_val.txt  images_test.txt  ids; optional, must then agree with the above
     images_box.txt                                     "ID XMIN YMIN XMAX YMAX", 1-based; optional
     images/ID.jpg
@@ -15,13 +15,14 @@ defect found is reported at once, with file and line: the first ten and how many
 
 import dataclasses
 import difflib
+import os
 import pathlib
 
 from jsae.data import copies
+from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import logs
 
 LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
-SPLITS = ("train", "val", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")  # what may follow the id of an image file, any case
 _SHOWN = 10
 
@@ -50,7 +51,7 @@ class Lists:
     has_boxes: bool
 
 
-def read_lists(folder) -> Lists:
+def read_lists(folder: str | os.PathLike) -> Lists:
     """Read the lists of `folder` (the one that holds variants.txt and images/).
 
     Levels whose class list is absent are left out, except variant, which is required. Raises ListError
@@ -102,7 +103,8 @@ def _note_copies(folder: pathlib.Path, photos: dict) -> None:
     across = copies.pairs_across(alike, [split for split, _ in flat])
     if alike:
         names = [f"{photo.id} ({split})" for split, photo in flat]
-        pairs = copies.listed((names[i], names[j]) for i, j in across or [group[:2] for group in alike])
+        shown = across or [(group[0], group[1]) for group in alike]
+        pairs = copies.listed((names[i], names[j]) for i, j in shown)
         logs.note(
             f"{folder}: {len(alike)} photos have several ids, {len(across)} of them in several splits, byte "
             f"for byte; scores on these are of what was learnt:{pairs}"
@@ -167,7 +169,7 @@ def _read_classes(path: pathlib.Path, problems: _Problems) -> tuple[str, ...]:
     return tuple(first)
 
 
-def _read_labels(folder, level: str, names: tuple[str, ...], problems: _Problems) -> dict:
+def _read_labels(folder: pathlib.Path, level: str, names: tuple[str, ...], problems: _Problems) -> dict:
     """{split: {id: (line number, label)}} of one level."""
     index = {name: label for label, name in enumerate(names)}
     labels = {}

@@ -16,6 +16,8 @@ Splits: train, val, test. Examples are sorted by id. To use the builder alone:
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -54,7 +56,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Images in one folder a class.",
+            description="Images in one folder per class.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
@@ -66,11 +68,11 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # ids are sorted; order is a matter of jsae.data.order
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
         photos = self._listing.photos
         return {split: self._generate_examples(photos[split]) for split in photos}
 
-    def _generate_examples(self, photos):
+    def _generate_examples(self, photos: Iterable[files.Photo]) -> Iterator[tuple[str, dict]]:
         for photo in photos:
             yield photo.id, {"image": decode.file_bytes(photo.path), "id": photo.id, "label": photo.label}

@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+from collections.abc import Callable, Iterable, Iterator
 
 SUFFIXES = (
     ".jpg",
@@ -33,7 +34,7 @@ _SYSTEM = {
 _SHOWN = 10
 
 LAYOUTS = """\
-  DIR/CLASS/IMAGE               one folder a class; train, val and test are drawn (data.val_share, test_share)
+  DIR/CLASS/IMAGE               one folder per class; splits are drawn (data.val_share, data.test_share)
   DIR/{train,val,test}/CLASS/IMAGE    (or Training, valid, testing, ...)
   a folder in FGVC-Aircraft layout (variants.txt, images_variant_train.txt, ... and images/)"""
 
@@ -59,7 +60,7 @@ class LeftOut:
         """Count a file that is no image."""
         self._other.append(path.relative_to(self._folder).as_posix())
 
-    def counted(self):
+    def counted(self) -> Iterator[str]:
         """Notes of how much is left out."""
         if self._other:
             n, some = len(self._other), listed(sorted(self._other))
@@ -70,7 +71,7 @@ class LeftOut:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden (.DS_Store, ._x.jpg, .ipynb_checkpoints) or a system's own."""
+    """Whether a file or folder is hidden (.DS_Store, ._x.jpg, .ipynb_checkpoints) or of a system's."""
     return name.startswith((".", "~$")) or name.casefold() in _SYSTEM
 
 
@@ -118,22 +119,26 @@ def holds_images(folder: pathlib.Path) -> bool:
     return leads_nowhere(folder) or any(True for _ in walk(folder, is_hidden))
 
 
-def walk(folder: pathlib.Path, hidden, other=lambda path: None):
+def walk(
+    folder: pathlib.Path,
+    hidden: Callable[[str], bool],
+    other: Callable[[pathlib.Path], None] = lambda path: None,
+) -> Iterator[pathlib.Path]:
     """All image files below a folder, and links to nowhere that may have been folders of them.
 
     `hidden` says which names are left out, `other` is told of the files that are no images.
     """
 
-    def stop(error):
+    def stop(error: OSError) -> None:
         raise FolderError(_unreadable(error)) from error
 
-    seen = set()
+    visited = set()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=stop):
         real = os.path.realpath(parent)
-        if real in seen:  # a link back up
+        if real in visited:  # a link back up
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not hidden(name))
         for name in files:
             if hidden(name):
@@ -145,7 +150,7 @@ def walk(folder: pathlib.Path, hidden, other=lambda path: None):
                 other(path)
 
 
-def listed(names) -> str:
+def listed(names: Iterable[str]) -> str:
     """The first ten names, and how many there are."""
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)})" if len(names) > _SHOWN else "")

@@ -69,7 +69,7 @@ class Listing:
     notes: tuple[str, ...]
 
 
-def read_folder(folder, *, seed: int, val_share: float, test_share: float) -> Listing:
+def read_folder(folder: str | os.PathLike, *, seed: int, val_share: float, test_share: float) -> Listing:
     """Find the images of `folder`.
 
     Args:
@@ -182,7 +182,9 @@ def _photos(folder: pathlib.Path, classes: dict, names: tuple[str, ...]) -> list
     return photos
 
 
-def _check_copies(folder: pathlib.Path, found: dict, left: disk.LeftOut):
+def _check_copies(
+    folder: pathlib.Path, found: dict[str, list[Photo]], left: disk.LeftOut
+) -> tuple[list[Photo], list[list[int]]]:
     """(all photos, split after split; groups of positions of the same bytes). Notes copies.
 
     Raises FolderError where they lie in two splits.

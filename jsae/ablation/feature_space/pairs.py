@@ -1,0 +1,203 @@
+"""What single features do, in feature space: each is removed from the stored activations it fires on.
+
+Every (feature, image) pair on which the feature fires gets seven forward passes from the site on: the clean
+one; the feature removed at every position ("map") or at the cell of its peak only ("peak"); and for each of
+the two scopes the two controls of `controls`. All seven take away s(y, x) * v from the activations, an
+outer product of a map and a vector, so one compiled function with one batch shape serves them all, and an
+intervention with s = 0 has an effect of exactly 0. Effects are intervened minus clean of the same pair.
+
+`FindPairs` is a reducer of a pass over the split: it finds the pairs and their maps, and `effects_of_pairs`
+runs the interventions on them, dealt over the devices. The public edits of `jsae.edits` do the same one
+intervention at a time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jsae import edits
+from jsae.ablation import dealt
+from jsae.ablation.effects import MEASURES, TARGETS, Named, changes, flips_of, make_effects
+from jsae.ablation.feature_space import controls
+from jsae.activations import Encoded, Reducer
+from jsae.classifier.forward import as_argument
+from jsae.runtime import mesh as meshes
+from jsae.runtime.batches import map_rows
+
+SCOPES = ("map", "peak")
+KINDS = ("effect", "direction", "feature")  # the feature itself, then its two controls
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureEffects:
+    """Effects of M (feature, image) pairs, on the host.
+
+    Attributes:
+      features: int32 [M], SAE feature numbers.
+      images: int32 [M], image numbers of the split.
+      peaks: int32 [M, 2]: the feature's peak cell (y, x) on that image.
+      deltas: float32 [M, scope, kind, target, measure], intervened minus clean; NaN where a measure or a
+        target does not exist, and for the kind "feature" where no other feature fires on the image.
+      flips: bool [M, scope, kind], the prediction changed; False where deltas are NaN for want of a control.
+      matched: bool [M], whether another feature fires on the image.
+      n_images: images of the split, fired on or not.
+    """
+
+    features: np.ndarray
+    images: np.ndarray
+    peaks: np.ndarray
+    deltas: Named
+    flips: Named
+    matched: np.ndarray
+    n_images: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FindPairs(Reducer):
+    """The pairs on which one of `features` int32 [K] fires, by image, with what is removed of them.
+
+    The result is a dict of arrays with M rows: "feature" and "image", numbers; "size" [M, H, W], the
+    feature's map in raw units; for each scope "j_SCOPE", the feature matched to it, and its map "size_SCOPE";
+    "matched", whether there is one. "n_images" is how many images the pass had.
+    """
+
+    features: jax.Array
+
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> tuple[int, list]:
+        return len(images), []
+
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, dict]:
+        feats = batch.feats
+        norms = jnp.linalg.norm(dictionary.w_dec, axis=-1)  # [F]
+        strengths = {"map": feats.mean((1, 2)), "peak": feats.max((1, 2))}  # [B, F]
+
+        def one(feature):
+            found = {}
+            for scope in SCOPES:
+                j, found["matched"] = controls.nearest_feature(strengths[scope], norms, feature)
+                found |= {f"j_{scope}": j, f"size_{scope}": dealt.map_per_image(dictionary, feats, j)}
+            return found
+
+        maps = dealt.feature_maps(dictionary, feats, self.features)
+        found = jax.lax.map(one, self.features) | {"size": jnp.moveaxis(maps, -1, 0)}  # [K, B, ...]
+        return carry, (batch.images, found)
+
+    def add(self, total: tuple[int, list], part: tuple, rows: slice, n: int) -> tuple[int, list]:
+        images, found = part
+        b, k = np.nonzero(found["size"][:, :n].max((2, 3)).T > 0)  # by image
+        pairs = {name: value[k, b] for name, value in found.items()}
+        total[1].append(pairs | {"feature": np.asarray(self.features, np.int32)[k], "image": images[b]})
+        return total
+
+    def finish(self, carry: Any, total: tuple[int, list]) -> dict[str, Any]:
+        n_images, parts = total
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined | {"n_images": n_images}
+
+
+def effects_of_pairs(
+    logits_from_acts: Callable,
+    dictionary: Any,
+    store: Any,
+    pairs: dict[str, Any],
+    *,
+    top_classes: np.ndarray,
+    root: np.ndarray,
+    key: jax.Array,
+    **settings: Any,
+) -> FeatureEffects:
+    """Effects and controls of each pair.
+
+    Args:
+      logits_from_acts: acts [P, H, W, C] -> logits [P, L]; a pytree or a plain function.
+      dictionary: the SAE of the site.
+      store: activation store of the split: read(), labels.
+      pairs: from `FindPairs`.
+      top_classes: of all features, int [F]; -1 for one without.
+      root: [C, C], a root of the site's covariance (`controls.root_of`).
+      key: a jax random key for the control directions.
+      settings: of `map_rows`: batch_size, mesh, context, label.
+    """
+    tops = top_classes[pairs["feature"]]
+    maps = ("size", *(f"{name}_{scope}" for scope in SCOPES for name in ("j", "size")))
+    arrays = {name: pairs[name] for name in ("feature", "image", *maps)}
+    arrays |= {"label": store.labels[pairs["image"]], "top_class": np.maximum(tops, 0)}
+
+    def read(rows):
+        images, of_row = np.unique(pairs["image"][rows], return_inverse=True)
+        acts = np.concatenate([store.read(i, i + 1) for i in images.tolist()])
+        return {name: value[rows] for name, value in arrays.items()} | {"acts": acts[of_row]}
+
+    fixed = (as_argument(logits_from_acts), dictionary, root, key)
+    if settings.get("mesh") is not None:
+        fixed = meshes.replicate(settings["mesh"], fixed)
+    step = functools.partial(_remove, *fixed)
+    found = map_rows(step, read, len(tops), unit="pair", **settings) or _nothing()
+    peaks = np.stack(np.unravel_index(found["peak"], pairs["size"].shape[1:]), 1).astype(np.int32)
+    axes = {"scope": SCOPES, "kind": KINDS}
+    deltas, flips = make_effects(np.array(found["deltas"]), np.array(found["flips"]), **axes)
+    deltas.forget(tops < 0, target="top_class")
+    deltas.forget(~pairs["matched"], kind="feature")
+    flips.forget(~pairs["matched"], kind="feature")
+    return FeatureEffects(
+        pairs["feature"], pairs["image"], peaks, deltas, flips, pairs["matched"], pairs["n_images"]
+    )
+
+
+@jax.jit
+def _remove(logits_from_acts, dictionary, root, key, pairs: dict) -> dict:
+    """Effects of P pairs.
+
+    Args:
+      pairs: acts [P, H, W, C] of the pair's image; feature, image, j_SCOPE, label, top_class: int32 [P];
+        size, size_SCOPE: maps [P, H, W] of the feature and of the matched feature of each scope, raw units.
+
+    Returns:
+      deltas [P, scope, kind, target, measure], flips [P, scope, kind], peak cells [P] (flat).
+    """
+    acts, size = pairs["acts"], pairs["size"]
+    vector = dealt.decoder_rows(dictionary, pairs["feature"])
+    direction = controls.draw_directions(key, root, pairs["feature"], pairs["image"])
+    direction *= jnp.linalg.norm(vector, axis=-1)[:, None]
+    sizes, vectors = [jnp.zeros_like(size)], [vector]
+    for scope in SCOPES:
+        removed = [size, size, pairs[f"size_{scope}"]]  # in the order of KINDS
+        sizes += [at_peak_only(s) for s in removed] if scope == "peak" else removed
+        vectors += [vector, direction, dealt.decoder_rows(dictionary, pairs[f"j_{scope}"])]
+
+    def logits_without(intervention):
+        s, v = intervention
+        return logits_from_acts(edits.subtract(acts, s[..., None] * v[:, None, None, :]))
+
+    with jax.default_matmul_precision("float32"):
+        logits = jax.lax.map(logits_without, (jnp.stack(sizes), jnp.stack(vectors)))  # [7, P, L]
+    clean, changed = logits[0], logits[1:].reshape(len(SCOPES), len(KINDS), *logits.shape[1:])
+    prediction = jnp.argmax(clean, -1)
+    targets = jnp.stack([pairs["label"], prediction.astype(jnp.int32), pairs["top_class"]])  # TARGETS, P
+    return {
+        "deltas": jnp.moveaxis(changes(clean, changed, targets), -1, 0),
+        "flips": jnp.moveaxis(flips_of(prediction, changed), -1, 0),
+        "peak": jnp.argmax(size.reshape(len(size), -1), -1),
+    }
+
+
+def at_peak_only(maps: jax.Array) -> jax.Array:
+    """Maps [P, H, W] with all but the first largest cell set to 0."""
+    flat = maps.reshape(maps.shape[0], -1)
+    cells = jnp.arange(flat.shape[1])[None, :]
+    return jnp.where(cells == jnp.argmax(flat, -1)[:, None], flat, 0).reshape(maps.shape)
+
+
+def _nothing() -> dict:
+    shape = (0, len(SCOPES), len(KINDS))
+    return {
+        "deltas": np.zeros((*shape, len(TARGETS), len(MEASURES)), np.float32),
+        "flips": np.zeros(shape, bool),
+        "peak": np.zeros(0, np.int64),
+    }

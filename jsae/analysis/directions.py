@@ -1,0 +1,60 @@
+"""Directions of activation space as a dictionary: the same encode, decode and w_dec as an SAE has.
+
+    features = relu((x - mean) @ rows.T)      x_hat = mean + features @ rows
+
+Whatever is measured of an SAE can be measured of them. Units are those of the activations (raw).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """Features that are projections on the rows [F, C], cut off at 0.
+
+    Attributes:
+      w_dec: unit rows [F, C].
+      mean: [C], raw units.
+      nearest_only: the largest feature of a vector alone fires; static.
+    """
+
+    w_dec: jax.Array
+    mean: jax.Array
+    nearest_only: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return self.w_dec.shape[0]
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Features [..., F] of raw activations [..., C], >= 0, raw units."""
+        centred = x.astype(jnp.float32) - self.mean.reshape((1,) * (x.ndim - 1) + (-1,))
+        feats = jax.nn.relu(jnp.matmul(centred, self.w_dec.T, precision="float32"))
+        if self.nearest_only:
+            feats = jnp.where(feats == feats.max(-1, keepdims=True), feats, 0)
+        return feats
+
+    def decode(self, feats: jax.Array) -> jax.Array:
+        """Raw activations [..., C] of features [..., F]."""
+        mean = self.mean.reshape((1,) * (feats.ndim - 1) + (-1,))
+        return jnp.matmul(feats, self.w_dec, precision="float32") + mean
+
+
+def random(mean: jax.Array, n_features: int, seed: int) -> Directions:
+    """n_features directions, uniform on the sphere, one sign each."""
+    rng = np.random.default_rng([seed, 0x726E64])
+    rows = unit_rows(rng.normal(size=(n_features, len(mean))))
+    return Directions(rows, jnp.asarray(mean, jnp.float32))
+
+
+def unit_rows(rows: jax.Array) -> jax.Array:
+    """Rows [F, C] divided by their norms, float32; a zero row stays zero."""
+    rows = jnp.asarray(rows, jnp.float32)
+    norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / jnp.where(norms > 0, norms, 1.0)

@@ -1,0 +1,1 @@
+"""How fast the hot paths are, beside other people's code; one file per subject."""

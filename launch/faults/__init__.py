@@ -1,0 +1,1 @@
+"""What a study survives: the fault runner, studies on several processes, two workdirs compared."""
