@@ -101,12 +101,8 @@ def effects_of_blurring(
     shown = (*fixed, *profiles)
     if settings.get("mesh") is not None:
         fixed, shown = meshes.replicate(settings["mesh"], (fixed, shown))
-    clean = map_rows(
-        functools.partial(_clean, *shown),
-        lambda rows: {"images": read_images(unique[rows])},
-        len(unique),
-        **settings,
-    )
+    read_clean = lambda rows: {"images": read_images(unique[rows])}  # noqa: E731
+    clean = map_rows(functools.partial(_clean, *shown), read_clean, len(unique), **settings)
     known = None if on_foreground is None else on_foreground(unique)[row]
     chosen = controls.choose_patches(clean["energy"][row], peaks, size_cells, known)
     cells, m = np.concatenate([peaks, chosen.cells]), len(images)  # KINDS one after the other
@@ -126,8 +122,8 @@ def effects_of_blurring(
     fired, after = before > 0, blurred["value"].T.astype(np.float64)
     falls = Named(np.full((m, len(KINDS)), np.nan), {"kind": KINDS})
     falls.values[fired] = (1 - after[fired] / before[fired, None]).astype(np.float32)
-    deltas, flips = _changes(clean["logits"][row], blurred["logits"], labels, np.maximum(top_classes, 0))
-    deltas, flips = make_effects(np.array(deltas), np.array(flips), kind=KINDS)
+    changed = _changes(clean["logits"][row], blurred["logits"], labels, np.maximum(top_classes, 0))
+    deltas, flips = make_effects(*changed, kind=KINDS)
     deltas.forget(np.asarray(top_classes) < 0, target="top_class")
     for unknown in (deltas, flips, falls):
         unknown.forget(~chosen.matched, kind="patch")
