@@ -58,7 +58,9 @@ def test_every_feature_is_trained_exported_analysed_and_ablated(made):
     for stage, table in (("analysis", "features"), ("ablation", "all_features")):
         rows = artifacts.read_table(workdir / stage / f"{table}.parquet")
         assert rows["feature"].to_pylist() == list(range(N_FEATURES))
-    assert artifacts.read_table(workdir / "analysis" / "features.parquet")["alive"].to_pylist().count(True) > 10
+    assert (
+        artifacts.read_table(workdir / "analysis" / "features.parquet")["alive"].to_pylist().count(True) > 10
+    )
 
 
 def test_no_program_holds_the_dictionary_or_the_features_of_a_batch(made):

@@ -83,7 +83,7 @@ def effects_of_blurring(
       read_images: image numbers [n] -> [n, S, T, 3], uint8 or normalised floats.
       features, images: int [M], the pairs.
       peaks: int [M, 2], the cell (y, x) to blur.
-      labels, top_classes: int [M], targets of each pair; -1 for no top class.
+      labels, top_classes: int [M], targets of each pair; -1 where there is none.
       grid: (H, W); stride_px: pixels per cell.
       sigma_px, size_cells: the blur and the patch.
       on_foreground: image numbers [n] -> bool [n, H, W], or None if it is not known.
@@ -124,7 +124,8 @@ def effects_of_blurring(
     falls.values[fired] = (1 - after[fired] / before[fired, None]).astype(np.float32)
     changed = _changes(clean["logits"][row], blurred["logits"], labels, np.maximum(top_classes, 0))
     deltas, flips = make_effects(*changed, kind=KINDS)
-    deltas.forget(np.asarray(top_classes) < 0, target="top_class")
+    for target, classes in (("label", labels), ("top_class", top_classes)):
+        deltas.forget(np.asarray(classes) < 0, target=target)
     for unknown in (deltas, flips, falls):
         unknown.forget(~chosen.matched, kind="patch")
     return InputEffects(
