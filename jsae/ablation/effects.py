@@ -60,8 +60,9 @@ class Named:
 
 
 def make_effects(deltas: np.ndarray, flips: np.ndarray, **axes: tuple[str, ...]) -> tuple[Named, Named]:
-    """(deltas [M, axes, target, measure], flips [M, axes]) with their axes named."""
-    return Named(deltas, axes | {"target": TARGETS, "measure": MEASURES}), Named(flips, axes)
+    """Copies of (deltas [M, axes, target, measure], flips [M, axes]) with their axes named."""
+    measured = {"target": TARGETS, "measure": MEASURES}
+    return Named(np.array(deltas), axes | measured), Named(np.array(flips), axes)
 
 
 def measures_of(logits: jax.Array, target: jax.Array) -> jax.Array:

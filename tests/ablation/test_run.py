@@ -14,6 +14,7 @@ import pytest
 import jsae.ablation.run as stage
 from jsae import classifier, sae
 from jsae.activations import reducers
+from jsae.classifier import head_only
 from jsae.classifier.families.convnext.model import ConvNeXt
 from jsae.data import augment, cache, identity
 from jsae.runtime import artifacts, preemption, stages
@@ -91,6 +92,8 @@ def make_workdir(tmp_path, parts, monkeypatch):
     def make(config, model=model, **columns):
         monkeypatch.setattr("jsae.sae.load", lambda folder, mesh: over_mesh(model, mesh))
         for name in stages.STAGES[:4]:
+            if name in stages.skipped(config):
+                continue
             opened = stages.begin(config, tmp_path, name)
             if not opened.up_to_date:
                 opened.finish({})
@@ -272,6 +275,29 @@ def test_without_a_linear_head_all_features_take_forward_passes(make_workdir, mo
     assert found["n_pairs"] == 12 * F and found["n_guarded"] == 0
     assert len(read(workdir, "all_features")) == F
     assert not (workdir / "ablation" / "cumulative.parquet").exists()
+
+
+def test_bare_activations_with_a_head_have_all_but_the_input_space(make_workdir, parts, monkeypatch, caplog):
+    rng = np.random.default_rng(7)
+    head = classifier.Head(*(jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((12, L), L)))
+    params = classifier.Params(head, head_only.HeadOnly(12, L))
+    monkeypatch.setattr("jsae.classifier.load_head", lambda folder: params)
+    config = make_config()
+    config.activations = {"site": "arrays", "head": "head.npz"}
+    workdir = make_workdir(config)
+    with caplog.at_level(logging.INFO, "jsae"):
+        stage.run(config, workdir)
+    assert "no input space, since bare activations have no images" in caplog.text
+    results = stages.results(config, workdir, "ablation")
+    json.dumps(results, allow_nan=False)
+    assert results["input_space"] is None and results["n_pairs"]["input_space"] == 0
+    assert results["all_features"]["n_guarded"] == 0 and results["splice"]["ce_recovered"] is not None
+    everything = read(workdir, "all_features").to_pylist()
+    assert not (workdir / "ablation" / "input_space.parquet").exists()
+    for row in read(workdir, "feature_space").to_pylist():
+        if (row["scope"], row["target"]) == ("map", "label"):
+            of_all = everything[row["feature"]][f"map_label_{row['measure']}"]
+            assert of_all == pytest.approx(row["mean_delta"], abs=1e-5)  # float32
 
 
 def test_a_stop_leaves_the_stage_unfinished(make_workdir):

@@ -141,7 +141,8 @@ def effects_of_pairs(
     found = map_rows(step, read, len(tops), unit="pair", **settings) or _nothing()
     peaks = np.stack(np.unravel_index(found["peak"], pairs["size"].shape[1:]), 1).astype(np.int32)
     axes = {"scope": SCOPES, "kind": KINDS}
-    deltas, flips = make_effects(np.array(found["deltas"]), np.array(found["flips"]), **axes)
+    deltas, flips = make_effects(found["deltas"], found["flips"], **axes)
+    deltas.forget(arrays["label"] < 0, target="label")
     deltas.forget(tops < 0, target="top_class")
     deltas.forget(~pairs["matched"], kind="feature")
     flips.forget(~pairs["matched"], kind="feature")

@@ -83,7 +83,7 @@ def effects_of_blurring(
       read_images: image numbers [n] -> [n, S, T, 3], uint8 or normalised floats.
       features, images: int [M], the pairs.
       peaks: int [M, 2], the cell (y, x) to blur.
-      labels, top_classes: int [M], targets of each pair; -1 for no top class.
+      labels, top_classes: int [M], targets of each pair; -1 where there is none.
       grid: (H, W); stride_px: pixels per cell.
       sigma_px, size_cells: the blur and the patch.
       on_foreground: image numbers [n] -> bool [n, H, W], or None if it is not known.
@@ -101,12 +101,8 @@ def effects_of_blurring(
     shown = (*fixed, *profiles)
     if settings.get("mesh") is not None:
         fixed, shown = meshes.replicate(settings["mesh"], (fixed, shown))
-    clean = map_rows(
-        functools.partial(_clean, *shown),
-        lambda rows: {"images": read_images(unique[rows])},
-        len(unique),
-        **settings,
-    )
+    read_clean = lambda rows: {"images": read_images(unique[rows])}  # noqa: E731
+    clean = map_rows(functools.partial(_clean, *shown), read_clean, len(unique), **settings)
     known = None if on_foreground is None else on_foreground(unique)[row]
     chosen = controls.choose_patches(clean["energy"][row], peaks, size_cells, known)
     cells, m = np.concatenate([peaks, chosen.cells]), len(images)  # KINDS one after the other
@@ -126,9 +122,10 @@ def effects_of_blurring(
     fired, after = before > 0, blurred["value"].T.astype(np.float64)
     falls = Named(np.full((m, len(KINDS)), np.nan), {"kind": KINDS})
     falls.values[fired] = (1 - after[fired] / before[fired, None]).astype(np.float32)
-    deltas, flips = _changes(clean["logits"][row], blurred["logits"], labels, np.maximum(top_classes, 0))
-    deltas, flips = make_effects(np.array(deltas), np.array(flips), kind=KINDS)
-    deltas.forget(np.asarray(top_classes) < 0, target="top_class")
+    changed = _changes(clean["logits"][row], blurred["logits"], labels, np.maximum(top_classes, 0))
+    deltas, flips = make_effects(*changed, kind=KINDS)
+    for target, classes in (("label", labels), ("top_class", top_classes)):
+        deltas.forget(np.asarray(classes) < 0, target=target)
     for unknown in (deltas, flips, falls):
         unknown.forget(~chosen.matched, kind="patch")
     return InputEffects(

@@ -18,13 +18,13 @@ def make_head(rng, n_channels=N_CHANNELS, n_classes=N_CLASSES, norm=True) -> Hea
         rng.normal(size=n_classes),
     )
     scale, bias, kernel, offset = (np.asarray(a, np.float32) for a in arrays)
-    return Head(kernel, offset, HeadNorm(scale, bias, 1e-3))
+    return Head(kernel, offset, HeadNorm(scale, bias, 1e-3) if norm else None)
 
 
-def make_case(seed=0, n_classes=N_CLASSES) -> dict:
+def make_case(seed=0, n_classes=N_CLASSES, norm=True) -> dict:
     """Arguments of `closed_form.effects` by name; a third of the pairs are silent."""
     rng = np.random.default_rng(seed)
-    head = make_head(rng, n_classes=n_classes)
+    head = make_head(rng, n_classes=n_classes, norm=norm)
     w_dec = rng.normal(size=(N_FEATURES, N_CHANNELS)).astype(np.float32)
     w_dec /= np.linalg.norm(w_dec, axis=1, keepdims=True)
     pooled = (rng.normal(size=(N_IMAGES, N_CHANNELS)) + 3).astype(np.float32)
@@ -42,6 +42,8 @@ def make_case(seed=0, n_classes=N_CLASSES) -> dict:
 
 
 def logits_of(head, pooled) -> np.ndarray:
+    if head.norm is None:
+        return np.asarray(pooled, np.float64) @ head.kernel.astype(np.float64) + head.offset
     arrays = (head.norm.scale, head.norm.bias, head.kernel, head.offset)
     scale, bias, kernel, offset = (np.asarray(array, np.float64) for array in arrays)
     centred = np.asarray(pooled, np.float64) - np.mean(pooled, dtype=np.float64)

@@ -38,6 +38,17 @@ def test_equals_the_oracle():
     assert found.n_guarded < 0.1 * flips.size
 
 
+def test_a_head_without_a_norm_is_linear_and_needs_no_guard():
+    case = make_case(norm=False)
+    case["pooled"][3] = case["strength"][3].max() * case["w_dec"][case["strength"][3].argmax()]
+    case["predictions"][3] = logits_of(case["head"], case["pooled"][3]).argmax()
+    deltas, flips = naive(**case)
+    found = closed_form.effects(**case)
+    np.testing.assert_allclose(found.deltas, deltas, atol=1e-5 * largest_logit(case))  # as above
+    np.testing.assert_array_equal(found.flips, flips)
+    assert found.n_guarded == 0 and flips.any()
+
+
 def test_silent_pairs_have_effects_of_exactly_zero():
     case = make_case()
     found = closed_form.effects(**case)

@@ -164,6 +164,9 @@ def test_unknown_classes_give_nan():
     assert np.isnan(found.deltas.at(target="top_class")[found.features == 11]).all()
     logit = found.deltas.at(kind="effect", target="label", measure="logit")
     assert np.isfinite(logit[found.features == 0]).all()
+    found = measure(acts, make_head(False), sae, labels=np.arange(50) % 5 - 1)
+    on_label = found.deltas.at(kind="effect", target="label", measure="margin")
+    np.testing.assert_array_equal(np.isnan(on_label).all(1), found.images % 5 == 0)
 
 
 def test_the_pass_over_pairs_stops_where_that_is_asked_for():
