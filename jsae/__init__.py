@@ -7,6 +7,8 @@ study; `jsae.sae`, `jsae.classifier`, `jsae.edits` hold the pure functions under
 """
 
 import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 _ROOMS = (
     "metrics",
@@ -26,13 +28,13 @@ _ROOMS = (
 __all__ = [*_ROOMS, "load"]
 
 
-def lazy_modules(package: str, path):
+def lazy_modules(package: str, path: Iterable[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """(__getattr__, __dir__) of a package: the modules in it are imported when they are first asked for."""
     import pkgutil
 
     inside = sorted(module.name for module in pkgutil.iter_modules(path))
 
-    def find(name: str):
+    def find(name: str) -> Any:
         if name in inside:
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(
@@ -45,7 +47,7 @@ def lazy_modules(package: str, path):
     return find, names
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name == "load":
         return importlib.import_module("jsae.study").load
     if name == "__version__":
@@ -55,5 +57,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'jsae' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})

@@ -190,12 +190,20 @@ class Study:
 
     @functools.cached_property
     def classifier(self) -> Classifier:
-        """The classifier. Raises StageMissing in a study of bare activations, which has none."""
-        self._needs_images("no classifier")
-        params = classifiers.load(self._folder("classifier"))
+        """The classifier; of bare activations with a head, that head, to be called with start="arrays".
+
+        Raises StageMissing in a study of bare activations without one.
+        """
+        bare = "classifier" in stages.skipped(self.config)
+        if "ablation" in stages.skipped(self.config):
+            self._needs_images("no classifier")
+        if bare:
+            params = classifiers.load_head(self._folder("activations"))
+        else:
+            params = classifiers.load(self._folder("classifier"))
         if self.mesh is not None:
             params = meshes.replicate(self.mesh, meshes.to_host(params))
-        return Classifier(params, self.config["data"]["image_size"])
+        return Classifier(params, None if bare else self.config["data"]["image_size"])
 
     @functools.cached_property
     def sae(self) -> saes.SAE:

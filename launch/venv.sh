@@ -12,19 +12,15 @@
 #
 # Python >= 3.11 is looked for on PATH; PYTHON=/path/to/python names one. The environment itself is the
 # only record of what is installed: a half-made one, an interrupted install or a moved checkout is
-# completed, whoever began it. Two starts at once take turns. Of pip's own variables those count that say where
+# completed, whoever began it. Two starts at once take turns. Of pip's variables those count that say where
 # packages come from (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_PROXY, ...).
 set -euo pipefail
 
 unset CDPATH # `cd` would print, and go elsewhere
-for name in "${!PYTHON@}"; do # PYTHONHOME, PYTHONPATH and their kind belong to another program
-    if [[ $name != PYTHON ]]; then unset "$name"; fi
-done
-for name in "${!PIP_@}"; do # PIP_CONSTRAINT, PIP_TARGET, PIP_REQUIRE_HASHES, ... do not go with pins
+for name in "${!PYTHON@}" "${!PIP_@}"; do # PYTHONPATH, PIP_TARGET, ... belong to another program
     case $name in
-        PIP_INDEX_URL | PIP_EXTRA_INDEX_URL | PIP_NO_INDEX | PIP_FIND_LINKS | PIP_TRUSTED_HOST | PIP_CONFIG_FILE | \
-            PIP_PROXY | PIP_CERT | PIP_CLIENT_CERT | PIP_KEYRING_PROVIDER | PIP_CACHE_DIR | PIP_NO_CACHE_DIR | \
-            PIP_TIMEOUT | PIP_DEFAULT_TIMEOUT | PIP_RETRIES) ;;
+        PYTHON | PIP_*INDEX* | PIP_FIND_LINKS | PIP_TRUSTED_HOST | PIP_CONFIG_FILE | PIP_PROXY | PIP_*CERT | \
+            PIP_KEYRING_PROVIDER | PIP_*CACHE_DIR | PIP_*TIMEOUT | PIP_RETRIES) ;;
         *) unset "$name" ;;
     esac
 done
@@ -38,15 +34,12 @@ fail() { say "$@"; exit 1; }
 accelerator_here() { # the one jsae.runtime.mesh.check_accelerator looks for; none where only the CPU is wanted
     local driver=
     if [[ ${JAX_PLATFORMS:-} == cpu ]]; then return; fi
-    if command -v nvidia-smi >/dev/null; then
-        if driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>&1); then
-            driver=${driver%%$'\n'*}
-        else
-            say "nvidia-smi failed: ${driver:-without a word}"
-            driver=
-        fi
-    fi
-    if [[ $driver =~ ^([0-9]+)\. ]]; then
+    if ! command -v nvidia-smi >/dev/null; then
+        if [[ -e /dev/nvidiactl ]]; then echo cuda13; fi
+    elif ! driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>&1); then
+        say "nvidia-smi failed: ${driver:-without a word}"
+    elif [[ $driver =~ ^([0-9]+)\. ]]; then
+        driver=${driver%%$'\n'*}
         if ((BASH_REMATCH[1] >= 580)); then
             echo cuda13
         elif ((BASH_REMATCH[1] >= 525)); then
@@ -55,8 +48,6 @@ accelerator_here() { # the one jsae.runtime.mesh.check_accelerator looks for; no
         else
             say "NVIDIA driver $driver is older than 525, which CUDA 12 needs: no GPU is used"
         fi
-    elif [[ -e /dev/nvidiactl ]]; then
-        echo cuda13
     fi
     if [[ -e /dev/accel0 || -e /dev/vfio/0 ]]; then echo tpu; fi
 }
@@ -64,9 +55,7 @@ accelerator_here() { # the one jsae.runtime.mesh.check_accelerator looks for; no
 check_only= other=
 sets=("$root/launch/requirements.txt")
 for word in "$@"; do
-    if [[ $word == auto ]]; then
-        word=$(accelerator_here | head -n 1)
-    fi
+    if [[ $word == auto ]]; then word=$(accelerator_here | head -n 1); fi
     case $word in
         -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; exit ;;
         --check) check_only=yes ;;
@@ -93,10 +82,9 @@ normal = lambda name: re.sub(r"[-_.]+", "-", name).lower()
 
 def whole(info):  # pip writes RECORD last; what it lists at the top level must still be there
     record = info / "RECORD"
-    if not record.is_file():
-        return False
-    first = {line.split(",")[0].strip('"').split("/")[0] for line in record.read_text().splitlines()}
-    return all((site / name).exists() for name in first - {"..", "__pycache__", ""})
+    lines = record.read_text().splitlines() if record.is_file() else []
+    first = {line.split(",")[0].strip('"').split("/")[0] for line in lines}
+    return bool(first) and all((site / name).exists() for name in first - {"..", "__pycache__", ""})
 
 
 have = {}
@@ -104,43 +92,42 @@ for info in site.glob("*.dist-info"):
     name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
     have.setdefault(normal(name), []).append((version, info))
 pin = re.compile(r'(\S+?)==(\S+?)(?:\s*;\s*python_version\s*(<|>=)\s*"3\.(\d+)")?')
-for file in files:
-    for line in file.read_text().splitlines():
-        line = line.split("#")[0].strip()
-        if not line:
-            continue
-        found = pin.fullmatch(line)
-        if not found:
-            sys.exit(f"{file}: '{line}' is not name==version, with or without a python_version marker")
-        name, version, sign, minor = found.groups()
-        if sign and (sys.version_info[1] >= int(minor)) != (sign == ">="):
-            continue
-        versions = have.get(normal(name), [])
-        if [v for v, _ in versions] != [version] or not whole(versions[0][1]):
-            print(f"{name}=={version}")
+for line in (line for file in files for line in file.read_text().splitlines()):
+    if not line.split("#")[0].strip():
+        continue
+    found = pin.fullmatch(line.split("#")[0].strip())
+    if not found:
+        sys.exit(f"'{line}' is not name==version, with or without a python_version marker")
+    name, version, sign, minor = found.groups()
+    if sign and (sys.version_info[1] >= int(minor)) != (sign == ">="):
+        continue
+    versions = have.get(normal(name), [])
+    if [v for v, _ in versions] != [version] or not whole(versions[0][1]):
+        print(f"{name}=={version}")
 
-pyproject = root / "pyproject.toml"
-for _, info in have.get("jsae", []):
+
+def editable(info):  # installed from this checkout, after its pyproject.toml was last changed
     url = info / "direct_url.json"
-    if whole(info) and url.is_file() and json.loads(url.read_text())["url"] == root.as_uri():
-        if info.stat().st_mtime >= pyproject.stat().st_mtime:
-            break
-else:
+    here = whole(info) and url.is_file() and json.loads(url.read_text())["url"] == root.as_uri()
+    return here and info.stat().st_mtime >= (root / "pyproject.toml").stat().st_mtime
+
+
+if not any(editable(info) for _, info in have.get("jsae", [])):
     print("-e")
 PYTHON
 }
 
 find_python() { # prints a Python >= 3.11 that can make environments
-    local candidate found='' without=''
+    local candidate version found='' without=''
     for candidate in ${PYTHON:+"$PYTHON"} python3.13 python3.12 python3.11 python3 python; do
         version=$("$candidate" -c 'import platform; print(platform.python_version())' 2>/dev/null) || continue
         if ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             found+=" $candidate is $version;"
-        elif ! "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
-            without=${without:-$candidate}
-        else
+        elif "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
             echo "$candidate"
             return
+        else
+            without=${without:-$candidate}
         fi
     done
     if [[ $without ]]; then
@@ -148,13 +135,6 @@ find_python() { # prints a Python >= 3.11 that can make environments
             "On Debian and Ubuntu: apt install python3-venv (or $without-venv)."
     fi
     fail "Python >= 3.11 is needed.${found:- No python is on PATH;} set PYTHON=/path/to/python3.12 if it is elsewhere."
-}
-
-make_venv() { # a new, empty environment in .venv
-    local with
-    with=$(find_python)
-    say "making $venv with $("$with" --version)"
-    "$with" -m venv --clear "$venv" || fail "$with -m venv $venv failed: see above."
 }
 
 unwanted() { # prints the plugin of the other CUDA, if it is there: jax loads every one, and two of them clash
@@ -165,20 +145,19 @@ unwanted() { # prints the plugin of the other CUDA, if it is there: jax loads ev
 
 pip() { PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -I -m pip "$@"; }
 
-has_pip() { "$python" -I -c 'import pip._internal.cli.main' >/dev/null 2>&1; }
+install() { # install WORDS: of exactly these, without what they need and without building in a copy of the environment
+    pip install --quiet --no-input --no-deps --no-compile --force-reinstall --no-build-isolation "$@" ||
+        fail "the installation failed: see above. Start again to go on from here."
+}
 
-if [[ -e $venv && ! -d $venv ]]; then
-    fail "$venv is not a folder; move it away."
-fi
+if [[ -e $venv && ! -d $venv ]]; then fail "$venv is not a folder; move it away."; fi
 lacks=everything
 if [[ -x $python ]]; then lacks=$(missing) || lacks=everything; fi
-if [[ -z $lacks && ! $(unwanted) ]]; then
-    exit 0
-fi
+surplus=$(unwanted)
+if [[ -z $lacks$surplus ]]; then exit 0; fi
 if [[ $check_only ]]; then
     say "$venv lacks:"
-    surplus=$(unwanted | sed 's/$/ is too much/')
-    fail "$lacks${lacks:+${surplus:+$'\n'}}$surplus"
+    fail "$lacks${surplus:+${lacks:+$'\n'}$(sed 's/$/ is too much/' <<<"$surplus")}"
 fi
 
 # One install at a time: the lock is on the pins themselves, so that no file is left behind.
@@ -198,20 +177,14 @@ fi
 code=3
 if [[ -x $python ]]; then
     code=0
-    lacks=$(missing) || code=$?
+    lacks=$(missing) || code=$? # another start may have installed meanwhile
 fi
-if [[ $code == 1 ]]; then exit 1; fi # a line of the pins that cannot be read: said above
-if [[ $code != 0 ]]; then
-    if [[ -d $venv ]]; then say "$venv has no working Python >= 3.11 of its own: made anew"; fi
-    make_venv
+if ((code == 1)); then exit 1; fi # a line of the pins that cannot be read: said above
+if ((code)) || { [[ $lacks ]] && ! "$python" -I -c 'import pip._internal.cli.main' >/dev/null 2>&1; }; then
+    with=$(find_python)
+    say "making $venv with $("$with" --version)"
+    "$with" -m venv --clear "$venv" || fail "$with -m venv $venv failed: see above."
     lacks=$(missing)
-elif [[ $lacks ]] && ! has_pip; then
-    say "$venv has no working pip: added"
-    rm -rf "$venv"/lib/python3.*/site-packages/pip-*.dist-info # else ensurepip takes it for installed
-    if ! "$python" -I -m ensurepip --upgrade >/dev/null 2>&1 || ! has_pip; then
-        make_venv
-        lacks=$(missing)
-    fi
 fi
 surplus=$(unwanted)
 if [[ $surplus ]]; then
@@ -219,37 +192,22 @@ if [[ $surplus ]]; then
     # shellcheck disable=SC2086
     pip uninstall --quiet --yes $surplus || fail "taking it out failed: see above."
 fi
-if [[ -z $lacks ]]; then
-    exit 0
-fi
+if [[ -z $lacks ]]; then exit 0; fi
 
-# Information folders that an interrupted pip left without their last file keep it from installing anew.
+# Information folders that an interrupted pip left without their last file keep it from installing again.
 for info in "$venv"/lib/python3.*/site-packages/*.dist-info; do
     if [[ -d $info && ! -f $info/RECORD ]]; then rm -rf "$info"; fi
 done
-
-pins=()
-project=
-for line in $lacks; do
-    if [[ $line == -e ]]; then project=yes; else pins+=("$line"); fi
-done
 began=$SECONDS
-# setuptools first: with it in place, packages without a wheel build here, and pip fetches no second copy.
-options=(--quiet --no-input --no-deps --no-compile --force-reinstall)
-for line in ${pins[@]+"${pins[@]}"}; do
-    if [[ $line == setuptools==* ]]; then pip install "${options[@]}" "$line" || fail "installing $line failed: see above."; fi
-done
-if ((${#pins[@]})); then
-    say "installing ${#pins[@]} pinned packages into $venv (once; a minute or two)"
-    pip install "${options[@]}" --no-build-isolation "${pins[@]}" ||
-        fail "the installation failed: see above. Start again to go on from here."
-    # pip compiles one file at a time, tests and all; this takes every core and leaves out what a study never imports.
-    (cd "$venv"/lib/python3.*/site-packages && "$python" -I -m compileall -q -j 0 -x \
-        '/(tests?|testing|lexers|pip|setuptools|tensorflow_datasets/(?!core/).*)/' .) >/dev/null 2>&1 || true
+pins=$(grep -v '^-e$' <<<"$lacks" || true)
+if [[ $pins ]]; then
+    say "installing $(wc -l <<<"$pins") pinned packages into $venv (once; a minute or two)"
+    setuptools=$(grep '^setuptools==' <<<"$pins" || true)
+    if [[ $setuptools ]]; then install "$setuptools"; fi # first: packages without a wheel are built with it
+    # shellcheck disable=SC2086
+    install $pins
 fi
-if [[ $project ]]; then
-    pip install "${options[@]}" --no-build-isolation --editable "$root" || fail "installing $root failed: see above."
-fi
+if grep -qx -- -e <<<"$lacks"; then install --editable "$root"; fi
 lacks=$(missing)
 if [[ $lacks ]]; then
     fail "$venv still lacks $(tr '\n' ' ' <<<"$lacks")after the installation; remove $venv and start again."

@@ -109,7 +109,7 @@ LATE = [  # a mistake in a later stage, and what is said before the first one tr
     ("sae", {"k": 3}, "config.sae.k is a setting of single variants: config.sae.topk.k"),
     ("sae", {"variant": "matryoshka", "matryoshka": {"prefix_shares": (0.5, 0.25)}}, "prefixes that rise"),
     ("ablation", {"features": (3, 512)}, "there is no feature 512; features are 0 .. 511"),
-    ("ablation", {"sweep_fills": ("blurr",)}, "no fill 'blurr'; valid are blur, mean, shuffle"),
+    ("ablation", {"batch_size": 5}, r"config\.ablation\.batch_size=5 must be a positive multiple of .* 8"),
     ("report", {"twin": "nowhere"}, r"config\.report\.twin='nowhere' holds no trained SAE"),
     ("classifier", {"init": "zeros"}, r"config\.classifier\.init='zeros' is unknown; valid are 'normal'"),
     ("classifier", {"micro_batches": 5}, "batch_size=32 must be a multiple of .*micro_batches=5"),

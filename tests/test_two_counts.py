@@ -32,6 +32,11 @@ with signals.ending_together():
     end()
 """
 PROGRAM = """
+signals._number = 15 if told else None  # one is asked to stop, and both say so at the same poll
+assert context.requested_by_any() and signals.is_asked() == told
+signals._number, signals.deadline = None, preemption.Deadline(3)
+assert not context.requested_by_any()
+
 rng = np.random.default_rng(here)  # other pixels: another number of iterations, and another accuracy
 def split(name):
     images = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -87,7 +92,7 @@ def end():
 
 def run(program, folder, which, environment):
     """[(exit code, stdout, stderr)] of both processes; `which` is the one that something befalls."""
-    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "10"}
+    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "3"}
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         environment["JSAE_COORDINATOR"] = f"127.0.0.1:{s.getsockname()[1]}"

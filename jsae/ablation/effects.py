@@ -29,10 +29,16 @@ class Named:
     axes: dict[str, tuple[str, ...]]
 
     def index(self, **names: str) -> tuple:
-        """What `values` are indexed with for the entries named; axes that are not named stay whole."""
-        chosen = (self.axes[axis].index(name) for axis, name in names.items())
-        at = dict(zip(names, chosen, strict=True))
-        return (slice(None), *(at.get(axis, slice(None)) for axis in self.axes))
+        """What `values` are indexed with for the entries named; axes that are not named stay whole.
+
+        Raises KeyError for an unknown axis or entry.
+        """
+        at = dict.fromkeys(self.axes, slice(None))
+        for axis, name in names.items():
+            if name not in self.axes.get(axis, ()):
+                raise KeyError(f"there is no {axis} {name!r} in {self.axes}")
+            at[axis] = self.axes[axis].index(name)
+        return (slice(None), *at.values())
 
     def at(self, **names: str) -> np.ndarray:
         """The values at the entries named, [M, remaining axes]."""

@@ -1,6 +1,7 @@
 """Effects of single features as rows of a long table: means, intervals, tests, and families of tests."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ def long_columns(
     }
     for name in names:
         if name.startswith("q"):
-            p = full["p" + name[1:]].reshape(len(of_features), -1)  # [feature, entries]
+            p = full["p" + name[1:]].reshape(len(of_features), math.prod(shape))  # [feature, entries]
             q = [metrics.benjamini_hochberg(column) for column in p.T]
             full[name] = np.stack(q, axis=1)
     grid = np.meshgrid(*axes.values(), indexing="ij")

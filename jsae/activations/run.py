@@ -1,15 +1,21 @@
 """Stage `activations`: run the classifier over every split and store one site's activations.
 
-With site "arrays" they were extracted elsewhere and are taken from `config.data.dir` (imported.py).
+With site "arrays" they were extracted elsewhere and are taken from `config.data.dir`, their head, if it is
+known, from `config.activations.head` (imported.py).
 
 Mean and scale of the train split are measured on what is stored, in float64 on the host, shard by shard:
 first the mean, then the squared deviations from it.
 """
 
 import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+from jax.sharding import Mesh
 
 from jsae import classifier, metrics
 from jsae.activations import imported, store
@@ -17,20 +23,21 @@ from jsae.classifier import pretrained
 from jsae.data import augment, identity, pipeline
 from jsae.data import settings as data_settings
 from jsae.data.drawn_splits import SPLITS
-from jsae.runtime import artifacts, attempts, logs, mesh, preemption, settings, stages
+from jsae.runtime import artifacts, mesh, settings, stages
 from jsae.runtime.context import RunContext
 
 RANGES = {"batch_size": settings.COUNT, "images_per_shard": settings.COUNT}
 
 
-def run(config, workdir, context: RunContext | None = None) -> None:
+def run(config: Any, workdir: str | os.PathLike, context: RunContext | None = None) -> None:
     """Extract `config.activations.site` for train, val and test, going on after the last whole shard.
 
     Raises:
       ValueError: unknown site or dtype, a batch size the mesh cannot deal, or arrays that cannot be used.
       stages.StageMissing: no finished classifier.
     """
-    stage = stages.begin(config, workdir, "activations")
+    context = context or RunContext()
+    stage = stages.begin(config, workdir, "activations", context)
     if stage.up_to_date:
         return
     check_config(config)
@@ -38,13 +45,13 @@ def run(config, workdir, context: RunContext | None = None) -> None:
     if c.site == stages.IMPORTED:
         extract = _from_arrays(config, workdir, stage)
     else:
-        extract = _from_classifier(config, workdir)
+        extract = _from_classifier(config, workdir, stage)
     normalisation, results, skipped = None, {}, {}
     for name in SPLITS:
         folder = stage.folder / name
-        shape, sizes, class_names, skipped[name] = extract(name, folder)
+        shape, sizes, class_names, skipped[name] = extract(name)
         if normalisation is None:  # train comes first
-            normalisation = measure(folder, sizes, c.dtype)
+            normalisation = measure(folder, sizes, c.dtype, context)
         manifest = {
             "site": c.site,
             "grid": list(shape[:2]),
@@ -71,7 +78,7 @@ def run(config, workdir, context: RunContext | None = None) -> None:
     )
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run."""
     c, k = config.activations, config.classifier
     settings.check("config.activations", c, RANGES)
@@ -93,8 +100,8 @@ def check_config(config) -> None:
         model.check_site(c.site)
 
 
-def _from_classifier(config, workdir):
-    """A function (split name, folder) that runs the classifier over a split and stores the site there.
+def _from_classifier(config, workdir, stage: stages.Stage) -> Callable:
+    """A function of a split's name that runs the classifier over a split and stores the site there.
 
     It returns (H, W, C), shard sizes, class names and the (id, reason) of images left out.
     """
@@ -107,30 +114,32 @@ def _from_classifier(config, workdir):
     forward = make_forward(device_mesh, c.site)
     splits = identity.splits_of(config, workdir)
 
-    def extract(name, folder):
+    def extract(name):
         split = splits[name]
-        shape, sizes = _extract(forward, params, split, folder, c, device_mesh)
+        shape, sizes = _extract(forward, params, split, stage, c, device_mesh)
         return shape, sizes, split.class_names, [list(item) for item in split.skipped]
 
     return extract
 
 
-def _from_arrays(config, workdir, stage):
+def _from_arrays(config, workdir, stage: stages.Stage) -> Callable:
     """The same for activations that were extracted elsewhere; nothing is left out of them."""
     found = imported.read(config.data)
+    path = config.activations.get("head", "")
+    head = imported.read_head(path, found, stage.folder) if path else None
     rows = found.rows
     if config.data.train_split == "trainval":
         rows = rows | {"train": np.sort(np.concatenate([rows["train"], rows["val"]]))}
     identity.check_arrays(config, workdir, found, rows, stage)
 
-    def extract(name, folder):
-        shape, sizes = imported.write(found, rows[name], name, folder, config.activations)
+    def extract(name):
+        shape, sizes = imported.write(found, rows[name], name, stage, config.activations, head)
         return shape, sizes, found.class_names, []
 
     return extract
 
 
-def make_forward(device_mesh, site: str):
+def make_forward(device_mesh: Mesh, site: str) -> Callable:
     """A jitted (params, images uint8 [B, S, S, 3]) -> (acts at `site` [B, H, W, C], logits [B, L])."""
 
     def forward(params, images):
@@ -141,16 +150,16 @@ def make_forward(device_mesh, site: str):
     return jax.jit(forward, out_shardings=mesh.replicated(device_mesh))
 
 
-def _extract(forward, params, split, folder, c, device_mesh):
+def _extract(forward, params, split, stage: stages.Stage, c, device_mesh: Mesh):
     """Write the split's shards that are missing; ((H, W, C), shard sizes)."""
+    folder, context = stage.folder / split.name, stage.context
     n, size = len(split.labels), c.images_per_shard
     sizes = [min(size, n - start) for start in range(0, n, size)]
     files = [(folder / store.shard_name(i), folder / f"logits-{i:05d}.npy") for i in range(len(sizes))]
     missing = mesh.of_writer(
         lambda: [i for i, pair in enumerate(files) if not all(path.exists() for path in pair)]
     )
-    logits = []
-    with logs.progress(n, label=f"activations of {split.name}", unit="image") as progress:
+    with context.progress(n, label=f"activations of {split.name}", unit="image") as progress:
         for i, count in enumerate(sizes):
             path, logits_path = files[i]
             if i in missing:
@@ -164,14 +173,13 @@ def _extract(forward, params, split, folder, c, device_mesh):
                     out = mesh.to_host(out)
                     acts.append(store.to_stored(out[0], c.dtype))
                     scores.append(out[1])
-                    preemption.check()
+                    context.check()
                 artifacts.write_array(path, np.concatenate(acts)[:count])
                 artifacts.write_array(logits_path, np.concatenate(scores)[:count])
-                attempts.kept()
+                stage.kept()
             progress.update(count)
     mesh.wait_for_all(f"activations of {split.name}: written")
-    for _, logits_path in files:
-        logits.append(artifacts.read_array(logits_path))
+    logits = [artifacts.read_array(logits_path) for _, logits_path in files]
     artifacts.write_array(folder / "logits.npy", np.concatenate(logits))
     artifacts.write_array(folder / "labels.npy", np.asarray(split.labels, np.int32))
     artifacts.write_json(folder / "image_ids.json", list(split.ids), checked=True)
@@ -179,13 +187,17 @@ def _extract(forward, params, split, folder, c, device_mesh):
     return first.shape[1:], sizes
 
 
-def measure(folder, sizes, dtype: str) -> dict:
+def measure(
+    folder: epath.Path, sizes: list[int], dtype: str, context: RunContext | None = None
+) -> dict[str, Any]:
     """Mean [C], scale and `metrics.gamma` of the stored vectors.
 
     Raises ValueError if an activation is not finite.
     """
 
-    def shards():
+    context = context or RunContext()
+
+    def shards() -> Iterator[np.ndarray]:
         for i in range(len(sizes)):
             path = folder / store.shard_name(i)
             acts = store.from_stored(store.open_shard(path), dtype).astype(np.float64)
@@ -193,7 +205,7 @@ def measure(folder, sizes, dtype: str) -> dict:
                 image = int(np.argwhere(~np.isfinite(acts))[0][0])
                 raise ValueError(f"{path}: activations of image {image} of this shard are not finite")
             yield acts.reshape(-1, acts.shape[-1])
-            preemption.check_here()
+            context.check_here()
 
     count, total = 0, 0.0
     for vectors in shards():

@@ -2,6 +2,7 @@
 
 from jsae import lazy_modules
 from jsae.classifier.families import make_model
+from jsae.classifier.head_only import load as load_head
 from jsae.classifier.model import Head, HeadNorm, Model, Params, apply, head_logits, init
 from jsae.classifier.restore import load, load_model
 
@@ -14,6 +15,7 @@ __all__ = [
     "head_logits",
     "init",
     "load",
+    "load_head",
     "load_model",
     "make_model",
 ]

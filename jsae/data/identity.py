@@ -41,7 +41,8 @@ def splits_of(
 
     Raises DataChanged, and what `cache.load_splits` raises.
     """
-    context = context or (stage and stage.context)
+    if context is None and stage is not None:
+        context = stage.context
     found = cache.load_splits(**stages.plain(config)["data"], context=context)
     described = {name: (split.ids, split.labels.tolist(), split.contents) for name, split in found.items()}
     _check(config, workdir, found["test"].class_names, described, stage)
@@ -55,7 +56,7 @@ def check_arrays(
     rows: dict[str, np.ndarray],
     stage: stages.Stage | None,
 ) -> None:
-    """The same for bare activations: `rows` are those of each split. Their contents are read once a start."""
+    """The same for bare activations: `rows` are those of each split. Contents are read once per start."""
     assert found.activations is not None
     contents = [digests.of_bytes(np.ascontiguousarray(row)) for row in found.activations]
     described = {

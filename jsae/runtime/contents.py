@@ -14,7 +14,8 @@ def of(key: str, path: str) -> str:
     """The content of a path, "sha256:..."; the path itself where nothing is there (any more).
 
     Args:
-      key: "pretrained", a weights file or the folder of one, or "embedding_workdir", another study.
+      key: "pretrained", a weights file or the folder of one, "head", a file, or "embedding_workdir", another
+        study.
       path: "" for none.
     """
     if not path:

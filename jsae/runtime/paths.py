@@ -17,6 +17,7 @@ KEYS = (
     "data.cache_dir",
     "classifier.workdir",
     "classifier.pretrained",
+    "activations.head",
     "analysis.embedding_workdir",
     "report.twin",
     "runtime.compile_cache",

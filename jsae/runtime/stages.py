@@ -11,7 +11,8 @@ that lies in the stage's folder:
     of another format            -> OtherFormat, which says how to go on
 
 With config.activations.site = "arrays" the activations come from a file of the user's and there is no
-classifier: the stages that need one are skipped, and the stage above one of them counts as the one above.
+classifier: the stages that need one are skipped (the ablation runs if config.activations.head names a head),
+and the stage above one of them counts as the one above.
 
 `Stage.finish` writes the manifest again with the stage's headline results, and what they cost: seconds over
 all attempts, compile seconds of the last one, lost work (jsae.runtime.attempts), memory.
@@ -43,7 +44,10 @@ _COMMANDS = {
 }
 
 IMPORTED = "arrays"  # the site of activations that no classifier of ours has made
-WHY_SKIPPED = f"there is no classifier: with activations.site={IMPORTED} the activations come from data.dir"
+WHY_SKIPPED = (
+    f"there is no classifier: with activations.site={IMPORTED} the activations come from data.dir, and "
+    "activations.head may name their head"
+)
 
 FORMAT = 2  # of manifests and what lies beside them; raise it where a later revision cannot read them
 _LAST_OF_FORMAT_1 = "1ca682e"  # the revision of this repository
@@ -133,9 +137,14 @@ def folder(config: Any, workdir: PathLike, name: str) -> epath.Path:
 
 
 def skipped(config: Any) -> tuple[str, ...]:
-    """The stages that a study of this config does not have: those that need a classifier, where none is."""
-    site = (plain(config).get("activations") or {}).get("site")
-    return ("classifier", "ablation") if site == IMPORTED else ()
+    """The stages that a study of this config does not have: those that need a classifier, where none is.
+
+    Bare activations with a head (config.activations.head) have an ablation stage.
+    """
+    activations = plain(config).get("activations") or {}
+    if activations.get("site") != IMPORTED:
+        return ()
+    return ("classifier",) if activations.get("head") else ("classifier", "ablation")
 
 
 def first(config: Any) -> str:

@@ -61,7 +61,7 @@ def over_store(
     index, count = meshes.process_slice(mesh)
     rows = slice(index * share // count, (index + 1) * share // count)
     total = (None, None)
-    for _, acts, mask in store.batches(share):
+    for acts, _, _, mask in store.batches(share):
         c = acts.shape[-1]
         local = {"x": acts[rows].reshape(-1, c), "mask": mask[rows].repeat(cells)}
         batch = meshes.put_batch(mesh, local)

@@ -18,6 +18,7 @@ every device for the features it holds: no device ever holds the whole dictionar
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -166,58 +167,48 @@ def encode(sae: SAE, x: jax.Array) -> jax.Array:
       axis over `data` where that divides it.
     """
     _check_last_axis(x, sae.n_channels, "activations", "C")
-    return _encode(sae, x, variants.WHOLE) if _on_one_device(sae) else _encode_over_mesh(sae, x)
+    return _encode(sae, x) if _on_one_device(sae) else _over_mesh(_encode, sae, x, None, "model")
 
 
 def decode(sae: SAE, feats: jax.Array) -> jax.Array:
     """Raw activations [..., C] from features [..., F] in raw units; with a mesh, dealt over `data`."""
     _check_last_axis(feats, sae.n_features, "features", "F")
-    return _decode(sae, feats) if _on_one_device(sae) else _decode_over_mesh(sae, feats)
+    return _decode(sae, feats) if _on_one_device(sae) else _over_mesh(_decode, sae, feats, "model", None)
 
 
 def _on_one_device(sae: SAE) -> bool:
     return sae.mesh is None or sae.mesh.size == 1
 
 
-def _encode(sae: SAE, x, shard: variants.Shard):
+def _encode(sae: SAE, x, shard: variants.Shard = variants.WHOLE):
     x_n = normalise(sae, x.reshape(-1, sae.n_channels))  # [N, C]
     pre = variants.preactivations(sae.params, x_n, precision="float32")  # [N, F]
     feats = sae.scale * sae.variant.activate(pre, sae.params | sae.own, shard)
     return feats.reshape(*x.shape[:-1], sae.n_features)
 
 
-def _decode(sae: SAE, feats, add_up=lambda x_hat: x_hat):
+def _decode(sae: SAE, feats, shard: variants.Shard = variants.WHOLE):
     flat = feats.reshape(-1, sae.n_features).astype(jnp.float32)  # [N, F]
     bias = sae.scale * sae.b_dec + sae.mean  # [C]
-    x_hat = add_up(jnp.matmul(flat, sae.w_dec, precision="float32")) + bias[None, :]
+    x_hat = jnp.matmul(flat, sae.w_dec, precision="float32")
+    # Not over_features: the transpose of a plain psum is right for what leaves the shard_map replicated
+    x_hat = (lax.psum(x_hat, shard.model) if shard.model else x_hat) + bias[None, :]
     return x_hat.reshape(*feats.shape[:-1], sae.n_channels)
 
 
-@jax.jit
-def _encode_over_mesh(sae: SAE, x):
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _over_mesh(function, sae: SAE, array, last_in, last_out):
+    """function(sae, array, shard) on each device's share; the last axis is dealt as named, in and out."""
     shard = variants.shard.of_mesh(sae.mesh)
-    return _over_mesh(sae, lambda sae, x: _encode(sae, x, shard), x, None, "model")
-
-
-@jax.jit
-def _decode_over_mesh(sae: SAE, feats):
-    # A plain psum: its transpose inside shard_map is right for a value that leaves it replicated
-    return _over_mesh(
-        sae,
-        lambda sae, feats: _decode(sae, feats, lambda x_hat: lax.psum(x_hat, "model")),
-        feats,
-        "model",
-        None,
-    )
-
-
-def _over_mesh(sae: SAE, function, array, last_in, last_out):
-    """function(sae, array) on each device's share; the last axis is dealt as named on the way in and out."""
     divides = array.ndim > 1 and array.shape[0] % sae.mesh.shape["data"] == 0
-    leading = ["data" if divides else None, *[None] * (array.ndim - 2)] if array.ndim > 1 else []
+    leading = ("data" if divides else None, *(None,) * (array.ndim - 2))[: array.ndim - 1]
     spec_in, spec_out = (PartitionSpec(*leading, last) for last in (last_in, last_out))
     dealt = jax.shard_map(
-        function, mesh=sae.mesh, in_specs=(specs(sae), spec_in), out_specs=spec_out, check_vma=False
+        functools.partial(function, shard=shard),
+        mesh=sae.mesh,
+        in_specs=(specs(sae), spec_in),
+        out_specs=spec_out,
+        check_vma=False,
     )
     return dealt(sae, array)
 

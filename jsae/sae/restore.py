@@ -54,14 +54,7 @@ def load(folder: epath.PathLike, mesh: Mesh | None = None) -> model.SAE:
     else:
         where = model.shardings(made, mesh)
     made = checkpoints.abstract(made, where)
-    learned = set(made.params) - {"w_dec"} if has_ema else set()  # of these only the mean is needed
-    wanted = {
-        "sae": {
-            name: getattr(made, name) for name in (*model.TRAINABLE, "mean", "scale") if name not in learned
-        }
-        | {"own": {name: value for name, value in made.own.items() if name not in learned}},
-        "ema": made.params if has_ema else {},
-    }
+    wanted = {"sae": made, "ema": made.params if has_ema else {}}
     saved = checkpoints.Checkpoints(folder / "checkpoints", read_only=True)
     try:
         done = (stages.manifest_in(folder) or {}).get("results", {})
@@ -70,11 +63,7 @@ def load(folder: epath.PathLike, mesh: Mesh | None = None) -> model.SAE:
         saved.close()
     if found is None:
         raise FileNotFoundError(f"{folder / 'checkpoints'} holds no finished checkpoint")
-    arrays, ema = found[1]["sae"], found[1]["ema"]
-    if not has_ema:
-        return dataclasses.replace(made, **arrays, mesh=mesh)
-    own = {name: ema[name] if name in learned else arrays["own"][name] for name in made.own}
-    of_last_step = {name: ema[name] for name in learned & set(model.TRAINABLE)} | arrays | {"own": own}
-    sae = dataclasses.replace(made, **of_last_step)
-    sae = jax.jit(train.with_mean_weights, out_shardings=where)(sae, ema)
+    sae, ema = found[1]["sae"], found[1]["ema"]
+    if ema:
+        sae = jax.jit(train.with_mean_weights, out_shardings=where)(sae, ema)
     return dataclasses.replace(sae, mesh=mesh)

@@ -77,7 +77,7 @@ def trained_sae(state: TrainState) -> model.SAE:
 
 
 def with_mean_weights(sae: model.SAE, ema: dict) -> model.SAE:
-    """The SAE with the running mean of its parameters `ema`; of the last ones only w_dec is read.
+    """The SAE with the running mean of its parameters.
 
     The mean of unit rows is shorter than 1; rows are scaled back to the norm of the last step's.
     """

@@ -13,14 +13,18 @@ import pytest
 
 import jsae.ablation.run as stage
 from jsae import classifier, sae
+from jsae.activations import reducers
 from jsae.classifier.families.convnext.model import ConvNeXt
 from jsae.data import augment, cache, identity
 from jsae.runtime import artifacts, preemption, stages
+from jsae.sae.model import over_mesh
+from jsae.study import TABLES
+from tests.ablation.toy import StoppedWhen
 
 N, S, L, F = 40, 32, 3, 24
 
 
-def make_config(**ablation):
+def make_config(model_axis=1, **ablation):
     defaults = {
         "n_features": 4,
         "features": (),
@@ -30,16 +34,19 @@ def make_config(**ablation):
         "batch_size": 16,
         "n_bootstrap": 100,
         "n_joint": 5,
-        "sweep_fills": ("blur", "shuffle"),
-        "sweep_sigmas_px": (2.0,),
-        "sweep_sizes_cells": (1,),
-        "n_sweep_features": 2,
-        "n_sweep_images": 3,
-        "n_atlas_images": 12,
+        "n_all_features_images": 12,
     }
-    empty = {name: {} for name in ("classifier", "activations", "sae", "analysis")}
     return ml_collections.ConfigDict(
-        {"seed": 0, "data": {"kind": "made_up"}, **empty, "ablation": defaults | ablation}
+        {
+            "seed": 0,
+            "data": {"kind": "made_up", "image_size": S},
+            "classifier": {"workdir": ""},
+            "activations": {"site": "stage4"},
+            "sae": {"n_features": F},
+            "analysis": {},
+            "ablation": defaults | ablation,
+            "runtime": {"data_axis": -1, "model_axis": model_axis},
+        }
     )
 
 
@@ -78,15 +85,16 @@ def parts():
 def make_workdir(tmp_path, parts, monkeypatch):
     """A function config, changes of the table, the SAE -> a workdir whose upper stages are complete."""
     params, model, split, x, logits = parts
-    monkeypatch.setattr(stage.classifier, "load", lambda folder: params)
+    monkeypatch.setattr("jsae.classifier.load", lambda folder: params)
     monkeypatch.setattr(identity, "splits_of", lambda *_: {"test": split})
 
     def make(config, model=model, **columns):
-        monkeypatch.setattr(stage.sae, "load", lambda folder: model)
+        monkeypatch.setattr("jsae.sae.load", lambda folder, mesh: over_mesh(model, mesh))
         for name in stages.STAGES[:4]:
             opened = stages.begin(config, tmp_path, name)
-            opened.finish({})
-        for name in ("train", "test"):
+            if not opened.up_to_date:
+                opened.finish({})
+        for name in ("train", "val", "test"):
             folder = stages.folder(config, tmp_path, "activations") / name
             artifacts.write_array(folder / "shard-00000.npy", x)
             artifacts.write_array(folder / "labels.npy", split.labels)
@@ -139,27 +147,28 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
         assert low <= numbers["mean_delta_margin"] <= high
         assert numbers["mean_effect_minus_control_margin"] is not None
     assert results["input_space"]["control_feature_mean_delta_margin"] is None
-    assert -1 <= results["agreement"]["spearman"] <= 1
     assert set(results["splice"]["clean"]) == {
         "accuracy",
         "mean_per_class_accuracy",
         "cross_entropy",
         "margin",
     }
+    assert set(results["all_features"]["mean_margin"]) == {"clean", "all_removed"}
     rows = read(workdir, "feature_space").to_pylist()
     assert len(rows) == 4 * 2 * 3 * 4 and len(read(workdir, "input_space")) == 4 * 3 * 4
     margin = [r for r in rows if (r["scope"], r["target"], r["measure"]) == ("map", "label", "margin")]
     mean = np.mean([row["mean_delta"] for row in margin])
     assert results["feature_space"]["mean_delta_margin"] == pytest.approx(mean)
-    assert [row["n_images"] for row in read(workdir, "agreement").to_pylist()] == [6] * 4
-    atlas = read(workdir, "atlas").to_pylist()
-    assert len(atlas) == F and results["atlas"]["n_pairs"] == N * F
-    chosen = {row["feature"]: row for row in margin}
-    for feature, row in chosen.items():  # the closed form beside the patched forward pass
-        assert atlas[feature]["map_label_margin"] == pytest.approx(row["mean_delta"], abs=1e-4)  # float32
-        assert atlas[feature]["n_active"] == row["n_active"]
-    assert -1 <= results["atlas"]["attribution"]["spearman"] <= 1
-    assert read(workdir, "atlas_classes").num_rows > F and read(workdir, "cumulative").num_rows == 3 * 6
+    assert {row["n_images"] for row in read(workdir, "input_space").to_pylist()} == {6}
+    everything = read(workdir, "all_features").to_pylist()
+    assert len(everything) == F and results["all_features"]["n_pairs"] == N * F
+    for row in margin:  # the closed form beside the patched forward pass
+        of_feature = everything[row["feature"]]
+        assert of_feature["map_label_margin"] == pytest.approx(row["mean_delta"], abs=1e-4)  # float32
+        assert of_feature["n_active"] == row["n_active"]
+    assert -1 <= results["all_features"]["attribution"]["spearman"] <= 1
+    assert read(workdir, "all_features_by_class").num_rows > F
+    assert read(workdir, "cumulative").num_rows == 3 * 6
     schema = read(workdir, "feature_space").schema
     assert all(field.metadata[b"doc"] for field in schema)
     assert json.loads(schema.metadata[artifacts.MANIFEST_KEY])["stage"] == "ablation"
@@ -168,6 +177,40 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
         stage.run(config, workdir)
     assert "ablation: up to date" in caplog.text
     assert (workdir / "ablation" / "feature_space.parquet").stat().st_mtime_ns == stamp
+
+
+def test_it_writes_the_tables_that_a_study_lists_and_no_others(make_workdir):
+    config = make_config()
+    workdir = make_workdir(config)
+    stage.run(config, workdir)
+    listed = {name for name, table in TABLES.items() if table.stage == "ablation"} - {"baselines"}
+    assert {path.stem for path in (workdir / "ablation").glob("*.parquet")} == listed
+
+
+@pytest.mark.parametrize("closed_form", [True, False])
+def test_a_dictionary_dealt_over_devices_gives_the_same_tables(make_workdir, monkeypatch, closed_form):
+    if not closed_form:
+        monkeypatch.setattr(ConvNeXt, "linear_head", lambda *_: None)
+    found = []
+    for model_axis in (1, 4):
+        config = make_config(model_axis)
+        workdir = make_workdir(config)
+        stage.run(config, workdir)
+        found.append(
+            {path.stem: read(workdir, path.stem) for path in (workdir / "ablation").glob("*.parquet")}
+        )
+        (workdir / "ablation").rename(workdir / f"on {model_axis}")
+    alone, dealt = found
+    assert alone.keys() == dealt.keys()
+    for name, table in alone.items():
+        for column in table.column_names:
+            a, b = (each[column].to_pylist() for each in (table, dealt[name]))
+            if isinstance(next((x for x in a if x is not None), 0), float):
+                a, b = (np.array(x, np.float64) for x in (a, b))
+                # float32 sums in another order; p and q fall steeply with them
+                np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.nanmax(np.abs(a))), err_msg=column)
+            else:
+                assert a == b, column
 
 
 def test_without_an_eligible_feature_the_numbers_are_null(make_workdir, parts, caplog):
@@ -183,8 +226,8 @@ def test_without_an_eligible_feature_the_numbers_are_null(make_workdir, parts, c
     assert (
         results["feature_space"]["n_features"] == 0 and results["feature_space"]["mean_delta_logit"] is None
     )
-    assert results["agreement"] == {"spearman": None, "spearman_ci95": None}
-    assert read(workdir, "feature_space").num_rows == 0
+    assert results["all_features"]["attribution"] == {"spearman": None, "spearman_ci95": None}
+    assert read(workdir, "feature_space").num_rows == read(workdir, "input_space").num_rows == 0
 
 
 def test_a_given_dead_feature_has_rows_of_nulls(make_workdir, parts):
@@ -194,7 +237,8 @@ def test_a_given_dead_feature_has_rows_of_nulls(make_workdir, parts):
     stage.run(config, workdir)
     rows = [row for row in read(workdir, "feature_space").to_pylist() if row["feature"] == 3]
     assert len(rows) == 24 and all(r["n_active"] == 0 and r["mean_delta"] is None for r in rows)
-    assert [row["n_images"] for row in read(workdir, "agreement").to_pylist()] == [0, 6]
+    rows = read(workdir, "input_space").to_pylist()
+    assert [row["n_images"] for row in rows] == [0] * 12 + [6] * 12
 
 
 def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monkeypatch):
@@ -202,30 +246,39 @@ def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monk
     workdir = make_workdir(config)
     with pytest.raises(ValueError, match=r"there is no feature 24; features are 0 \.\. 23"):
         stage.run(config, workdir)
+    config = make_config()
+    workdir = make_workdir(config)
     other = dataclasses.replace(parts[2], ids=("x",) * N)
     monkeypatch.setattr(identity, "splits_of", lambda *_: {"test": other})
     with pytest.raises(ValueError, match="--restart=activations"):
         stage.run(config, workdir)
 
 
-def test_without_a_linear_head_the_atlas_takes_forward_passes(make_workdir, monkeypatch, caplog):
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    with pytest.raises(
+        ValueError, match=r"config\.ablation\.batch_size=12 must be a positive multiple of .* 8"
+    ):
+        stage.check_config(make_config(batch_size=12))
+
+
+def test_without_a_linear_head_all_features_take_forward_passes(make_workdir, monkeypatch, caplog):
     config = make_config()
     workdir = make_workdir(config)
     monkeypatch.setattr(ConvNeXt, "linear_head", lambda *_: None)
     with caplog.at_level(logging.INFO, "jsae"):
         stage.run(config, workdir)
-    assert "closed form does not hold at stage4" in caplog.text
-    found = stages.results(config, workdir, "ablation")["atlas"]
+    assert "no closed form at stage4" in caplog.text
+    found = stages.results(config, workdir, "ablation")["all_features"]
     assert found["n_pairs"] == 12 * F and found["n_guarded"] == 0
-    assert len(read(workdir, "atlas")) == F and not (workdir / "ablation" / "cumulative.parquet").exists()
+    assert len(read(workdir, "all_features")) == F
+    assert not (workdir / "ablation" / "cumulative.parquet").exists()
 
 
-def test_a_stop_leaves_the_stage_unfinished(make_workdir, monkeypatch):
+def test_a_stop_leaves_the_stage_unfinished(make_workdir):
     config = make_config()
     workdir = make_workdir(config)
-    monkeypatch.setattr(preemption, "requested_here", lambda: True)
     with pytest.raises(preemption.Preempted):
-        stage.run(config, workdir)
+        stage.run(config, workdir, StoppedWhen(lambda: True))
     assert stages.read_manifest(config, workdir, "ablation")["status"] == "started"
     assert not (workdir / "ablation" / "feature_space.parquet").exists()
 
@@ -234,26 +287,25 @@ def test_a_stopped_stage_repeats_no_pass_that_was_finished(make_workdir, monkeyp
     config = make_config()
     workdir = make_workdir(config)
     folder = workdir / "ablation"
-    first_fill = folder / "passes" / "fill-blur-2.0-1.npz"
-    monkeypatch.setattr(preemption, "requested_here", first_fill.exists)  # stops in the second setting
+    feature_space = folder / "passes" / "feature_space.npz"
     with pytest.raises(preemption.Preempted):
-        stage.run(config, workdir)
-    monkeypatch.setattr(preemption, "requested_here", lambda: False)
-    swept, measure = [], stage.input_space.measure
+        stage.run(config, workdir, StoppedWhen(feature_space.exists))  # in input space
+    assert {path.stem for path in (folder / "passes").glob("*.npz")} == {
+        "ablation-of-test",
+        "covariance",
+        "feature_space",
+    }
     with monkeypatch.context() as patched:
         for module, name in (
-            (stage.splice, "measure"),
-            (stage.feature_space, "measure"),
-            (stage.stage_tables, "_by_closed_form"),
+            (reducers, "_step"),
+            (stage.pairs, "_remove"),
+            (stage.controls, "covariance_root"),
         ):
             patched.setattr(module, name, lambda *_, name=name, **__: pytest.fail(f"{name} was repeated"))
-        patched.setattr(
-            stage.input_space, "measure", lambda *a, **k: swept.append(k["fill"]) or measure(*a, **k)
-        )
         stage.run(config, workdir)
-    assert swept == ["shuffle"] and not (folder / "passes").exists()
+    assert not (folder / "passes").exists()
     resumed = {path.name: artifacts.read_table(path) for path in folder.glob("*.parquet")}
-    assert {"atlas.parquet", "cumulative.parquet", "sigma_sweep.parquet"} <= resumed.keys()
+    assert {"all_features.parquet", "cumulative.parquet", "input_space.parquet"} <= resumed.keys()
     folder.rename(workdir / "stopped")
     stage.run(config, workdir)
     for name, table in resumed.items():

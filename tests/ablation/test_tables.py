@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jsae.ablation import agreement, choice, input_space, tables
-from jsae.ablation.feature_space import MEASURES, SCOPES, TARGETS, FeatureEffects
-from jsae.ablation.run import headline
+from jsae.ablation import choice
+from jsae.ablation.effects import MEASURES, TARGETS, Named, make_effects
+from jsae.ablation.feature_space import table as feature_space_table
+from jsae.ablation.feature_space.pairs import KINDS, SCOPES, FeatureEffects
+from jsae.ablation.headline import headline
+from jsae.ablation.input_space import patches
+from jsae.ablation.input_space import table as input_space_table
+from jsae.tables import documentation
 
 
 @pytest.fixture
@@ -23,9 +28,8 @@ def effects():
     matched[:10] = False
     deltas[~matched, :, 2] = np.nan
     flips = rng.random((105, 2, 3)) < 0.3
-    return FeatureEffects(
-        features, images, np.zeros((105, 2), np.int32), deltas.astype(np.float32), flips, matched, 80
-    )
+    deltas, flips = make_effects(deltas.astype(np.float32), flips, scope=SCOPES, kind=KINDS)
+    return FeatureEffects(features, images, np.zeros((105, 2), np.int32), deltas, flips, matched, 80)
 
 
 def pick(rows, **where):
@@ -33,39 +37,50 @@ def pick(rows, **where):
 
 
 def test_feature_space_rows(effects):
-    rows = tables.feature_space_rows(effects, [4, 7, 9], 300, 0)
+    columns = feature_space_table.columns(effects, [4, 7, 9], 300, 0)
+    rows = feature_space_table.TABLE.make(columns).to_pylist()
     assert len(rows) == 3 * len(SCOPES) * len(TARGETS) * len(MEASURES)
     (row,) = pick(rows, feature=4, scope="map", target="top_class", measure="margin")
-    d = effects.deltas[:60, 0, :, 2, 1].astype(np.float64)
+    d = effects.deltas.values[:60, 0, :, 2, 1].astype(np.float64)
     assert (row["n_active"], row["n_control_feature"], row["share_active"]) == (60, 50, 0.75)
     assert row["mean_delta"] == pytest.approx(d[:, 0].mean())
-    assert row["ci95_low"] < row["mean_delta"] < row["ci95_high"]
+    assert row["mean_delta_low"] < row["mean_delta"] < row["mean_delta_high"]
     assert row["effect_minus_direction"] == pytest.approx((d[:, 0] - d[:, 1]).mean())
     assert row["control_direction_mean_delta"] == pytest.approx(d[:, 1].mean())
     assert row["effect_minus_feature"] == pytest.approx((d[10:, 0] - d[10:, 2]).mean())
     assert row["control_feature_mean_delta"] == pytest.approx(d[10:, 2].mean())
     assert row["p_direction"] == pytest.approx(scipy.stats.ttest_1samp(d[:, 0] - d[:, 1], 0).pvalue, rel=1e-6)
     assert row["effect_minus_feature_low"] < row["effect_minus_feature"] < row["effect_minus_feature_high"]
-    assert row["flip_rate"] == pytest.approx(effects.flips[:60, 0, 0].mean())
-    assert row["control_feature_flip_rate"] == pytest.approx(effects.flips[10:60, 0, 2].mean())
+    assert row["flip_rate"] == pytest.approx(effects.flips.values[:60, 0, 0].mean())
+    assert row["control_feature_flip_rate"] == pytest.approx(effects.flips.values[10:60, 0, 2].mean())
     # two features have a p, so the smaller one counts twice
     assert row["q_direction"] == pytest.approx(2 * row["p_direction"])
     (null,) = pick(rows, feature=9, scope="peak", target="label", measure="logit")
     assert null["n_active"] == 5 and null["share_active"] == 5 / 80
-    assert all(
-        np.isnan(v) for k, v in null.items() if k.startswith(("mean", "ci95", "effect", "p_", "q_", "flip"))
-    )
+    assert all(v is None for k, v in null.items() if k.startswith(("mean", "effect", "p_", "q_", "flip")))
 
 
 def test_tables_are_documented_and_hold_nulls(effects):
-    table = tables.table(tables.feature_space_rows(effects, [4, 7, 9], 50, 0), tables.FEATURE_SPACE)
-    assert table.num_rows == 72 and table["mean_delta"].null_count == 24
-    assert not any(v != v for v in table["mean_delta"].to_pylist() if v is not None)
-    for schema in (tables.FEATURE_SPACE, tables.INPUT_SPACE, tables.AGREEMENT):
-        empty = tables.table([], schema)
-        assert empty.num_rows == 0
-        for field in empty.schema:
-            assert len(field.metadata[b"doc"]) > 5, field.name
+    for module, of_features in ((feature_space_table, [4, 7, 9]), (feature_space_table, [])):
+        table = module.TABLE.make(module.columns(effects, of_features, 50, 0))
+        assert table.num_rows == 24 * len(of_features)
+        assert table["mean_delta"].null_count == 8 * len(of_features)
+        assert not any(v != v for v in table["mean_delta"].to_pylist() if v is not None)
+    for table in (feature_space_table.TABLE, input_space_table.TABLE):
+        assert all(len(doc) > 5 for doc in documentation(table.schema).values())
+
+
+def test_named_axes():
+    deltas, flips = make_effects(np.arange(48.0).reshape(2, 2, 3, 4), np.ones((2, 2), bool), kind=("a", "b"))
+    np.testing.assert_array_equal(deltas.at(kind="b", measure="logit"), [[12, 16, 20], [36, 40, 44]])
+    np.testing.assert_array_equal(deltas.select(target="label").at(kind="a", measure="margin"), [1, 25])
+    deltas.forget(np.array([False, True]), kind="b", target="prediction")
+    flips.forget(np.array([True, False]), kind="a")
+    assert np.isnan(deltas.values).sum() == 4 and np.isnan(deltas.values[1, 1, 1]).all()
+    assert flips.values.tolist() == [[False, True], [True, True]]
+    for unknown in ({"scope": "map"}, {"kind": "c"}):
+        with pytest.raises(KeyError, match="there is no"):
+            deltas.at(**unknown)
 
 
 @pytest.fixture
@@ -79,50 +94,34 @@ def blurred(effects):
     falls = np.full((len(rows), 2), 0.5)
     falls[0] = np.nan
     flips = rng.random((len(rows), 2)) < 0.3
-    found = input_space.InputEffects(
+    deltas, flips = make_effects(deltas, flips, kind=patches.KINDS)
+    falls = Named(falls, {"kind": patches.KINDS})
+    return patches.InputEffects(
         effects.features[rows], effects.images[rows], deltas, flips, falls, matched, matched, ~matched
     )
-    return rows, found
 
 
-def test_input_space_rows(effects, blurred):
-    _, found = blurred
-    n_active = {4: 60, 7: 40, 9: 5}
-    rows = tables.input_space_rows(found, [4, 7, 9], n_active, 300, 0)
+def test_input_space_rows(blurred):
+    columns = input_space_table.columns(blurred, [4, 7, 9], {4: 60, 7: 40, 9: 5}, 300, 0)
+    rows = input_space_table.TABLE.make(columns).to_pylist()
     assert len(rows) == 3 * len(TARGETS) * len(MEASURES)
     (row,) = pick(rows, feature=4, target="top_class", measure="margin")
-    d, m = found.deltas[:30, :, 2, 1], found.matched[:30]
+    d, m = blurred.deltas.values[:30, :, 2, 1], blurred.matched[:30]
     assert row["n_images"] == 30 and row["mean_delta"] == pytest.approx(d[:, 0].mean())
     assert row["effect_minus_control"] == pytest.approx((d[m, 0] - d[m, 1]).mean())
     assert row["control_mean_delta"] == pytest.approx(d[m, 1].mean())
     assert row["feature_fall"] == 0.5 and row["energy_matched_share"] == pytest.approx(m.mean())
     assert row["p"] < 1e-4 and row["q"] >= row["p"]
     (few,) = pick(rows, feature=7, target="label", measure="logit")
-    assert few["n_images"] == 12 and np.isfinite(few["mean_delta"])  # fires on 40, looked at 12
+    assert few["n_images"] == 12 and few["mean_delta"] is not None  # fires on 40, 12 were blurred
     (null,) = pick(rows, feature=9, target="label", measure="logit")
-    assert np.isnan(null["mean_delta"]) and np.isnan(null["p"])
-    tables.table(rows, tables.INPUT_SPACE)
+    assert null["mean_delta"] is None and null["p"] is None
 
 
-def test_agreement_uses_the_same_pairs(effects, blurred):
-    rows, found = blurred
-    agreed = agreement.rows(effects, found, rows, [4, 7, 9])
-    assert [row["n_images"] for row in agreed] == [30, 12, 5]
-    assert agreed[0]["feature_delta_margin"] == pytest.approx(
-        effects.deltas[:30, 1, 0, 2, 1].mean(), rel=1e-5
-    )
-    assert agreed[0]["input_delta_margin"] == pytest.approx(found.deltas[:30, 0, 2, 1].mean())
-    assert np.isnan(agreed[2]["input_delta_margin"])
-    assert agreement.summary(agreed, 50, 0) == {"spearman": None, "spearman_ci95": None}
-    many = [{"input_delta_margin": i, "feature_delta_margin": i + 3 * (i % 2)} for i in range(12)]
-    summary = agreement.summary(many, 200, 0)
-    assert summary["spearman_ci95"][0] < summary["spearman"] <= summary["spearman_ci95"][1]
-    tables.table(agreed, tables.AGREEMENT)
-
-
-def test_headline(effects, caplog):
-    found = headline(effects.features, effects.images, effects.deltas[:, 0], [4, 7], [4], 200, 0)
-    margin = effects.deltas[:, 0, 0, 0, 1]
+def test_headline(effects):
+    at_map = effects.deltas.select(scope="map")
+    found = headline(effects.features, effects.images, at_map, [4, 7], [4], 200, 0)
+    margin = at_map.at(kind="effect", target="label", measure="margin")
     assert found["n_features"] == 2
     assert found["n_images"] == len(np.unique(effects.images[:100]))
     assert found["mean_delta_margin"] == pytest.approx(
@@ -133,13 +132,15 @@ def test_headline(effects, caplog):
     names = ["mean_delta_logit", "mean_delta_margin", "mean_delta_confidence", "control_mean_delta_margin"]
     names += ["control_feature_mean_delta_margin", "mean_effect_minus_control_margin"]
     assert set(found) == {"n_features", "n_images", *names, *(f"{name}_ci95" for name in names)}
-    nothing = headline(effects.features, effects.images, effects.deltas[:, 0, :2], [], [], 200, 0)
+    nothing = headline(effects.features, effects.images, at_map, [], [], 200, 0)
     assert nothing["n_features"] == 0 and all(nothing[name] is None for name in names)
     assert nothing["mean_delta_logit_ci95"] is None
-    patch = headline(effects.features, effects.images, effects.deltas[:, 0, :2], [4], [4], 200, 0)
-    assert (
-        patch["control_feature_mean_delta_margin"] is None and patch["control_mean_delta_margin"] is not None
-    )
+
+
+def test_headline_of_input_space_has_no_matched_feature(blurred):
+    found = headline(blurred.features, blurred.images, blurred.deltas, [4], [4], 200, 0)
+    assert found["control_feature_mean_delta_margin"] is None
+    assert found["control_mean_delta_margin"] is not None
 
 
 def features_table():
@@ -149,6 +150,7 @@ def features_table():
         "class_selective": [False, True, True, None, True, False],
         "auroc": [0.9, 0.85, 0.99, None, 0.95, 0.5],
         "mean_active": [1.0, 5.0, 9.0, 3.0, 2.0, None],
+        "top_class": [0, 1, 2, None, 1, 0],
     }
 
 
@@ -164,3 +166,6 @@ def test_choice_of_features(caplog):
     with caplog.at_level(logging.WARNING, "jsae"):
         assert choice.choose_features(none, 3) == []
     assert "no feature fires on 20 test images" in caplog.text
+    chosen = choice.choose(features_table(), 4)
+    assert (chosen.features, chosen.selective) == ([4, 1, 3, 0], [4, 1])
+    assert chosen.top_classes.tolist() == [0, 1, 2, -1, 1, 0]

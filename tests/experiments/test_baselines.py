@@ -1,13 +1,11 @@
 """The table of dictionaries: its scores and its markdown."""
 
-import json
-
 import numpy as np
 import pytest
-from jsae.analysis.tables import documentation
 
-from jsae.ablation import tables
-from jsae.experiments import baselines
+from jsae.experiments import baselines, dictionaries
+from jsae.tables import documentation
+from tests.ablation.toy import reduce
 
 ROW = {
     "dictionary": "pca",
@@ -18,7 +16,6 @@ ROW = {
     "class_selective_share": 0.5,
     "class_auroc": 0.9,
     "part_auroc": float("nan"),
-    "n_parts_found": None,
     "effect_minus_control": -0.1234,
     "effect_minus_control_low": -0.2,
     "effect_minus_control_high": -0.05,
@@ -36,40 +33,25 @@ def test_the_best_feature_of_each_class_counts():
 
 
 def test_the_markdown_has_a_row_a_dictionary_and_dashes_for_unknown_numbers():
-    table = tables.table([ROW], baselines.SCHEMA)
+    table = baselines.TABLE.of_rows([ROW])
     assert all(documentation(table).values())
     lines = baselines.markdown(table.to_pylist()).splitlines()
     assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
-    assert lines[2] == (
-        "| pca | 256 | 12.500 | – | 0.250 | 0.500 | 0.900 | – | – | -0.123 [-0.200, -0.050] |"
-    )
+    assert lines[2] == ("| pca | 256 | 12.500 | – | 0.250 | 0.500 | 0.900 | – | -0.123 [-0.200, -0.050] |")
 
 
 def test_rows_of_another_ablation_stage_are_not_kept(tmp_path):
-    path = tmp_path / baselines.FILE
+    path = tmp_path / baselines.TABLE.file
     assert baselines._rows_of(path, "abc") == []
-    baselines.artifacts.write_table(path, tables.table([ROW], baselines.SCHEMA), {"upstream": "abc"})
+    baselines.artifacts.write_table(path, baselines.TABLE.of_rows([ROW]), {"upstream": "abc"})
     assert [row["dictionary"] for row in baselines._rows_of(path, "abc")] == ["pca"]
     assert baselines._rows_of(path, "def") == []
-    assert json.dumps(baselines.NAMES) and len(set(baselines.NAMES)) == len(baselines.NAMES)
 
 
 def test_fvu_and_l0_are_those_of_all_vectors():
-    from jsae.experiments import dictionaries
-
-    rng = np.random.default_rng(0)
-    acts = rng.normal(size=(10, 2, 2, 3)).astype(np.float32)
-
-    class Store:
-        def batches(self, size):
-            for start in range(0, 10, size):
-                part = acts[start : start + size]
-                padded = np.zeros((size, 2, 2, 3), np.float32)
-                padded[: len(part)] = part
-                yield start, padded, (np.arange(size) < len(part)).astype(np.float32)
-
+    acts = np.random.default_rng(0).normal(size=(10, 2, 2, 3)).astype(np.float32)
     half = dictionaries.signed(np.eye(3)[:1], np.zeros(3))
-    found = baselines._reconstruction(half, Store(), 4)
+    found = reduce(baselines.MeasureReconstruction(), half, acts, size=4)
     x = acts.reshape(-1, 3)
     x_hat = x * np.array([1, 0, 0])
     assert found["fvu"] == pytest.approx(

@@ -70,3 +70,10 @@ def test_integers_are_equal_and_nothing_is_missing(tmp_path):
         "ablation/all_features.parquet: top_class: 1 of 3 differ",
         "sae/manifest.json: n: 1 of 1 differ",
     ]
+
+
+def test_a_number_without_a_fraction_is_the_same_number(tmp_path):
+    for name, value in (("one", 1), ("other", 1.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"accuracy": value}))
+    assert compare_runs.compare(tmp_path / "one", tmp_path / "other") == []

@@ -57,6 +57,7 @@ def make_workdir(workdir, *, without=()) -> epath.Path:
             "device": {"kind": "cpu", "count": 1},
             "versions": {"jax": "0.10.2"},
             "git_revision": "0a1b2c",
+            "format": stages.FORMAT,
         }
         artifacts.write_json(workdir / name / "manifest.json", manifest)
     for stage, tables in fake_tables.all_tables().items():

@@ -2,16 +2,19 @@
 
 import json
 import multiprocessing
-import os
-import signal
+import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
 import jsae
 from configs import demo
-from jsae.runtime import circumstances, stages, workdirs
+from jsae.runtime import attempts, circumstances, compilation, stages, workdirs
+from jsae.runtime.context import RunContext
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -92,6 +95,36 @@ def test_a_study_of_another_format_is_refused_and_stays_as_it_is(config, tmp_pat
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
+def test_a_study_of_another_format_is_refused_by_a_script_before_it_writes_a_file(tmp_path):
+    path = tmp_path / "w/sae/manifest.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"stage": "sae", "status": "complete"}')
+    command = [sys.executable, "-m", "launch.report", "--config=configs/demo.py", f"--workdir={tmp_path}/w"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and f"error: {path} is of format 1" in done.stderr, done.stderr
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+
+
+def test_a_stage_counts_how_long_it_lives_while_its_run_makes_progress(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "_WRITE_EVERY_S", 0.0)
+    context = RunContext(compiling=compilation.Seconds())
+    context.compiling.total_s = 2.0
+    stage = stages.begin(config, tmp_path, "classifier", context)
+    with context.progress(2) as bar:
+        time.sleep(0.01)
+        bar.update()
+        (entry,) = json.loads((stage.folder / attempts.FILE).read_text())
+        assert entry["alive_s"] > 0 and entry["kept_s"] == 0
+        stage.kept()
+        stage.saved(3)
+        (entry,) = json.loads((stage.folder / attempts.FILE).read_text())
+        assert entry["kept_s"] > 0 and entry["saves"].keys() == {"3"}
+        context.compiling.total_s = 3.5
+        stage.finish({})
+        bar.update()
+    assert not (stage.folder / attempts.FILE).exists() and stage.manifest["compile_seconds"] == 1.5
+
+
 def test_a_stage_that_was_refused_before_it_made_anything_takes_another_config(config, tmp_path):
     stages.begin(config, tmp_path, "classifier")
     config.data.on_bad_image = "skip"
@@ -153,18 +186,6 @@ def test_a_run_resumed_under_other_circumstances_is_told_so(config, tmp_path, no
     assert (
         f"{name} {value} then, {now} now" in note and "classifier: resumed under other circumstances" in note
     )
-
-
-def test_a_workdir_of_before_places_were_left_out_goes_on(config, tmp_path):
-    """Its manifests hold paths where contents are now."""
-    stages.begin(config, tmp_path, "classifier").finish({})
-    path = tmp_path / "classifier/manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["config"]["data"]["dir"] = "/once/here"
-    manifest["config"]["classifier"]["pretrained"] = "/once/there.safetensors"
-    path.write_text(json.dumps(manifest | {"digest": "0" * 16}))
-    config.data.dir, config.classifier.pretrained = "/now/there", "/now/here.safetensors"
-    assert stages.begin(config, tmp_path, "classifier").up_to_date
 
 
 def test_the_git_revision_is_this_repositorys_or_none(tmp_path, monkeypatch):
@@ -252,22 +273,3 @@ def test_a_second_run_on_a_workdir_is_refused_by_name(tmp_path):
         leave.set()
         other.join(60)
     workdirs.lock(tmp_path).close()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_with_75_and_a_second_at_once(number):
-    program = (
-        "import os, signal\n"
-        "from jsae.runtime import preemption\n"
-        "preemption.install()\n"
-        "from jsae.runtime.context import RunContext\n"
-        f"os.kill(os.getpid(), {int(number)})\n"
-        "assert RunContext().requested_by_any()\n"
-        "{second}\n"
-        "RunContext().check()\n"
-    )
-    again = f"os.kill(os.getpid(), {int(number)})"
-    for second, code in (("", 75), (again, 128 + number)):
-        command = [sys.executable, "-c", program.replace("{second}", second)]
-        done = subprocess.run(command, env=os.environ, capture_output=True, timeout=60)
-        assert done.returncode == code, done.stderr

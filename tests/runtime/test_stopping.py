@@ -64,12 +64,29 @@ def test_a_second_signal_ends_at_once_also_in_a_long_call(clean_environment, num
     assert code == 128 + number and seconds < 20
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_sets_the_flag_and_the_second_ends_at_once(number):
+    program = (
+        "import os\n"
+        "from jsae.runtime import preemption\n"
+        "signals = preemption.install()\n"
+        "assert not signals.is_asked()\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "assert signals.is_asked()\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + number and done.stderr.count("stopping at the next") == 1, done.stderr
+
+
 SAVES = """
 import time
 from jsae.runtime import preemption
 signals = preemption.install()
-from jsae.runtime.context import RunContext
-context = RunContext()
+if "{how}" == "after the point":
+    from jsae.runtime.context import RunContext
+    context = RunContext()
 print("ready", flush=True)
 class Background:
     until = time.monotonic() + 4.0
@@ -88,7 +105,10 @@ else:
     preemption.hold_for(background)
     time.sleep(4.0)
 print("whole", flush=True)
-context.check()
+assert signals.is_asked()
+if how == "after the point":
+    context.check()
+raise preemption.Preempted
 """
 
 
@@ -206,24 +226,27 @@ def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
 
 
 POLLS = """
-import signal, sys, time
+import time
 from jsae.runtime import preemption
-preemption.install()
-from jsae.runtime.context import RunContext
-context = RunContext()
+signals = preemption.install()
 print("ready", flush=True)
 until = time.monotonic() + {lives}
 while time.monotonic() < until:
-    context.check_here()
+    if signals.is_told():
+        raise preemption.Preempted
     time.sleep(0.01)
 print("went on", flush=True)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
-def test_what_schedulers_send_asks_for_a_stop_and_a_second_one_does_not_hurry_it(clean_environment, number):
+def test_what_schedulers_send_asks_for_a_stop(clean_environment, number):
     code, _, err, _ = heard(POLLS.replace("{lives}", "60"), clean_environment, number)
     assert code == 75 and f"{number.name}: stopping" in err
+
+
+def test_a_second_one_of_a_scheduler_does_not_hurry_it(clean_environment):
+    number = signal.SIGUSR1
     program = SAVES.replace("{how}", "after the point")
     code, out, _, _ = heard(program, clean_environment, number, number, signal.SIGTERM)  # the time is up now
     assert code == 75 and out == "whole\n"

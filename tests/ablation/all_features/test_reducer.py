@@ -11,7 +11,7 @@ from jsae import classifier, edits, metrics
 from jsae.ablation.all_features import closed_form, table, table_by_class, totals
 from jsae.ablation.all_features.reducer import MeasureAllFeatures
 from jsae.ablation.all_features.totals import STATISTICS
-from jsae.sae import variants
+from jsae.sae.variants import ReluL1
 from jsae.tables import documentation
 from tests.ablation.all_features.oracle import make_network, measures_of
 from tests.ablation.toy import reduce
@@ -197,7 +197,7 @@ def test_the_class_table_counts_silent_images_as_zero(found):
 
 def test_one_class_has_no_margin_and_dead_features_are_null():
     params, model, acts = make_network(n_classes=1)
-    model = dataclasses.replace(model, b_enc=jnp.full(F, -1e6), variant=variants.ReluL1())
+    model = dataclasses.replace(model, b_enc=jnp.full(F, -1e6), variant=ReluL1())
     seen = measure((params, model, acts), labels=np.zeros(N, np.int32), tops=np.full(F, -1, np.int32))
     rows = table.TABLE.make(table.columns(seen, np.full(F, -1))).to_pylist()
     assert all(row["n_active"] == 0 and row["map_label_logit"] is None for row in rows)
