@@ -30,7 +30,7 @@ def results() -> dict:
         "analysis": {"n_features_alive": 57, "n_class_selective": 17},
         "ablation": {
             "feature_space": space,
-            "input_space": space,
+            "input_space": space | {"mean_effect_minus_control_margin_ci95": [-1.34, 0.02]},
             "all_features": {"attribution": {"spearman": 0.83, "spearman_ci95": [0.61, 0.93]}},
             "splice": dict(zip(("clean", "spliced", "mean_ablated"), rows, strict=True))
             | {"kl": 0.05, "accuracy_recovered": 0.967, "ce_recovered": 0.964},

@@ -9,7 +9,7 @@ import numpy as np
 from jsae.activations.store import make_batches
 
 MARKUP = "<script>alert('a')</script> & \"Co\" F-16A/B"
-CLASSES = ("Arrow 100", "Arrow 200", "Boreal 7", "Cirrus Ünïted", MARKUP, "Dart", "Eider Mk IV", "Falke")
+CLASSES = ("Arrow 100", MARKUP, "Boreal 7", "Cirrus Ünïted", "Arrow 200", "Dart", "Eider Mk IV", "Falke")
 N_FEATURES, N_IMAGES, GRID, IMAGE_PX = 64, 40, (3, 3), 96
 LARGEST = 3.0  # value that maps are relative to
 LABELS = np.arange(N_IMAGES) % len(CLASSES)

@@ -107,7 +107,8 @@ def test_the_index_shows_headline_numbers_with_their_intervals(report):
     assert "as the stage ablation noted them: jax 0.10.2; git revision 0a1b2c." in text
     selective = fake_tables.features_table()["class_selective"].to_pylist()
     assert f"Mean over {sum(selective[:10])} such features." in text  # the ten that are ablated
-    assert "The interval excludes zero." in text
+    assert text.count("The interval excludes zero.") == 1  # of the features removed
+    assert text.count("The interval includes zero") == 1  # of the patches blurred
     assert "drawn by a program, not photographed" in text
 
 
