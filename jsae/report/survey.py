@@ -165,7 +165,7 @@ class DescribeImages(Reducer):
         margin = metrics.measures(logits, label)["margin"]
         confidence = metrics.measures(logits, predicted)["confidence"]
 
-        def without(removed):
+        def without(removed: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
             amounts, rows = removed  # [B, H, W], [B, C]
             acts = edits.subtract(batch.acts, amounts[..., None] * rows[:, None, None, :])
             ablated = self.logits_from(acts)

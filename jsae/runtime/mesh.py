@@ -85,11 +85,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def replicate(mesh: Mesh, tree):
+def replicate(mesh: Mesh, tree: Any) -> Any:
     """The tree with every array whole on every device; arrays that lie on this mesh already stay as they
     are."""
 
-    def place(leaf):
+    def place(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh:
             return leaf
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

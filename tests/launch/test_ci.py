@@ -41,3 +41,10 @@ def test_skipped_browser_tests_fail_in_ci(tmp_path, cases, ci, code):
     )
     assert done.returncode == code, done.stderr
     assert ("tests in a browser were skipped" in done.stderr) == (code == 1)
+
+
+def test_a_commit_is_checked_as_the_tests_begin():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    for line in (ROOT / "launch" / "test.sh").read_text().splitlines():
+        if line.startswith(".venv/bin/python -m"):
+            assert f"entry: {line.removesuffix(' .')}" in hooks, line
