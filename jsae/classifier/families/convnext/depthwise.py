@@ -1,7 +1,7 @@
 """The 7x7 depthwise convolution, the first bottleneck of ConvNeXt on a CPU.
 
 XLA's grouped convolution is several times slower there than 49 shifted multiply-adds, and autodiff of
-those is again half as fast as it could be. `shifts` therefore brings its own backward pass: the gradient
+those is again half as fast as it could be. `shifts` therefore has its backward pass written out: the gradient
 of the input is the same sum with the kernel flipped; the gradient of the kernel is a scan over a few
 images at a time that accumulates [K, K, W, C] products row by row, which vectorises over W and C and
 stays in cache, and sums over W once at the end. `depthwise` chooses per platform, in this one place.
