@@ -143,8 +143,7 @@ def make_forward(device_mesh: Mesh, site: str) -> Callable:
     """A jitted (params, images uint8 [B, S, S, 3]) -> (acts at `site` [B, H, W, C], logits [B, L])."""
 
     def forward(params, images):
-        with jax.default_matmul_precision("float32"):
-            logits, acts = classifier.apply(params, augment.normalise(images))
+        logits, acts = classifier.apply(params, augment.normalise(images))
         return acts[site], logits
 
     return jax.jit(forward, out_shardings=mesh.replicated(device_mesh))

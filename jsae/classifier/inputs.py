@@ -6,7 +6,7 @@
 
 Floats whose values are hardly those of normalised pixels are refused, with what to do: all in 0..1 or -1..1,
 none below 0, or any beyond +-10 (an image normalised with ImageNet's numbers lies in -2.2..2.7). Traced
-arrays have no values to look at: under jit, grad and vmap their dtype and shape are checked.
+arrays have no values to check: under jit, grad and vmap their dtype and shape are checked.
 """
 
 import os

@@ -9,11 +9,12 @@ from PIL import Image
 from jsae.classifier import train
 from jsae.data import order
 from jsae.data.augment import IMAGENET_MEAN, IMAGENET_STD
+from jsae.data.cache import Split
 
 _N_IMAGES, _N_FORMS, _GAP_PX = 8, 9, 2
 
 
-def augmentation_grid(split, recipe: train.Recipe, seed: int) -> bytes:
+def augmentation_grid(split: Split, recipe: train.Recipe, seed: int) -> bytes:
     """PNG: a row for each of the first images of the training order, first as it is, then augmented.
 
     The forms are those of the first steps, had these images made up their batches.

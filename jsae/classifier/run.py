@@ -58,8 +58,7 @@ class _Run:
 
     @property
     def has_val(self) -> bool:
-        """With trainval nothing is held out to score: val is trained on, and no step is better than the
-        last."""
+        """With trainval nothing is held out to score: val is trained on, and no step is best."""
         return self.config.data.train_split != "trainval"
 
     def is_scored(self, step: int) -> bool:
@@ -68,8 +67,7 @@ class _Run:
         return self.has_val and (_is_due(every, step) or step == self.recipe.n_steps)
 
     def logits(self, state: dict, name: str) -> np.ndarray:
-        """Logits of a split by the averaged weights. Raises Preempted between two batches if asked " "to
-        stop."""
+        """Logits of a split by the averaged weights. Raises Preempted between batches if asked to stop."""
         return evaluate.predict_split(
             self.predict,
             Params(state["ema"], self.model),

@@ -6,10 +6,12 @@ equals an uninterrupted one.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jsae.classifier.model import Params, Trainable, init
@@ -84,8 +86,14 @@ def make_optimizer(recipe: Recipe, model: Trainable) -> optax.GradientTransforma
 
 
 def init_state(
-    key: jax.Array, model: Trainable, recipe: Recipe, *, pretrained=None, images=None, **settings
-) -> dict:
+    key: jax.Array,
+    model: Trainable,
+    recipe: Recipe,
+    *,
+    pretrained: Any = None,
+    images: jax.Array | np.ndarray | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
     """The state before the first step.
 
     Args:
@@ -106,7 +114,14 @@ def init_state(
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
 
 
-def loss_of(params: Params, images, targets, examples, key, recipe: Recipe):
+def loss_of(
+    params: Params,
+    images: jax.Array,
+    targets: jax.Array,
+    examples: jax.Array,
+    key: jax.Array,
+    recipe: Recipe,
+) -> tuple[jax.Array, jax.Array]:
     """Sum of the cross-entropy over the images, and the logits.
 
     Args:
@@ -125,10 +140,17 @@ def loss_of(params: Params, images, targets, examples, key, recipe: Recipe):
     return optax.softmax_cross_entropy(logits, targets).sum(), logits
 
 
-def grads_of(params: Params, images, targets, examples, key, recipe: Recipe):
+def grads_of(
+    params: Params,
+    images: jax.Array,
+    targets: jax.Array,
+    examples: jax.Array,
+    key: jax.Array,
+    recipe: Recipe,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """((mean loss, logits [B, L]), gradient) over a batch, `recipe.micro_batches` parts after each other.
 
-    Part m takes the rows m, m + M, m + 2 M, ..., so that each device cuts up its own rows.
+    Part m takes the rows m, m + M, m + 2 M, ..., so that each device cuts up the rows that it has.
     """
     parts, n = recipe.micro_batches, len(images)
 
@@ -185,7 +207,9 @@ def make_step(model: Trainable, recipe: Recipe, seed: int) -> Callable:
     return step
 
 
-def augmented(key, batch: dict, n_classes: int, recipe: Recipe):
+def augmented(
+    key: jax.Array, batch: Mapping[str, Any], n_classes: int, recipe: Recipe
+) -> tuple[jax.Array, jax.Array]:
     """A batch as it is trained on: images float32 [B, S, S, 3] and targets [B, L]."""
     settings = dict(recipe.augmentation)
     kind, alpha = settings.pop("mix", "none"), settings.pop("mix_alpha", 1.0)

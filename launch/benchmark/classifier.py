@@ -56,7 +56,7 @@ def _programs(arch: str, size: int, batch: int, dtype: str) -> dict:
     kernel = jax.random.normal(jax.random.key(3), (7, 7, channels), dtype)
 
     def forward(params, images):
-        return classifier.apply(params, images)[0]
+        return params.model(params.variables, images)[0]  # of the products' default precision, as training is
 
     def train(params, images):
         def loss(variables):

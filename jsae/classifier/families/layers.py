@@ -1,6 +1,7 @@
 """What networks of several families are made of: the walk over the sites, an affine map, stochastic depth."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -62,7 +63,12 @@ def drop_examples(key: jax.Array, y: jax.Array, examples: jax.Array, rate: float
     return jnp.where(kept[:, None, None, None], y / (1 - rate), 0)
 
 
-def fill(key: jax.Array, shapes, constant: Callable, std: Callable):
+def fill(
+    key: jax.Array,
+    shapes: Any,
+    constant: Callable[[tuple[str, ...]], float | None],
+    std: Callable[[tuple[str, ...], tuple[int, ...]], float],
+) -> Any:
     """Leaves of the shapes: constants, and truncated normal kernels, all cut from one draw.
 
     A random operation for each of them takes longer to compile than the whole network.

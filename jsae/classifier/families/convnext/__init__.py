@@ -1,8 +1,7 @@
 """ConvNeXt (arXiv 2201.03545), with the weights of facebook, timm, torchvision and Hugging Face."""
 
 from jsae.classifier.families.convnext import weights
-from jsae.classifier.families.convnext.arch import SIZES
-from jsae.classifier.families.convnext.model import ConvNeXt
+from jsae.classifier.families.convnext.model import SIZES, ConvNeXt
 from jsae.classifier.families.family import Family
 
 FAMILY = Family(

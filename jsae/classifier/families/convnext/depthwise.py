@@ -1,7 +1,7 @@
 """The 7x7 depthwise convolution, the first bottleneck of ConvNeXt on a CPU.
 
 XLA's grouped convolution is several times slower there than 49 shifted multiply-adds, and autodiff of
-those is again half as fast as it could be. `shifts` therefore brings its own backward pass: the gradient
+those is again half as fast as it could be. `shifts` therefore has its backward pass written out: the gradient
 of the input is the same sum with the kernel flipped; the gradient of the kernel is a scan over a few
 images at a time that accumulates [K, K, W, C] products row by row, which vectorises over W and C and
 stays in cache, and sums over W once at the end. `depthwise` chooses per platform, in this one place.
@@ -23,7 +23,7 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, H, W, C].
     """
-    return shifts(x, kernel) if jax.default_backend() == "cpu" else conv(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=shifts, default=conv)
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -45,14 +45,14 @@ def shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _shifted_sum(x, kernel):
-    """The sum, in a loop over a few pieces of the batch.
+    """The sum, in a loop over a few parts of the batch.
 
     What enters and leaves a loop lies in memory. Without it XLA:CPU fuses the sum into every reader and
-    computes it anew for each (three times for a layer norm), and computes x anew for each of its shifts.
+    computes it again for each (three times for a layer norm), and computes x again for each of its shifts.
     """
-    pieces = next((n for n in (2, 3, 5, 7) if x.shape[0] % n == 0), 1)
-    split = x.reshape(pieces, -1, *x.shape[1:])
-    return jax.lax.map(lambda piece: _plain_shifted_sum(piece, kernel), split).reshape(x.shape)
+    n_parts = next((n for n in (2, 3, 5, 7) if x.shape[0] % n == 0), 1)
+    parts = x.reshape(n_parts, -1, *x.shape[1:])
+    return jax.lax.map(lambda part: _plain_shifted_sum(part, kernel), parts).reshape(x.shape)
 
 
 def _plain_shifted_sum(x, kernel):

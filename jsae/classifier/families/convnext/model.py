@@ -1,37 +1,53 @@
-"""ConvNeXt as a `classifier.model.Trainable`: its forward pass, fresh weights, what training asks of it."""
+"""ConvNeXt as a `classifier.model.Trainable`: sizes, fresh weights, head."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jsae.classifier.families import layers
-from jsae.classifier.families.convnext.arch import Arch
 from jsae.classifier.families.convnext.network import LayerNorm, Network
-from jsae.classifier.model import Edit, Head, HeadNorm
+from jsae.classifier.families.staged import Staged
+from jsae.classifier.model import Head, HeadNorm
+
+SIZES = {
+    "atto": {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
+    "femto": {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)},
+    "pico": {"depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)},
+    "nano": {"depths": (2, 2, 8, 2), "dims": (80, 160, 320, 640)},
+    "tiny": {"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768)},
+    "small": {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768)},
+    "base": {"depths": (3, 3, 27, 3), "dims": (128, 256, 512, 1024)},
+    "large": {"depths": (3, 3, 27, 3), "dims": (192, 384, 768, 1536)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNeXt(Arch):
-    """A ConvNeXt; the methods are those of `classifier.model.Trainable`."""
+class ConvNeXt(Staged):
+    """A ConvNeXt; a stage may have no blocks and only downsample.
 
+    Attributes:
+      eps: of every layer norm but the head's.
+      head_eps: of the head's layer norm.
+    """
+
+    eps: float = 1e-6
+    head_eps: float = 1e-6
     family: ClassVar[str] = "convnext"
     inits: ClassVar[tuple[str, ...]] = ("normal", "fan_in")
 
-    def __call__(
-        self,
-        variables: Any,
-        images: jax.Array,
-        *,
-        edits: Mapping[str, Edit] | None = None,
-        start: str | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return Network(self).apply({"params": variables}, images, edits, start)
+    def __post_init__(self):
+        self.check_sizes("ConvNeXt", least_depth=0)
+
+    def network(self, drop_path: float = 0.0, remat: bool = False) -> Network:
+        return Network(self, drop_path, remat)
+
+    def grid(self, site: str, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the site's grid; every patch that is not full is left out."""
+        stride = self.stride_px(site)
+        return image_hw[0] // stride, image_hw[1] // stride
 
     def linear_head(self, variables: Any) -> Head:
         """Mean pool, layer norm with the epsilon that came with the weights, linear map."""
@@ -49,10 +65,7 @@ class ConvNeXt(Arch):
 
         Raises ValueError for another `kernels`.
         """
-        if kernels not in self.inits:
-            raise ValueError(f"there are no {kernels!r} kernels; valid are {', '.join(self.inits)}")
-        side = 8 * self.stem_stride
-        shapes = jax.eval_shape(Network(self).init, key, jnp.zeros((1, side, side, 3)))["params"]
+        self.check_kernels("ConvNeXt", kernels)
         constants = {"bias": 0.0, "dw_bias": 0.0, "scale": 1.0, "gamma": layer_scale}
 
         def std(path, shape):
@@ -60,7 +73,7 @@ class ConvNeXt(Arch):
                 return 0.02
             return min(0.2, float(np.prod(shape[:-1])) ** -0.5)
 
-        return layers.fill(key, shapes, lambda path: constants.get(path[-1]), std)
+        return layers.fill(key, self.shapes(key), lambda path: constants.get(path[-1]), std)
 
     def calibrate_norms(self, variables: Any, images: jax.Array) -> Any:
         """Set every layer norm so that each of its channels has mean 0 and variance 1 over `images`.
@@ -88,28 +101,3 @@ class ConvNeXt(Arch):
             return found.get(tuple(module), {}).get(name, leaf)
 
         return jax.tree_util.tree_map_with_path(replace, variables)
-
-    def train_logits(
-        self,
-        variables: Any,
-        images: jax.Array,
-        key: jax.Array,
-        examples: jax.Array,
-        *,
-        drop_path: float,
-        remat: bool = False,
-    ) -> jax.Array:
-        network = Network(self, drop_path=drop_path, remat=remat)
-        return network.apply({"params": variables}, images, examples=examples, rngs={"drop": key})[0]
-
-    def depth_from_head(self, module: str) -> int:
-        """Blocks between a module and the head: a downsampling counts with the block behind it, the stem one
-        more than the first block.
-        """
-        if module.startswith("head"):
-            return 0
-        if module.startswith("stem"):
-            return sum(self.depths) + 1
-        stage, block = re.match(r"(?:stage|downsample)(\d)(?:_block(\d+))?", module).groups()
-        before = sum(self.depths[: int(stage) - 1]) + int(block or 0)
-        return max(sum(self.depths) - before, 1)

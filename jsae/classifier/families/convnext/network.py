@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jsae.classifier.families.convnext.arch import Arch
 from jsae.classifier.families.convnext.depthwise import depthwise
 from jsae.classifier.families.convnext.gelu import gelu
 from jsae.classifier.families.layers import Affine, SiteWalk, drop_examples
+from jsae.classifier.families.staged import Staged
 from jsae.classifier.layer_norm import layer_norm
 from jsae.classifier.model import Edit
 
@@ -73,7 +73,7 @@ class Block(nn.Module):
 class Network(nn.Module):
     """The network: (images or the activations of `start`, edits) -> (logits [B, L], site -> activations)."""
 
-    arch: Arch
+    model: Staged
     drop_path: float = 0.0
     remat: bool = False
 
@@ -85,25 +85,25 @@ class Network(nn.Module):
         start: str | None = None,
         examples: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        arch, walk = self.arch, SiteWalk(edits, start)
+        model, walk = self.model, SiteWalk(edits, start)
         make_block = nn.remat(Block) if self.remat else Block
 
         def stem(x):
-            return LayerNorm(arch.eps, name="stem_norm")(
-                Patchify(arch.dims[0], arch.stem_stride, name="stem")(x)
+            return LayerNorm(model.eps, name="stem_norm")(
+                Patchify(model.dims[0], model.stem_stride, name="stem")(x)
             )
 
         x = walk.arrive("stem", x, stem)
-        n_blocks, done = sum(arch.depths), 0
-        for s, (depth, dim) in enumerate(zip(arch.depths, arch.dims, strict=True), start=1):
+        n_blocks, done = sum(model.depths), 0
+        for s, (depth, dim) in enumerate(zip(model.depths, model.dims, strict=True), start=1):
             if s > 1 and walk.begun:
-                x = LayerNorm(arch.eps, name=f"downsample{s}_norm")(x)
+                x = LayerNorm(model.eps, name=f"downsample{s}_norm")(x)
                 x = Patchify(dim, 2, name=f"downsample{s}")(x)
             for j in range(depth):
                 drop = self.drop_path * done / max(n_blocks - 1, 1)
-                block = make_block(arch.eps, drop, name=f"stage{s}_block{j}")
+                block = make_block(model.eps, drop, name=f"stage{s}_block{j}")
                 x = walk.arrive(f"stage{s}.block{j}", x, lambda x, block=block: block(x, examples))
                 done += 1
             x = walk.arrive(f"stage{s}", x)
-        pooled = LayerNorm(arch.head_eps, name="head_norm")(x.mean((1, 2)))  # [B, C]
-        return Affine(arch.n_classes, name="head")(pooled).astype(jnp.float32), walk.acts
+        pooled = LayerNorm(model.head_eps, name="head_norm")(x.mean((1, 2)))  # [B, C]
+        return Affine(model.n_classes, name="head")(pooled).astype(jnp.float32), walk.acts

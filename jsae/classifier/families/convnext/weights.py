@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae.classifier.families.convnext.arch import SIZES
-from jsae.classifier.families.convnext.model import ConvNeXt
+from jsae.classifier.families.convnext.model import SIZES, ConvNeXt
 from jsae.classifier.families.family import Rule
 from jsae.classifier.preprocessing import Preprocessing
 from jsae.data.augment import IMAGENET_MEAN, IMAGENET_STD
