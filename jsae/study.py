@@ -413,7 +413,7 @@ class Study:
             maps=maps,
             grid=store.grid,
             effect=next(iter(effects), None),
-            atlas=next(iter(self._rows("all_features", feature)), None),
+            all_features=next(iter(self._rows("all_features", feature)), None),
         )
 
     def _rows(self, name: str, feature: int) -> list[dict]:

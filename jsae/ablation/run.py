@@ -61,13 +61,14 @@ def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
       ValueError: an unknown feature in config.ablation.features, a batch_size that the devices cannot share,
         or other test images than the store's.
     """
+    context = context or RunContext()
     check_config(config)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
-    stage = stages.begin(config, workdir, "ablation")
+    stage = stages.begin(config, workdir, "ablation", context)
     if stage.up_to_date:
         return
     study = Study(workdir, stages.plain(config), mesh)
-    ablation = Ablation(study, config, passes.Passes(stage.folder, KEPT), context or RunContext())
+    ablation = Ablation(study, config, passes.Passes(stage, KEPT), context)
     columns = study.table("features").to_pydict()
     chosen = choice.choose(columns, config.ablation.n_features, config.ablation.features)
     found = ablation.pass_over_test(chosen)

@@ -1,15 +1,20 @@
 """Stage `classifier`: train a network, keep the latest and the best checkpoint, evaluate on test."""
 
+import dataclasses
+import os
 import time
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jsae.classifier import baseline, evaluate, families, picture, pretrained, train
-from jsae.classifier.model import Params
-from jsae.data import augment, identity, mixing, order, pipeline
+from jsae.classifier.model import Params, Trainable
+from jsae.data import augment, cache, identity, mixing, order, pipeline
 from jsae.data import settings as data_settings
-from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, profiling, settings, stages
+from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, settings, stages
 from jsae.runtime.context import RunContext
 
 BEST = "val/mean_per_class_accuracy"
@@ -37,7 +42,61 @@ RANGES = {
 }
 
 
-def run(config, workdir, context: RunContext | None = None) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same over a run of the stage."""
+
+    stage: stages.Stage
+    config: Any
+    mesh: Mesh
+    splits: dict[str, cache.Split]
+    saved: checkpoints.Checkpoints
+    rows: logs.MetricsLog
+    model: Trainable
+    recipe: train.Recipe
+    predict: Callable
+
+    @property
+    def has_val(self) -> bool:
+        """With trainval nothing is held out to score: val is trained on, and no step is better than the
+        last."""
+        return self.config.data.train_split != "trainval"
+
+    def is_scored(self, step: int) -> bool:
+        """Whether val is scored after this step."""
+        every = self.config.classifier.eval_every_steps
+        return self.has_val and (_is_due(every, step) or step == self.recipe.n_steps)
+
+    def logits(self, state: dict, name: str) -> np.ndarray:
+        """Logits of a split by the averaged weights. Raises Preempted between two batches if asked " "to
+        stop."""
+        return evaluate.predict_split(
+            self.predict,
+            Params(state["ema"], self.model),
+            self.splits[name],
+            self.mesh,
+            self.config.classifier.batch_size,
+            self.stage.context.check,
+        )
+
+    def save_and_stop(self, step: int, state: dict) -> NoReturn:
+        """Save the state and raise Preempted."""
+        self.saved.save(step, state)
+        self.saved.close()
+        raise preemption.Preempted
+
+    def score_and_save(self, step: int, state: dict) -> None:
+        """Score val and save the state with its score."""
+        try:
+            scores = evaluate.score(self.logits(state, "val"), self.splits["val"].labels)
+        except preemption.Preempted:
+            self.save_and_stop(step, state)  # without a score, which the next start makes up for
+        self.saved.save(step, state, {BEST: scores["mean_per_class_accuracy"]})
+        self.rows.write(step, {f"val/{key}": value for key, value in scores.items()})
+        self.stage.context.log.info("classifier: step %d, val accuracy %.3f", step, scores["accuracy"])
+
+
+def run(config: Any, workdir: str | os.PathLike, context: RunContext | None = None) -> None:
     """Train the classifier of `config` in workdir/classifier, or resume, or find it up to date.
 
     Raises:
@@ -45,26 +104,54 @@ def run(config, workdir, context: RunContext | None = None) -> None:
       ValueError: a batch size the mesh cannot deal, an unknown size, a data set without classes to tell.
       FloatingPointError: the loss is not finite.
     """
-    stage = stages.begin(config, workdir, "classifier")
+    context = context or RunContext()
+    stage = stages.begin(config, workdir, "classifier", context)
     if stage.up_to_date:
         return
-    c, log = config.classifier, logs.get_logger()
     device_mesh = mesh.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
-    _check_batch(c, device_mesh)
+    _check_batch(config.classifier, device_mesh)
     splits = identity.splits_of(config, workdir, stage)
-    # With trainval nothing is held out to score: val is trained on, and no step is better than the last
-    has_val = config.data.train_split != "trainval"
-    best = BEST if has_val else None
-    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints, best=best)
+    this, start, state = _begin(stage, config, device_mesh, splits)
+    state = _train(this, start, state)
+    context.end_profile("classifier")
+    this.saved.wait()
+    logits, n_params = this.logits(state, "test"), sum(x.size for x in jax.tree.leaves(state["params"]))
+    this.saved.close()
+    stage.finish(_results(this, logits, n_params))
+
+
+def _begin(stage: stages.Stage, config: Any, device_mesh: Mesh, splits: dict) -> tuple[_Run, int, dict]:
+    """What the run needs, the step that it goes on after, and the state after that step, on the mesh."""
+    c, path = config.classifier, stage.folder / METRICS_FILE
+    best = BEST if config.data.train_split != "trainval" else None
+    saved = checkpoints.Checkpoints(
+        stage.folder / "checkpoints", stage=stage, keep=c.keep_checkpoints, best=best
+    )
     if saved.latest_step() is not None and "arch" in stage.manifest:
-        model, weights = families.model_of(stage.manifest["arch"]), None  # all weights are in the checkpoint
+        model, weights = families.model_of(stage.manifest["arch"]), None  # the weights are in the checkpoint
     else:
         model, weights = _network(c, len(splits["train"].class_names), config.seed)
         stage.note(arch=families.describe(model))
-    n_images = len(splits["train"].labels)
-    n_steps = max(1, round(c.n_epochs * n_images / c.batch_size))
-    recipe = train.Recipe(
-        n_steps=n_steps,
+    recipe = _recipe(c, len(splits["train"].labels))
+    rows, predict = stage.context.metrics_log(path), evaluate.make_predict(device_mesh)
+    this = _Run(stage, config, device_mesh, splits, saved, rows, model, recipe, predict)
+    start, state = _state(this, weights)
+    rows.rewind(start)
+    is_scored_already = mesh.of_writer(lambda: _has_score(path, start))
+    if start:
+        stage.context.log.info("classifier: restored step %d of %d", start, recipe.n_steps)
+        if this.is_scored(start) and not is_scored_already:
+            this.score_and_save(start, state)
+    else:
+        grid = picture.augmentation_grid(splits["train"], recipe, config.seed)
+        artifacts.write_bytes(stage.folder / "augmented.png", grid)
+    return this, start, state
+
+
+def _recipe(c: Any, n_images: int) -> train.Recipe:
+    """The recipe of config.classifier; epochs become steps."""
+    return train.Recipe(
+        n_steps=max(1, round(c.n_epochs * n_images / c.batch_size)),
         warmup_steps=round(c.warmup_epochs * n_images / c.batch_size),
         learning_rate=c.learning_rate,
         weight_decay=c.weight_decay,
@@ -72,96 +159,67 @@ def run(config, workdir, context: RunContext | None = None) -> None:
         label_smoothing=c.label_smoothing,
         drop_path=c.drop_path,
         ema_decay=c.ema_decay,
-        augmentation=dict(c.augmentation, one_by_one=augment.is_serial(device_mesh)),
+        augmentation=dict(c.augmentation),
         layer_decay=c.layer_decay,
         micro_batches=c.micro_batches,
         remat=c.remat,
         dtype=c.dtype,
     )
 
-    # State: built on the mesh, so that nothing aliases what a donated step consumes.
-    everywhere = mesh.replicated(device_mesh)
+
+def _state(this: _Run, weights: Any) -> tuple[int, dict]:
+    """(step, state): the last checkpoint, or step 0 made of `weights`, or fresh ones where these are None.
+
+    It is built on the mesh, so that nothing aliases what a donated step consumes.
+    """
+    config, c = this.config, this.config.classifier
     calibrates = c.calibrate_norms and not c.pretrained
-    calibration = _calibration_images(splits["train"], config.seed) if calibrates else None
-    make_state = jax.jit(
-        lambda weights, images: train.init_state(
+    images = _calibration_images(this.splits["train"], config.seed) if calibrates else None
+
+    def make(weights, images):
+        return train.init_state(
             jax.random.key(config.seed),
-            model,
-            recipe,
+            this.model,
+            this.recipe,
             pretrained=weights,
             images=images,
             layer_scale=c.layer_scale,
             kernels=c.init,
-        ),
-        out_shardings=everywhere,
-    )
-    abstract = checkpoints.abstract(jax.eval_shape(make_state, weights, calibration), everywhere)
-    restored = saved.restore(abstract)
-    start, state = restored if restored else (0, make_state(weights, calibration))
-    del weights
-    rows = logs.MetricsLog(stage.folder / METRICS_FILE)
-    rows.rewind(start)
-    is_scored_already = mesh.of_writer(lambda: _has_score(stage.folder / METRICS_FILE, start))
-    if start:
-        log.info("classifier: restored step %d of %d", start, n_steps)
-    else:
-        grid = picture.augmentation_grid(splits["train"], recipe, config.seed)
-        artifacts.write_bytes(stage.folder / "augmented.png", grid)
-
-    batch_sharding = mesh.sharded(device_mesh)
-    step_fn = jax.jit(
-        train.make_step(model, recipe, config.seed),
-        in_shardings=(everywhere, batch_sharding),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
-    )
-    predict = evaluate.make_predict(device_mesh)
-
-    def logits_of(name):
-        """Raises Preempted between two batches if the run was asked to stop."""
-        params = Params(state["ema"], model)
-        return evaluate.predict_split(
-            predict, params, splits[name], device_mesh, c.batch_size, preemption.check
         )
 
-    def is_scored(step) -> bool:
-        """Whether val is looked at after this step."""
-        return has_val and (_is_due(c.eval_every_steps, step) or step == n_steps)
+    replicated = mesh.replicated(this.mesh)
+    make_state = jax.jit(make, out_shardings=replicated)
+    abstract = checkpoints.abstract(jax.eval_shape(make_state, weights, images), replicated)
+    return this.saved.restore(abstract) or (0, make_state(weights, images))
 
-    def save_and_stop(step):
-        saved.save(step, state)
-        saved.close()
-        raise preemption.Preempted
 
-    def score_and_save(step):
-        try:
-            scores = evaluate.score(logits_of("val"), splits["val"].labels)
-        except preemption.Preempted:
-            save_and_stop(step)  # without a score, which the next start makes up for
-        saved.save(step, state, {BEST: scores["mean_per_class_accuracy"]})
-        rows.write(step, {f"val/{key}": value for key, value in scores.items()})
-        log.info("classifier: step %d, val accuracy %.3f", step, scores["accuracy"])
-
-    n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
-    log.info(
-        "classifier: %s, %d parameters, %d steps of %d images", model.name, n_params, n_steps, c.batch_size
+def _train(this: _Run, start: int, state: dict) -> dict:
+    """The state after the last step. Raises Preempted, the state being saved, if the run is asked to stop."""
+    c, context, n_steps = this.config.classifier, this.stage.context, this.recipe.n_steps
+    replicated = mesh.replicated(this.mesh)
+    step_fn = jax.jit(
+        train.make_step(this.model, this.recipe, this.config.seed),
+        in_shardings=(replicated, mesh.sharded(this.mesh)),
+        out_shardings=(replicated, replicated),
+        donate_argnums=0,
     )
+    n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
+    said = "classifier: %s, %d parameters, %d steps of %d images"
+    context.log.info(said, this.model.name, n_params, n_steps, c.batch_size)
     batches = pipeline.train_batches(
-        splits["train"],
-        seed=config.seed,
+        this.splits["train"],
+        seed=this.config.seed,
         batch_size=c.batch_size,
         start_step=start,
-        process=mesh.process_slice(device_mesh),
+        process=mesh.process_slice(this.mesh),
     )
-    if start and is_scored(start) and not is_scored_already:
-        score_and_save(start)
     pending, since = None, (time.monotonic(), start)  # metrics are read one step late: the device never waits
-    with logs.progress(n_steps, start=start, label="classifier") as progress:
+    with context.progress(n_steps, start=start, label="classifier") as progress:
         for step in range(start + 1, n_steps + 1):
-            profiling.at("classifier", step - 1, state["step"])
-            state, values = step_fn(state, mesh.put_batch(device_mesh, next(batches)))
+            context.profile("classifier", step - 1, state["step"])
+            state, values = step_fn(state, mesh.put_batch(this.mesh, next(batches)))
             if pending is not None:
-                _write(rows, *pending)
+                _write(this.rows, *pending)
                 pending = None
             if _is_due(c.log_every_steps, step) or step == n_steps:
                 now = time.monotonic()
@@ -169,42 +227,42 @@ def run(config, workdir, context: RunContext | None = None) -> None:
                 since = (now, step)
                 pending = step, values | {"images_per_s": rate}
             progress.update(1)
-            stopping = preemption.requested()
-            saving = stopping or is_scored(step) or _is_due(c.save_every_steps, step) or step == n_steps
+            stopping, is_scored = context.requested_by_any(), this.is_scored(step)
+            saving = stopping or is_scored or _is_due(c.save_every_steps, step) or step == n_steps
             if pending is not None and saving:  # rows up to a checkpoint are on disk before it is
-                _write(rows, *pending)
+                _write(this.rows, *pending)
                 pending = None
             if stopping:
-                save_and_stop(step)
-            if is_scored(step):
-                score_and_save(step)
+                this.save_and_stop(step, state)
+            if is_scored:
+                this.score_and_save(step, state)
                 since = (time.monotonic(), step)
             elif saving:
-                saved.save(step, state)
-    profiling.end("classifier")
-    saved.wait()
-    logits = logits_of("test")
-    saved.close()
-    test = evaluate.score(logits, splits["test"].labels)
-    for name, table in evaluate.tables(logits, splits["test"].labels, splits["test"].class_names).items():
+                this.saved.save(step, state)
+    return state
+
+
+def _results(this: _Run, logits: np.ndarray, n_params: int) -> dict:
+    """The stage's headline results from the logits of test; writes the tables behind them."""
+    stage, test = this.stage, this.splits["test"]
+    scores = evaluate.score(logits, test.labels)
+    for name, table in evaluate.tables(logits, test.labels, test.class_names).items():
         artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
-    log.info("classifier: test accuracy %.4f", test["accuracy"])
-    stage.finish(
-        {
-            "arch": families.describe(model),
-            "n_parameters": n_params,
-            "n_steps": n_steps,
-            "test_accuracy": test["accuracy"],
-            "test_mean_per_class_accuracy": test["mean_per_class_accuracy"],
-            "test_ece": test["ece"],
-            "pixel_baseline_test_accuracy": _pixel_baseline(splits, config.seed),
-            "test_coarser": evaluate.coarser_scores(logits, splits["test"].labels, splits["test"].levels),
-            "skipped_images": {name: len(split.skipped) for name, split in splits.items()},
-        }
-    )
+    stage.context.log.info("classifier: test accuracy %.4f", scores["accuracy"])
+    return {
+        "arch": families.describe(this.model),
+        "n_parameters": n_params,
+        "n_steps": this.recipe.n_steps,
+        "test_accuracy": scores["accuracy"],
+        "test_mean_per_class_accuracy": scores["mean_per_class_accuracy"],
+        "test_ece": scores["ece"],
+        "pixel_baseline_test_accuracy": _pixel_baseline(this),
+        "test_coarser": evaluate.coarser_scores(logits, test.labels, test.levels),
+        "skipped_images": {name: len(split.skipped) for name, split in this.splits.items()},
+    }
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
     """Raise ValueError for settings of this stage that cannot be right, before anything has run.
 
     A classifier that is taken from another workdir has its own.
@@ -265,9 +323,10 @@ def _network(c, n_classes: int, seed: int):
     return params.model, mesh.to_host(params.variables)
 
 
-def _pixel_baseline(splits, seed: int) -> float:
+def _pixel_baseline(this: _Run) -> float:
     """In the first process: how many iterations the fit takes depends on how a machine adds up."""
-    return mesh.of_writer(lambda: baseline.pixel_baseline(splits, seed, preemption.check_here))
+    check = this.stage.context.check_here
+    return mesh.of_writer(lambda: baseline.pixel_baseline(this.splits, this.config.seed, check))
 
 
 def _calibration_images(split, seed: int) -> np.ndarray:

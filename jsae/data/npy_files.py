@@ -93,7 +93,9 @@ def _from_zip(path: pathlib.Path, member: str) -> np.ndarray:
         if info.file_size >> 20 >= _UNPACKED_MIB:
             logs.get_logger().info(
                 "%s[%r] is compressed and takes %d MiB of memory; np.savez would leave it on disk",
-                *(path, member.removesuffix(".npy"), info.file_size >> 20),
+                path,
+                member.removesuffix(".npy"),
+                info.file_size >> 20,
             )
         with archive.open(info) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)

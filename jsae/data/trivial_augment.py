@@ -13,13 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-OPERATIONS = (
-    "identity",
-    *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
-    *("brightness", "contrast", "posterize", "solarize", "autocontrast", "equalize"),
-    *("colour", "sharpness"),
-)
-_BRANCH = np.repeat(np.arange(5, dtype=np.int32), (1, 5, 6, 1, 1))  # of each operation
+_AFFINE = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+_TONAL = ("brightness", "contrast", "posterize", "solarize", "autocontrast", "equalize")
+OPERATIONS = ("identity", *_AFFINE, *_TONAL, "colour", "sharpness")
+_BRANCH = np.repeat(np.arange(5, dtype=np.int32), (1, len(_AFFINE), len(_TONAL), 1, 1))  # of each operation
 _FILL = 255 * np.array((0.485, 0.456, 0.406))  # outside the image: 0 once normalised
 _LUMA = np.array((0.299, 0.587, 0.114))
 

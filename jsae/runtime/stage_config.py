@@ -68,15 +68,13 @@ def digest_of(section_config: Mapping[str, Any], upstream: Any) -> str:
 def differing(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """A line for each key whose value in `wanted` is not that of `found`, two results of `section`.
 
-    A path whose content is not known on one side, for what lay there is gone, differs from nothing.
+    A path in `wanted` whose content is not known, for what lay there is gone, does not differ: it was needed
+    once.
     """
     ours, theirs = _flatten(wanted), _flatten(found)
     for key in ours.keys() & theirs.keys():
-        if key.endswith(_BY_CONTENT) and not contents.is_known(ours[key]) and ours[key] and theirs[key]:
-            ours[key] = theirs[key]  # it was needed once, and is gone
-        elif key.endswith(_BY_CONTENT) and theirs[key] and not contents.is_known(theirs[key]):
-            theirs[key] = ours[key]
-    theirs = {key: value for key, value in theirs.items() if key.split(".")[-1] not in NO_RESULT}
+        if key.endswith(_BY_CONTENT) and ours[key] and theirs[key] and not contents.is_known(ours[key]):
+            ours[key] = theirs[key]
     return [
         f"config.{key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
         for key in sorted(ours.keys() | theirs.keys())

@@ -121,7 +121,7 @@ def against_forward_pass(
         at = slice(start, start + int(batch.mask.sum()))
         present = strength[rows] * batch.mask[:, None]
         effects = closed_form.effects(
-            *(head, sae.w_dec, acts.mean((1, 2)), present, labels[rows], store.predictions[rows], tops)
+            head, sae.w_dec, acts.mean((1, 2)), present, labels[rows], store.predictions[rows], tops
         )
         deltas, n_guarded = np.asarray(effects.deltas), n_guarded + int(effects.n_guarded)
         n_not_zero += int(np.count_nonzero(deltas[:, :, present == 0]))

@@ -4,15 +4,14 @@
     python -m launch.faults --folder=F --n_faults=100
     python -m launch.faults --folder=F --n_faults=50 --processes=2
     python -m launch.faults --folder=F --latency=20
-    python -m launch.faults --folder=F --every=120 --config=configs/demo.py
 
 The first forms draw `a_stage` faults of each stage (SIGKILL, SIGTERM, SIGINT, a disk that takes no more) at
 failpoints of a calm run, damage files between runs, and send signals at random moments; after every fault
 the run is started again. In the end each workdir is compared with the calm one (faults/compare_runs.py). A
 fault that was not reached counts as failed. Of `n_faults` a tenth is damage, a tenth comes at random moments.
 With several processes, which are one run, each fault hits one of them; the others must end by themselves,
-with 75 where one was told to stop. The next form measures SIGTERM in every phase: seconds until the process
-has ended with 75. The last kills a run every so many seconds and says which share of the time was useful.
+with 75 where one was told to stop. The last form measures SIGTERM in every phase: seconds until the process
+has ended with 75.
 
 Prints tables in markdown; exits with 1 if anything failed or differs.
 """
@@ -28,7 +27,7 @@ import time
 
 from jsae.runtime import stages
 from launch import markdown
-from launch.faults import compare_runs, plan, runs, survivor, timing
+from launch.faults import compare_runs, plan, survivor, timing
 
 RANDOM_KILLS = ("kill", "term", "int")
 
@@ -113,8 +112,6 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=9, help="signals at random moments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--latency", type=int, default=0, help="SIGTERMs in each phase, instead of faults")
-    parser.add_argument("--every", type=float, default=0.0, help="seconds between kills, instead of faults")
-    parser.add_argument("--config", help="with --every: the experiment (default: the tiny one of the faults)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what every run needs is compiled by the first
@@ -122,9 +119,6 @@ def main() -> None:
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     if args.latency:
         good = timing.report_latencies(args.folder, args.latency, args.seed)
-    elif args.every:
-        settings = [f"--config={args.config}"] if args.config else runs.TINY
-        good = timing.report_useful(args.folder, settings, args.every)
     else:
         how = {"processes": args.processes, "n_faults": args.n_faults}
         good = attack(args.folder, args.a_stage, args.seed, args.moments, args.damages, **how)

@@ -11,7 +11,6 @@ counts. Prints one line per difference and how much was compared, and exits with
 """
 
 import argparse
-import csv
 import dataclasses
 import itertools
 import json
@@ -22,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import safetensors
 
 from jsae.runtime import artifacts, checkpoints, digests, disks
@@ -213,9 +213,9 @@ def _array(values: list) -> np.ndarray:
 
 
 def _table(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Columns of a Parquet table; null floats are inf, which no table holds, and lists are laid flat."""
+    """Columns of a table; null floats are inf, which no table holds, and lists are laid flat."""
     found = {}
-    table = artifacts.parse_table(path.read_bytes())
+    table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else artifacts.parse_table(path.read_bytes())
     for name in table.column_names:
         array = table[name].combine_chunks()
         if pa.types.is_list(array.type):
@@ -226,22 +226,6 @@ def _table(path: pathlib.Path) -> dict[str, np.ndarray]:
         values = array.to_numpy(zero_copy_only=False) if is_number else _array(array.to_pylist())
         found[RENAMED.get(name, name)] = values
     return found
-
-
-def _csv(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    columns = zip(*rows, strict=True)
-    return {RENAMED.get(name, name): _array([_cell(text) for text in cells]) for name, *cells in columns}
-
-
-def _cell(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text or None
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, np.ndarray]:
@@ -295,7 +279,7 @@ _READERS = {
     ".json": _json,
     ".jsonl": _metrics,
     ".parquet": _table,
-    ".csv": _csv,
+    ".csv": _table,
     ".npy": lambda path: {"array": np.load(path, allow_pickle=False)},
     ".npz": lambda path: dict(np.load(path, allow_pickle=False)),
     ".safetensors": _safetensors,

@@ -25,26 +25,27 @@ ROOT = pathlib.Path(__file__).parents[2]
 MODULE = "launch.pipeline"
 ALL_S = 900.0  # a run that takes longer hangs
 
-TINY = (  # every stage in a second or two, with several shards, checkpoints and evaluations
+_SETTINGS = {  # every stage in a second or two, with several shards, checkpoints and evaluations
+    "data": "image_size=32 n_train=160 n_val=32 n_test=64",
+    "classifier": "dims=(8,8,16,32) n_epochs=4 batch_size=32 "
+    "log_every_steps=1 eval_every_steps=10 save_every_steps=4",
+    "activations": "images_per_shard=32 batch_size=32",
+    "sae": "n_features=64 topk.k=4 n_epochs=8 batch_size=64 steps_per_dispatch=4 "
+    "save_every_steps=16 log_every_steps=4 eval_every_steps=20",
+    "analysis": "batch_size=32 n_permutations=4",
+    "ablation": "n_features=4 max_images=4 batch_size=32 n_bootstrap=20 n_joint=4",
+    "report": "n_features=4",
+}
+TINY = (
     "--config=configs/demo.py:small",
-    *(f"--config.data.{key}" for key in ("image_size=32", "n_train=160", "n_val=32", "n_test=64")),
-    *(f"--config.classifier.{key}" for key in ("dims=(8,8,16,32)", "n_epochs=4", "batch_size=32")),
-    *(f"--config.classifier.{key}_every_steps={n}" for key, n in (("log", 1), ("eval", 10), ("save", 4))),
-    *(f"--config.activations.{key}=32" for key in ("images_per_shard", "batch_size")),
-    *(f"--config.sae.{key}" for key in ("n_features=64", "topk.k=4", "n_epochs=8", "batch_size=64")),
-    *(f"--config.sae.{key}" for key in ("steps_per_dispatch=4", "save_every_steps=16")),
-    *(f"--config.sae.{key}" for key in ("log_every_steps=4", "eval_every_steps=20")),
-    *(f"--config.analysis.{key}" for key in ("batch_size=32", "n_permutations=4")),
-    *(f"--config.ablation.{key}" for key in ("n_features=4", "max_images=4", "batch_size=32")),
-    *(f"--config.ablation.{key}" for key in ("n_bootstrap=20", "n_joint=4")),
-    "--config.report.n_features=4",
+    *(f"--config.{stage}.{word}" for stage, words in _SETTINGS.items() for word in words.split()),
 )
-
-
 TOGETHER = (  # the same with less to compile, for several processes compile again in every run
     *(flag for flag in TINY if ".dims=" not in flag),
-    *("--config.classifier.depths=(0,0,0,1)", "--config.classifier.dims=(4,4,4,8)"),
+    "--config.classifier.depths=(0,0,0,1)",
+    "--config.classifier.dims=(4,4,4,8)",
 )
+
 _TOGETHER = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "1",

@@ -12,11 +12,10 @@ import os
 import runpy
 import sys
 
-HEAVY = (
-    *("jax.numpy", "flax.linen", "optax", "orbax.checkpoint", "grain.python", "tensorflow_datasets"),
-    *("pyarrow.parquet", "cv2", "PIL.Image", "scipy.stats", "safetensors.numpy", "jinja2", "tqdm"),
-    *("etils.epath", "absl.app", "ml_collections.config_flags"),
-)
+HEAVY = """
+jax.numpy flax.linen optax orbax.checkpoint grain.python tensorflow_datasets pyarrow.parquet cv2 PIL.Image
+scipy.stats safetensors.numpy jinja2 tqdm etils.epath absl.app ml_collections.config_flags
+"""
 
 
 def next_request() -> dict | None:
@@ -46,7 +45,7 @@ def become(request: dict) -> None:
 
 
 if __name__ == "__main__":
-    for name in HEAVY:
+    for name in HEAVY.split():
         importlib.import_module(name)
     request = next_request()
     if request is not None:

@@ -1,19 +1,17 @@
-"""What stopping costs: seconds from a SIGTERM to the end of the run in every phase, and useful time.
+"""What stopping costs: seconds from a SIGTERM to the end of the run, in every phase.
 
 Nothing is written after the process has ended, so its end is when its state is durable.
 """
 
-import json
 import os
 import pathlib
 import random
 import shutil
 import signal
-import tempfile
 
 from jsae.runtime import stages
 from launch import markdown
-from launch.faults import compare_runs, runs
+from launch.faults import runs
 
 # phase -> (the stage made again, the line after which it begins, the line at which it is over)
 PHASES = {
@@ -82,18 +80,6 @@ def _row(phase: str, times: list[float | None]) -> dict:
     return row | {"median s": median, "maximum s": largest}
 
 
-def kill_every(workdir: pathlib.Path, settings, every_s: float, environment) -> tuple[list[float], bool]:
-    """SIGKILL a run `every_s` seconds after each start: seconds of each run, whether the last one ended."""
-    shutil.rmtree(workdir, ignore_errors=True)
-    seconds, how = [], {"whole": True, "environment": environment, "strike": ("", every_s, signal.SIGKILL)}
-    while len(seconds) < 200:
-        done = runs.run(workdir, settings, **how)
-        seconds.append(done.seconds)
-        if done.code != -signal.SIGKILL:
-            return seconds, done.code == 0
-    return seconds, False
-
-
 def report_latencies(folder: pathlib.Path, n: int, seed: int) -> bool:
     """Measure n SIGTERMs a phase and print the table; True if every run ended with 75 within 30 s."""
     calm = folder / "calm"
@@ -104,30 +90,3 @@ def report_latencies(folder: pathlib.Path, n: int, seed: int) -> bool:
     print(markdown.table([_row(phase, times) for phase, times in found.items()]))
     times = [time for of_phase in found.values() for time in of_phase]
     return len(times) == n * len(PHASES) and all(time is not None and time <= 30 for time in times)
-
-
-def _lost_s(workdir: pathlib.Path) -> float:
-    """Seconds of a finished study's stages that had to be done again."""
-    summary = workdir / "summary.json"
-    lost = json.loads(summary.read_text())["lost_work_seconds"] if summary.exists() else {}
-    return sum(lost.values())
-
-
-def report_useful(folder: pathlib.Path, settings, every_s: float) -> bool:
-    """Run once alone and once killed every `every_s` seconds, and print the share of useful time.
-
-    Both begin with nothing compiled: else the first would compile for the second, and kills look cheap.
-    """
-    shutil.rmtree(folder / "alone", ignore_errors=True)
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        first, second = (os.environ | {"JAX_COMPILATION_CACHE_DIR": path} for path in (one, other))
-        alone = runs.run(folder / "alone", settings, whole=True, environment=first)
-        seconds, ended = kill_every(folder / "killed", settings, every_s, second)
-    differences = compare_runs.compare(folder / "alone", folder / "killed") if ended else ["it did not end"]
-    print(
-        f"alone {alone.seconds:.0f} s; killed every {every_s:.0f} s: {len(seconds) - 1} kills, "
-        f"{sum(seconds):.0f} s in all; useful {alone.seconds / sum(seconds):.2f} of the time; "
-        f"done twice by its manifests {_lost_s(folder / 'killed'):.1f} s; differences {len(differences)}"
-    )
-    print(*(f"- {line}" for line in differences), sep="\n")
-    return alone.code == 0 and not differences

@@ -19,6 +19,7 @@ from jsae.data import augment, cache, identity
 from jsae.runtime import artifacts, preemption, stages
 from jsae.sae.model import over_mesh
 from jsae.study import TABLES
+from tests.ablation.toy import StoppedWhen
 
 N, S, L, F = 40, 32, 3, 24
 
@@ -273,12 +274,11 @@ def test_without_a_linear_head_all_features_take_forward_passes(make_workdir, mo
     assert not (workdir / "ablation" / "cumulative.parquet").exists()
 
 
-def test_a_stop_leaves_the_stage_unfinished(make_workdir, monkeypatch):
+def test_a_stop_leaves_the_stage_unfinished(make_workdir):
     config = make_config()
     workdir = make_workdir(config)
-    monkeypatch.setattr(preemption, "requested", lambda: True)
     with pytest.raises(preemption.Preempted):
-        stage.run(config, workdir)
+        stage.run(config, workdir, StoppedWhen(lambda: True))
     assert stages.read_manifest(config, workdir, "ablation")["status"] == "started"
     assert not (workdir / "ablation" / "feature_space.parquet").exists()
 
@@ -288,15 +288,13 @@ def test_a_stopped_stage_repeats_no_pass_that_was_finished(make_workdir, monkeyp
     workdir = make_workdir(config)
     folder = workdir / "ablation"
     feature_space = folder / "passes" / "feature_space.npz"
-    monkeypatch.setattr(preemption, "requested", feature_space.exists)  # stops in input space
     with pytest.raises(preemption.Preempted):
-        stage.run(config, workdir)
+        stage.run(config, workdir, StoppedWhen(feature_space.exists))  # in input space
     assert {path.stem for path in (folder / "passes").glob("*.npz")} == {
         "ablation-of-test",
         "covariance",
         "feature_space",
     }
-    monkeypatch.setattr(preemption, "requested", lambda: False)
     with monkeypatch.context() as patched:
         for module, name in (
             (reducers, "_step"),

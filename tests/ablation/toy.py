@@ -8,6 +8,8 @@ import numpy as np
 
 from jsae.activations import run_pass
 from jsae.activations.store import make_batches
+from jsae.runtime import preemption
+from jsae.runtime.context import RunContext
 
 N_FEATURES, N_CHANNELS, N_CLASSES, GRID = 12, 8, 4, (3, 4)
 
@@ -63,6 +65,20 @@ def make_head(planted: bool, n_channels=N_CHANNELS) -> ToyHead:
         weight = 0.02 * weight
         weight[0] = [0, 0, 8, 0]
     return ToyHead(jnp.asarray(weight, jnp.float32))
+
+
+class StoppedWhen(RunContext):
+    """A run that is asked to stop as soon as `asked()` is true."""
+
+    def __init__(self, asked):
+        super().__init__()
+        self.asked = asked
+
+    def check(self):
+        if self.asked():
+            raise preemption.Preempted
+
+    check_here = check
 
 
 @dataclasses.dataclass

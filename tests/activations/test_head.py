@@ -47,7 +47,7 @@ def study(request, tmp_path_factory):
     config, workdir = make_config(folder / "set.npz"), epath.Path(folder) / "study"
     config.activations.head = str(folder / "head.npz")
     config.sae.n_features = 32
-    config.ablation.n_bootstrap = 20
+    config.ablation.update(features=(0, 1, 2), n_bootstrap=20)
     workdirs.write_config(config, workdir)
     for stage in (extraction, sae, analysis, ablation):
         stage.run(config, workdir)

@@ -13,7 +13,8 @@ from jsae.data import cache
 def test_the_fit_is_a_minimum_of_the_penalised_cross_entropy():
     rng = np.random.default_rng(0)
     x, labels = rng.standard_normal((60, 5)), rng.integers(0, 3, 60)
-    weights = baseline.fit(x, labels, 3, 0.1)
+    model = baseline.fit(x, labels, 0.1)
+    weights = np.concatenate([model.coef_.T, model.intercept_[None]])
 
     def loss(weights):
         logits = x @ weights[:-1] + weights[-1]
@@ -56,12 +57,17 @@ def test_with_trainval_the_penalty_is_chosen_without_the_images_of_val(monkeypat
     assert fitted == [50, 50, 50, 80]
 
 
-def test_a_stop_ends_the_fit():
+def test_a_stop_ends_the_fits():
     class Stop(Exception):
         pass
 
-    def stop():
-        raise Stop
+    asked = []
 
+    def stop():
+        asked.append(0)
+        if len(asked) == 2:
+            raise Stop
+
+    splits = {name: split(name, 40, i, True) for i, name in enumerate(("train", "val", "test"))}
     with pytest.raises(Stop):
-        baseline.fit(np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2, 2, 0.1, stop)
+        baseline.pixel_baseline(splits, 0, stop)

@@ -255,8 +255,17 @@ def test_classes_that_are_called_like_splits_stay_classes(tmp_path, classes):
 
 
 SYSTEM = (
-    *("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"),
-    *(".ipynb_checkpoints", ".Trash-1000", "@Recycle", "#snapshot", ".AppleDouble"),
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "__MACOSX",
+    "lost+found",
+    ".ipynb_checkpoints",
+    ".Trash-1000",
+    "@Recycle",
+    "#snapshot",
+    ".AppleDouble",
 )
 
 

@@ -67,10 +67,14 @@ def test_one_class_odd_sizes_and_skipped_images_named_in_the_last_lines(launch, 
         Image.fromarray(pixels).save(tmp_path / "photos" / "b" / f"{i}.jpg")
     (tmp_path / "photos" / "b" / "3.jpg").write_text("<html>404 Not Found</html>")
     settings = [
-        *(f"--config.data.dir={tmp_path / 'photos'}", "--config.data.kind=image_folder"),
-        *("--config.data.image_size=36", "--config.classifier.n_epochs=1"),
-        *("--config.classifier.batch_size=8", "--config.classifier.warmup_epochs=0"),
-        *("--config.classifier.dims=(4,4,4,8)", "--config.classifier.depths=(0,0,0,1)"),
+        f"--config.data.dir={tmp_path / 'photos'}",
+        "--config.data.kind=image_folder",
+        "--config.data.image_size=36",
+        "--config.classifier.n_epochs=1",
+        "--config.classifier.batch_size=8",
+        "--config.classifier.warmup_epochs=0",
+        "--config.classifier.dims=(4,4,4,8)",
+        "--config.classifier.depths=(0,0,0,1)",
     ]
     code, lines = launch("train_classifier", "demo", *settings)
     assert code == 1 and "b/3.jpg: no known image format" in lines[-1] and "on_bad_image=skip" in lines[-1]

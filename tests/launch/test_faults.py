@@ -77,8 +77,16 @@ TRACE = ["begin/sae", *["poll", "progress/sae"] * 20, "save/8", "write/sae/manif
 
 def test_a_plan_names_places_that_a_resumed_run_comes_to():
     assert plan._places(TRACE) == [
-        *("begin/sae#1", "poll#1", "progress/sae#1", "poll#2", "progress/sae#2", "poll#3", "progress/sae#3"),
-        *("save/8#1", "write/sae/manifest.json#1", "finish/sae#1"),
+        "begin/sae#1",
+        "poll#1",
+        "progress/sae#1",
+        "poll#2",
+        "progress/sae#2",
+        "poll#3",
+        "progress/sae#3",
+        "save/8#1",
+        "write/sae/manifest.json#1",
+        "finish/sae#1",
     ]
     drawn = plan.draw(TRACE, 4, seed=0)
     assert [fault.kind for fault in drawn].count("kill") == 1 and len(drawn) == 4

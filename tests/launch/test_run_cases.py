@@ -17,9 +17,14 @@ from launch.faults import plan, runs
 
 SMALL = (
     "--config=configs/arrays.py",
-    *("--config.sae.n_features=32", "--config.sae.topk.k=2", "--config.sae.batch_size=64"),
-    *("--config.sae.n_epochs=6", "--config.sae.save_every_steps=4", "--config.sae.eval_every_steps=0"),
-    *("--config.analysis.n_permutations=2", "--config.analysis.batch_size=16"),
+    "--config.sae.n_features=32",
+    "--config.sae.topk.k=2",
+    "--config.sae.batch_size=64",
+    "--config.sae.n_epochs=6",
+    "--config.sae.save_every_steps=4",
+    "--config.sae.eval_every_steps=0",
+    "--config.analysis.n_permutations=2",
+    "--config.analysis.batch_size=16",
 )
 
 

@@ -14,8 +14,12 @@ from jsae.study import Study
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = [
-    *(sys.executable, "-m", "launch.sweep", "--config=configs/demo.py:small"),
-    *("--config.sae.n_epochs=4.0", "--config.sae.n_features=256"),
+    sys.executable,
+    "-m",
+    "launch.sweep",
+    "--config=configs/demo.py:small",
+    "--config.sae.n_epochs=4.0",
+    "--config.sae.n_features=256",
 ]
 
 

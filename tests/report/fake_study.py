@@ -50,12 +50,14 @@ def make_workdir(workdir, *, without=()) -> epath.Path:
     for position, (name, found) in enumerate(fake_results.results().items()):
         if name in without:
             continue
-        manifest = {"stage": name, "status": "complete", "digest": name, "upstream": None, "results": found}
+        manifest = {"format": stages.FORMAT, "stage": name, "status": "complete", "digest": name}
+        manifest |= {"upstream": None, "results": found}
         manifest |= {"seconds": 12.345 * (position + 1), "compile_seconds": 3.21, "config": {}}
         manifest |= {
             "device": {"kind": "cpu", "count": 1},
             "versions": {"jax": "0.10.2"},
             "git_revision": "0a1b2c",
+            "format": stages.FORMAT,
         }
         artifacts.write_json(workdir / name / "manifest.json", manifest)
     for stage, tables in fake_tables.all_tables().items():

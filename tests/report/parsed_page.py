@@ -9,7 +9,7 @@ class Parsed(html.parser.HTMLParser):
     Attributes:
       tags: (name, attributes).
       text: of the page.
-      tables: label of a region -> the texts of its cells, a list a row, without the head.
+      tables: label of a region -> the texts of its cells, one list per row, without the head.
     """
 
     VOID = frozenset(("meta", "link", "img", "input", "br"))

@@ -35,11 +35,11 @@ def test_numbers_of_the_overview_are_those_of_the_tables(report):
     )
     assert [row[:5] for row in tables["Accuracy by class"]] == [
         [
-            *(str(r["label"]), r["class_name"], str(r["n_images"])),
-            *(
-                estimate(with_wilson(r, r["n_images"]), "accuracy"),
-                "–" if r["precision"] is None else number(r["precision"]),
-            ),
+            str(r["label"]),
+            r["class_name"],
+            str(r["n_images"]),
+            estimate(with_wilson(r, r["n_images"]), "accuracy"),
+            "–" if r["precision"] is None else number(r["precision"]),
         ]
         for r in classes
     ]
@@ -47,8 +47,11 @@ def test_numbers_of_the_overview_are_those_of_the_tables(report):
     assert [row[1] for row in tables["Mean effects"]] == [
         with_ends(space[key], space[f"{key}_ci95"])
         for key in (
-            *("mean_delta_logit", "mean_delta_margin", "control_mean_delta_margin"),
-            *("control_feature_mean_delta_margin", "mean_delta_confidence"),
+            "mean_delta_logit",
+            "mean_delta_margin",
+            "control_mean_delta_margin",
+            "control_feature_mean_delta_margin",
+            "mean_delta_confidence",
             "mean_effect_minus_control_margin",
         )
     ]
@@ -93,8 +96,11 @@ def test_numbers_of_an_image_are_those_of_the_survey(made_up_study, report):
     for image, entry in survey.images.items():
         assert [row[:6] for row in tables[f"Features of image {image:07d}"]] == [
             [
-                *(str(r["feature"]), tops[r["feature"]] or "–", number(r["value"])),
-                *(number(r["delta_margin"]), number(r["delta_confidence"])),
+                str(r["feature"]),
+                tops[r["feature"]] or "–",
+                number(r["value"]),
+                number(r["delta_margin"]),
+                number(r["delta_confidence"]),
                 "the same" if r["prediction"] == entry["prediction"] else names[r["prediction"]],
             ]
             for r in entry["features"]

@@ -19,17 +19,18 @@ MEANS = (
 EFFECTS = {"n_features", "n_images", *MEANS, *(f"{mean}_ci95" for mean in MEANS)}
 SAE_KEYS = {"variant", "n_channels", "n_features", "l0", "fvu", "pca_fvu", "dead_fraction"}
 COSTS = (
-    *("seconds", "compile_seconds", "attempts", "lost_work_seconds"),
-    *("peak_memory_mib", "peak_device_memory_mib"),
+    "seconds",
+    "compile_seconds",
+    "attempts",
+    "lost_work_seconds",
+    "peak_memory_mib",
+    "peak_device_memory_mib",
 )
 STAGES = {"classifier", "activations", "sae", "analysis", "ablation", "report"}
 
 
 def check_keys(summary):
-    assert set(summary) == {
-        *("classifier", "sae", "analysis", "ablation", "device"),
-        *COSTS,
-    }
+    assert set(summary) == {"classifier", "sae", "analysis", "ablation", "device", *COSTS}
     assert set(summary["classifier"]) == {"arch", "site", "test_accuracy", "test_mean_per_class_accuracy"}
     assert set(summary["sae"]) == SAE_KEYS | {"accuracy_recovered", "ce_recovered"}
     assert set(summary["analysis"]) == {"n_features_alive", "n_class_selective"}

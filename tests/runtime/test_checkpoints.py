@@ -1,5 +1,6 @@
 """Checkpoints: latest and best are kept, a damaged newest one is survived, nothing is dropped in vain."""
 
+import json
 import logging
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae.runtime import checkpoints, mesh
+from jsae.runtime import attempts, checkpoints, mesh, stages
+from jsae.runtime.context import RunContext
 
 
 def state_of(step, device_mesh):
@@ -70,6 +72,26 @@ def test_saved_on_eight_devices_restored_on_two_in_the_targets_sharding(tmp_path
     _, w = saved.restore(jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=two))
     assert w.sharding == two and np.all(np.asarray(w) == 3)
     saved.close()
+
+
+def test_the_stage_hears_of_every_save_and_of_what_it_goes_on_from(tmp_path, device_mesh):
+    points = []
+    config = {"seed": 0, "data": {}, "classifier": {}}
+
+    def begin():
+        stage = stages.begin(config, tmp_path, "classifier", RunContext(failpoint=points.append))
+        return stage, checkpoints.Checkpoints(stage.folder / "checkpoints", stage=stage)
+
+    _, saved = begin()
+    saved.save(1, state_of(1, device_mesh))
+    assert points == ["begin/classifier", "save/1"], "it may not be on disk yet"
+    saved.close()
+    _, again = begin()
+    assert again.restore(abstract(device_mesh))[0] == 1
+    again.close()
+    assert points == ["begin/classifier", "save/1", "saved/1", "begin/classifier"]
+    first, _ = json.loads((tmp_path / "classifier" / attempts.FILE).read_text())
+    assert first["kept_s"] == first["saves"]["1"] > 0
 
 
 def damage(folder):

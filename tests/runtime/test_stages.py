@@ -188,18 +188,6 @@ def test_a_run_resumed_under_other_circumstances_is_told_so(config, tmp_path, no
     )
 
 
-def test_a_workdir_of_before_places_were_left_out_goes_on(config, tmp_path):
-    """Its manifests hold paths where contents are now."""
-    stages.begin(config, tmp_path, "classifier").finish({})
-    path = tmp_path / "classifier/manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["config"]["data"]["dir"] = "/once/here"
-    manifest["config"]["classifier"]["pretrained"] = "/once/there.safetensors"
-    path.write_text(json.dumps(manifest | {"digest": "0" * 16}))
-    config.data.dir, config.classifier.pretrained = "/now/there", "/now/here.safetensors"
-    assert stages.begin(config, tmp_path, "classifier").up_to_date
-
-
 def test_the_git_revision_is_this_repositorys_or_none(tmp_path, monkeypatch):
     def git(*words):
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]

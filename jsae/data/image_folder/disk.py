@@ -21,15 +21,15 @@ SUFFIXES = (
     ".avif",
     ".jp2",
 )
-# never images, never classes, beside all that begins with a dot
+# Never images, never classes, beside all that begins with a dot: of each system.
 _SYSTEM = {
-    *("__macosx", "network trash folder", "temporary items", "icon\r"),  # macOS
-    *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "found.000"),  # Windows
-    *("$recycle.bin", "system volume information", "msdownld.tmp"),
-    *("@eadir", "#recycle", "#snapshot", "@tmp", "@synoeastream", "@synoresource"),  # Synology
-    *("@recycle", "@recently-snapshot", "@transcode"),  # QNAP
-    *("lost+found", "~snapshot", "aquota.user", "aquota.group"),  # Linux, NetApp
-    "__pycache__",
+    "macOS": ("__macosx", "network trash folder", "temporary items", "icon\r"),
+    "Windows": ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "found.000"),
+    "Windows drives": ("$recycle.bin", "system volume information", "msdownld.tmp"),
+    "Synology": ("@eadir", "#recycle", "#snapshot", "@tmp", "@synoeastream", "@synoresource"),
+    "QNAP": ("@recycle", "@recently-snapshot", "@transcode"),
+    "Linux, NetApp": ("lost+found", "~snapshot", "aquota.user", "aquota.group"),
+    "Python": ("__pycache__",),
 }
 _SHOWN = 10
 
@@ -72,7 +72,7 @@ class LeftOut:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden (.DS_Store, ._x.jpg, .ipynb_checkpoints) or of a system's."""
-    return name.startswith((".", "~$")) or name.casefold() in _SYSTEM
+    return name.startswith((".", "~$")) or any(name.casefold() in names for names in _SYSTEM.values())
 
 
 def is_image(name: str) -> bool:

@@ -54,7 +54,7 @@ def power_text(value: float) -> str:
 
 
 def padded(low: float, high: float, share: float = 0.05) -> tuple[float, float]:
-    """The range with a margin on both sides; a single value gets one of its own size."""
+    """The range with a margin on both sides; a single value gets one of its size."""
     span = high - low or abs(high) or 1.0
     return low - share * span, high + share * span
 

@@ -1,5 +1,7 @@
 """Page data of one feature's page: what it sees, and what it does."""
 
+import re
+
 import numpy as np
 import scipy.stats
 
@@ -7,6 +9,7 @@ from jsae.report import pictures
 from jsae.report.figures import strips
 from jsae.report.figures.histograms import value_histogram
 from jsae.report.formatting import is_known
+from jsae.report.pages.render import template_text
 from jsae.report.results import Results
 from jsae.tables import interval
 
@@ -14,17 +17,8 @@ _MAX_BARS = 10
 _MAX_NEAREST = 6
 _MAX_CLASSES = 8
 _NORMAL_95 = float(scipy.stats.norm.ppf(0.975))
-# Columns of `Results.features` that have a place of their own on the page; others are listed by their names.
-_PLACED = frozenset(
-    (
-        *("feature", "alive", "eligible", "n_active_images", "density", "density_train"),
-        *("max", "mean", "mean_active", "top_class", "top_class_name", "class_selective"),
-        *("purity16", "polysemanticity", "auroc", "auroc_p", "auroc_q"),
-        *("selectivity", "selectivity_null", "selectivity_excess", "selectivity_z"),
-        *("label_entropy", "label_entropy_null", "label_entropy_excess", "label_entropy_z"),
-        *("part", "part_auroc", "part_auroc_train", "part_pointing", "erf_share", "uniform_share"),
-    )
-)
+# Columns that the template names have a place there; any other one is listed by its name.
+_PLACED = {"alive", "top_class", *re.findall(r"feature\.(\w+)", template_text("feature.html"))}
 _KINDS = {
     "decoder": ("Most similar direction", "cosine of the decoder rows"),
     "coactivation": ("Most often active together", "shared vectors over the root of the product of both"),

@@ -12,7 +12,7 @@ from jsae.report.figures.lines import Series, learning_curves, line_panel
 from jsae.report.figures.strips import forest
 from jsae.report.formatting import is_known
 from jsae.report.results import Results
-from jsae.tables import documentation, interval
+from jsae.tables import ENDS, documentation, interval
 
 _MAX_CONFUSIONS = 12
 _MAX_FOREST = 40
@@ -47,10 +47,7 @@ _ORDERS = {
     "strength": "by strength, largest first",
     "random": "at random",
 }
-_PARTS = (
-    *("part", "n_images", "feature", "auroc", "pointing", "random_auroc", "centre_auroc"),
-    *("position_auroc", "mean_difference_auroc", "probe_auroc"),
-)
+_HIDDEN = ("auroc_train", "random_feature", "random_pointing")  # columns of parts.parquet left to its file
 
 
 def with_wilson(row: dict, n: int | None) -> dict:
@@ -142,7 +139,7 @@ def effects_section(results: Results) -> tuple[dict, dict]:
         "forest": _forest(results),
         "cumulative_rows": [row for i, row in enumerate(ends) if row["m"] or i == 0],
         "attribution": finished.get("attribution") or {},
-        "parts": any_table(results.tables.get("parts"), _PARTS),
+        "parts": any_table(results.tables.get("parts"), hidden=_HIDDEN),
         "baselines": any_table(results.tables.get("baselines")),
     }, _cumulative(rows)
 
@@ -180,8 +177,8 @@ def _cumulative(rows: list[dict]) -> dict:
     return drawn
 
 
-def any_table(table: pa.Table | None, columns: tuple[str, ...] = ()) -> dict | None:
-    """A short table for the template `any_table`, None for no table; `columns` are shown, () for all.
+def any_table(table: pa.Table | None, *, hidden: tuple[str, ...] = ()) -> dict | None:
+    """A short table for the template `any_table`, None for no table, without the `hidden` columns.
 
     A number NAME with NAME_low and NAME_high becomes one cell with its interval. What a column means is read
     from the Parquet schema.
@@ -192,10 +189,10 @@ def any_table(table: pa.Table | None, columns: tuple[str, ...] = ()) -> dict | N
     if table is None or not len(table):
         return None
     names, docs = table.column_names, documentation(table)
-    ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
+    left_out = {*hidden, *(f"{name}_{end}" for name in names for end in ENDS)}
     heads = [
         {"name": name, "doc": docs[name], "has_interval": f"{name}_low" in names}
-        for name in columns or names
-        if name not in ends and not pa.types.is_list(table.schema.field(name).type)
+        for name in names
+        if name not in left_out and not pa.types.is_list(table.schema.field(name).type)
     ]
     return {"columns": heads, "rows": table.slice(0, _MAX_ROWS).to_pylist(), "n_rows": len(table)}

@@ -9,7 +9,7 @@ from jsae import edits
 from jsae.ablation.feature_space import controls, pairs
 from jsae.runtime import preemption
 from jsae.runtime.context import RunContext
-from tests.ablation.toy import GRID, Store, make_acts, make_head, make_sae, reduce
+from tests.ablation.toy import GRID, StoppedWhen, Store, make_acts, make_head, make_sae, reduce
 
 KEY = jax.random.key(7)
 FEATURES, TOPS = [0, 5, 11], [2, 1, 3]
@@ -166,10 +166,9 @@ def test_unknown_classes_give_nan():
     assert np.isfinite(logit[found.features == 0]).all()
 
 
-def test_the_pass_over_pairs_stops_where_that_is_asked_for(monkeypatch):
-    monkeypatch.setattr(preemption, "requested_here", lambda: True)
+def test_the_pass_over_pairs_stops_where_that_is_asked_for():
     with pytest.raises(preemption.Preempted):
-        measure(make_acts(), make_head(False), make_sae(), context=RunContext())
+        measure(make_acts(), make_head(False), make_sae(), context=StoppedWhen(lambda: True))
 
 
 def test_directions_have_unit_norm_the_right_covariance_and_do_not_depend_on_the_batch():

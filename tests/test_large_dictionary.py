@@ -1,0 +1,74 @@
+"""An SAE that lies on eight devices goes through all stages, and none of them ever holds the whole of it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jsae.runtime import artifacts
+from tests.conftest import ROOT
+
+N_FEATURES = 2**15
+PROGRAM = """
+import shutil, sys
+from ml_collections import ConfigDict
+from jsae.runtime import artifacts
+from jsae.sae import run as sae
+from jsae.analysis import run as analysis, localisation
+from jsae.ablation import run as ablation
+
+source, workdir, n_features = sys.argv[1], sys.argv[2], int(sys.argv[3])
+for stage in ("classifier", "activations"):
+    shutil.copytree(f"{source}/{stage}", f"{workdir}/{stage}")
+config = ConfigDict(artifacts.read_json(source + "/config.json"))
+config.runtime.update(data_axis=1, model_axis=8)
+config.sae.update(n_features=n_features, n_epochs=0.5, lr_warmup_steps=1)
+config.analysis.update(n_permutations=2, n_receptive=1)
+config.ablation.update(n_features=2, max_images=2)
+localisation.MAX_IMAGES = 8
+for stage in (sae, analysis, ablation):
+    stage.run(config, workdir)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(study_dir, clean_environment, tmp_path_factory):
+    """(workdir, texts of all programs that were compiled for it)."""
+    workdir, dump = tmp_path_factory.mktemp("large"), tmp_path_factory.mktemp("dump")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_dump_to={dump} --xla_dump_hlo_as_text"
+    environment = clean_environment | {
+        "JAX_NUM_CPU_DEVICES": "8",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is not compiled is not dumped
+        "XLA_FLAGS": flags,
+    }
+    command = [sys.executable, "-c", PROGRAM, str(study_dir), str(workdir), str(N_FEATURES)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return workdir, [path.read_text() for path in dump.glob("*after_optimizations.txt")]
+
+
+def test_every_feature_is_trained_exported_analysed_and_ablated(made):
+    workdir, _ = made
+    weights = load_file(workdir / "sae" / "export" / "sae_weights.safetensors")
+    assert N_FEATURES in weights["W_dec"].shape and np.isfinite(weights["W_dec"]).all()
+    for stage, table in (("analysis", "features"), ("ablation", "all_features")):
+        rows = artifacts.read_table(workdir / stage / f"{table}.parquet")
+        assert rows["feature"].to_pylist() == list(range(N_FEATURES))
+    assert (
+        artifacts.read_table(workdir / "analysis" / "features.parquet")["alive"].to_pylist().count(True) > 10
+    )
+
+
+def test_no_program_holds_the_dictionary_or_the_features_of_a_batch(made):
+    workdir, programs = made
+    n_channels = artifacts.read_json(workdir / "activations" / "test" / "manifest.json")["n_channels"]
+    assert len(programs) > 20
+    shapes = {shape for text in programs for shape in re.findall(r"[a-z]+\d+\[([\d,]+)\]", text)}
+    sizes = [[int(n) for n in shape.split(",")] for shape in shapes]
+    assert any(N_FEATURES // 8 in size for size in sizes)
+    whole = [size for size in sizes if N_FEATURES in size and np.prod(size) >= N_FEATURES * n_channels]
+    assert not whole
