@@ -292,7 +292,7 @@ def _same(a, b) -> bool:
     """Whether two SAEs are one; of traced ones only the structure and the shapes can be compared."""
     if a is b:
         return True
-    if jax.tree.structure(a) != jax.tree.structure(b):
+    if jax.tree.structure(a) != jax.tree.structure(b):  # type: ignore[operator]
         return False
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(

@@ -114,7 +114,7 @@ def run_steps(
             context.profile("sae", step, state.step)
             state, values = dispatch(state, window.x, window.mask, window.order, window.first, n)
             sent, step = (step, n, values), step + n
-            stop = context.requested()
+            stop = context.requested_by_any()
             saves = pace.is_due(pace.save, step) or step == pace.n_steps
             wait_now = stop or saves or pace.is_due(pace.eval, step)
             if pending:
@@ -145,7 +145,8 @@ class _Reader:
     def __init__(self, source, log, pace: Pace, progress, bad_vectors, bad_in_row: int):
         self._source, self._log, self._pace, self._progress = source, log, pace, progress
         self._bad_vectors, self._bad_in_row = bad_vectors, bad_in_row
-        self._rates, self._clock = [], time.monotonic()
+        self._rates: list[float] = []
+        self._clock: float | None = time.monotonic()
 
     def read(self, first: int, n: int, values: dict) -> None:
         """The metrics of the n steps after `first`; waits until the devices have them."""

@@ -77,7 +77,7 @@ def sums_and_grads(
     mask, shard = batch.mask, batch.shard
     centred = batch.x_n - params["b_dec"][None, :]  # [N, C]
     pre = shard.product_t(centred, params["w_enc"]) + params["b_enc"][None, :]  # [N, F]
-    if sparse:
+    if sparse and variant.sparse is not None:
         sums, grads, resid, batch_stats = variant.sparse(params, batch, centred, pre)
     else:
         objective = lambda pre, rest: variant.objective(pre, rest, batch)  # noqa: E731

@@ -84,7 +84,7 @@ def fits(needed: Estimate, available: int | None) -> bool:
 
 def check(needed: Estimate, available: int | None, mesh: Mesh, *, streamed: bool) -> None:
     """Raise ValueError, naming what to lower, unless the estimate fits."""
-    if fits(needed, available):
+    if available is None or fits(needed, available):
         return
     advice = {
         "vectors": "lower sae.buffer_mib" if streamed else "set sae.store='streamed'",

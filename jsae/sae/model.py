@@ -23,9 +23,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from jsae.sae import variants
 
@@ -106,8 +106,8 @@ def init(
     n_channels: int,
     n_features: int,
     variant: str | variants.Variant = "topk",
-    mean: jax.Array | np.ndarray,
-    scale: jax.Array | float,
+    mean: ArrayLike,
+    scale: ArrayLike,
     **settings: Any,
 ) -> SAE:
     """A new SAE: random decoder rows of unit norm, the encoder tied to them, biases 0.
@@ -199,13 +199,14 @@ def _decode(sae: SAE, feats, shard: variants.Shard = variants.WHOLE):
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _over_mesh(function, sae: SAE, array, last_in, last_out):
     """function(sae, array, shard) on each device's share; the last axis is dealt as named, in and out."""
-    shard = variants.shard.of_mesh(sae.mesh)
-    divides = array.ndim > 1 and array.shape[0] % sae.mesh.shape["data"] == 0
+    mesh: Any = sae.mesh  # there is one
+    shard = variants.shard.of_mesh(mesh)
+    divides = array.ndim > 1 and array.shape[0] % mesh.shape["data"] == 0
     leading = ("data" if divides else None, *(None,) * (array.ndim - 2))[: array.ndim - 1]
     spec_in, spec_out = (PartitionSpec(*leading, last) for last in (last_in, last_out))
     dealt = jax.shard_map(
         functools.partial(function, shard=shard),
-        mesh=sae.mesh,
+        mesh=mesh,
         in_specs=(specs(sae), spec_in),
         out_specs=spec_out,
         check_vma=False,

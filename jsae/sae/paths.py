@@ -32,7 +32,7 @@ def is_sparse(mesh: Mesh, variant: Variant, n_features: int, deterministic: bool
     first, fixed = _SLOW_SCATTER
     if platform != "cpu" and first <= jax.version.__version_info__ < fixed:
         return False
-    return n_features >= SPARSE_FROM[platform] * variant.k
+    return n_features >= SPARSE_FROM[platform] * (variant.k or 1)
 
 
 def shard_of(mesh: Mesh, recipe: Recipe) -> Shard:

@@ -73,7 +73,7 @@ def plan(
         over_data=gradients,
         over_model=recon + candidates,
         sent=int(sent),
-        operations=dense + 8 * rows * k * n_channels // model if sparse else 5 * dense,
+        operations=dense + 8 * rows * (k or 0) * n_channels // model if sparse else 5 * dense,
     )
 
 

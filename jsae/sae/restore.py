@@ -36,6 +36,7 @@ def load(folder: epath.PathLike, mesh: Mesh | None = None) -> model.SAE:
     Raises:
       FileNotFoundError: no SAE was trained there.
       ValueError: F cannot be dealt evenly over the mesh's model axis.
+      stages.OtherFormat: the stage was made by a revision whose files this one cannot read.
       digests.Damaged: the last checkpoint of a finished stage cannot be read; an older one is not taken.
     """
     from jsae.runtime import checkpoints  # half a second of imports, which a config file need not wait for
@@ -43,10 +44,9 @@ def load(folder: epath.PathLike, mesh: Mesh | None = None) -> model.SAE:
     folder = paths.resolve(folder)
     if not (folder / "model.json").exists() or not (folder / "checkpoints").exists():
         raise FileNotFoundError(f"{folder} holds no trained SAE; run launch.train_sae first")
+    done = (stages.manifest_in(folder) or {}).get("results", {})
     static = artifacts.read_json(folder / "model.json")
-    has_ema, c = static.get("has_ema", False), static["n_channels"]
-    k = {} if static.get("k") is None else {"k": static["k"]}  # all that older files say of the settings
-    variant = variants.make(static["variant"], **static.get("settings", k))
+    variant, c = variants.make(static["variant"], **static["settings"]), static["n_channels"]
     sizes = {"n_channels": c, "n_features": static["n_features"], "variant": variant}
     made = jax.eval_shape(lambda: model.init(jax.random.key(0), **sizes, mean=jnp.zeros(c), scale=1.0))
     if mesh is None:
@@ -54,10 +54,9 @@ def load(folder: epath.PathLike, mesh: Mesh | None = None) -> model.SAE:
     else:
         where = model.shardings(made, mesh)
     made = checkpoints.abstract(made, where)
-    wanted = {"sae": made, "ema": made.params if has_ema else {}}
+    wanted = {"sae": made, "ema": made.params if static["has_ema"] else {}}
     saved = checkpoints.Checkpoints(folder / "checkpoints", read_only=True)
     try:
-        done = (stages.manifest_in(folder) or {}).get("results", {})
         found = saved.restore(wanted, step=done.get("steps"))
     finally:
         saved.close()

@@ -22,7 +22,7 @@ from etils import epath
 
 from jsae import metrics
 from jsae.activations import ActivationStore
-from jsae.runtime import checkpoints, logs, settings, stages
+from jsae.runtime import checkpoints, settings, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
 from jsae.sae import evaluate, export, loop, model, restore, train, variants
@@ -63,7 +63,7 @@ def run(
       stages.StageMissing: no finished activations.
     """
     context = context or RunContext()
-    stage = stages.begin(config, workdir, "sae", where=where)
+    stage = stages.begin(config, workdir, "sae", context, where=where)
     if stage.up_to_date:
         return
     c, deterministic = config.sae, config.runtime.deterministic
@@ -87,13 +87,13 @@ def run(
     shardings = train.shardings(mesh, abstract)
     sources.remember(stage.folder, is_streamed)
     restore.describe(stage.folder, abstract.sae, has_ema=recipe.ema_decay > 0)
-    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", keep=c.keep_checkpoints)
+    saved = checkpoints.Checkpoints(stage.folder / "checkpoints", stage=stage, keep=c.keep_checkpoints)
     step, state = saved.restore(checkpoints.abstract(abstract, shardings)) or (0, None)
     if state is None:
         state = jax.jit(fresh, out_shardings=shardings)()
     else:
         context.log.info("sae: going on from step %d of %d", step, recipe.n_steps)
-    log = logs.MetricsLog(stage.folder / METRICS_FILE)
+    log = context.metrics_log(stage.folder / METRICS_FILE)
     log.rewind(step)
     sums = evaluate.make_sums(mesh)
     over = functools.partial(evaluate.over_store, sums, mesh=mesh, n_vectors=c.batch_size)
@@ -108,7 +108,7 @@ def run(
             train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch),
             pace=_pace(c, recipe.n_steps),
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
-            validate=lambda sae: over(sae, stores["val"], stop=context.requested),
+            validate=lambda sae: over(sae, stores["val"], stop=context.requested_by_any),
             saved=saved,
             log=log,
             last_eval=meshes.of_writer(lambda: loop.last_eval(stage.folder / METRICS_FILE)),
@@ -206,7 +206,7 @@ def final_numbers(over: Callable, sae: model.SAE, stores: dict, context: RunCont
     """
     found = {}
     for name in ("train", "test"):
-        found[name] = over(sae, stores[name], stop=context.requested)
+        found[name] = over(sae, stores[name], stop=context.requested_by_any)
         if found[name] is None:
             context.check()
     (train_sums, train_moments), (test_sums, test_moments) = found["train"], found["test"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jsae import sae
-from jsae.runtime import artifacts, logs, preemption, profiling, stages
+from jsae.runtime import artifacts, logs, preemption, stages
 from jsae.runtime.context import RunContext
 from jsae.sae import evaluate, export, loop, train
 from jsae.sae.run import note_warmup, recipe_of, run
@@ -80,7 +80,7 @@ def raise_flag_at_call(monkeypatch, module, name, call):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(module, name, wrapped)
-    monkeypatch.setattr(preemption, "requested", lambda: bool(flag))
+    monkeypatch.setattr(RunContext, "requested_by_any", lambda self: bool(flag))
 
 
 def test_a_run_stopped_three_times_goes_on_bit_for_bit(finished, study, monkeypatch):
@@ -157,7 +157,7 @@ def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
 
     monkeypatch.setattr(train, "make_dispatch", make_dispatch)
     monkeypatch.setattr(loop, "_report", told_report)
-    monkeypatch.setattr(profiling, "bounds", lambda: (3, 7))
+    monkeypatch.setattr(RunContext, "profile_bounds", lambda self: (3, 7))
     run(config, workdir)
     assert {3, 7} <= set(np.cumsum([steps for kind, steps in told if kind == "sent"]).tolist())
     kinds = [kind for kind, _ in told]

@@ -106,7 +106,7 @@ def check_mesh(mesh: Mesh) -> None:
 def local_blocks(mesh: Mesh) -> tuple[int, int]:
     """(first, stop) of the blocks that lie on this process's devices."""
     indices = meshes.sharded(mesh).addressable_devices_indices_map((N_BLOCKS,)).values()
-    spans = [index[0].indices(N_BLOCKS)[:2] for index in indices]
+    spans = [index[0].indices(N_BLOCKS)[:2] for index in indices if index]
     return min(a for a, _ in spans), max(b for _, b in spans)
 
 

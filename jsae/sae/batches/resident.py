@@ -60,15 +60,16 @@ class Resident:
         self._x, self._mask = (blocks.put(mesh, array) for array in _fill(mesh, chunks, shape, seed))
         self._order_of = blocks.make_order(mesh, shape, seed)
         self._whole_order_of = blocks.make_order(mesh, shape, seed, replicated=True)
-        self._window = None
+        self._window: blocks.Window | None = None
 
     def at(self, step: int) -> blocks.Window:
         """The window that holds the batch of `step` (0 is the first of the run)."""
         epoch = step // self.shape.steps_per_epoch
-        if self._window is None or not self._window.first <= step < self._window.stop:
+        window = self._window
+        if window is None or not window.first <= step < window.stop:
             first, stop = (e * self.shape.steps_per_epoch for e in (epoch, epoch + 1))
-            self._window = blocks.Window(self._x, self._mask, self._order_of(epoch), first, stop)
-        return self._window
+            window = self._window = blocks.Window(self._x, self._mask, self._order_of(epoch), first, stop)
+        return window
 
     @property
     def most_steps(self) -> int:
@@ -95,7 +96,7 @@ class Resident:
 
     def close(self) -> None:
         """Free the devices' memory."""
-        self._x = self._mask = self._window = None
+        del self._x, self._mask, self._window
 
 
 def _fill(mesh, chunks, shape: blocks.Shape, seed: int) -> tuple[np.ndarray, np.ndarray]:

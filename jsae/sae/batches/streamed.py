@@ -112,19 +112,19 @@ class Streamed:
         self._whole_order_of = blocks.make_order(mesh, shape, seed, replicated=True)
         self._ahead = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="windows")
         self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="runs")
-        self._window, self._next = None, None  # the next one is (its number, a future)
+        self._window: blocks.Window | None = None
+        self._next: tuple[int, concurrent.futures.Future] | None = None  # its number, and the window to come
 
     def at(self, step: int) -> blocks.Window:
         """The window that holds the batch of `step`; waits if it is not read yet."""
-        if self._window is None or not self._window.first <= step < self._window.stop:
-            self._window = None
-            wanted = step // self.shape.steps_per_window
-            number, coming = self._next or (None, None)
-            self._next = None
-            if number != wanted:
-                coming = self._ahead.submit(self._load, wanted)
-            self._window = coming.result()
-        return self._window
+        window = self._window
+        if window is None or not window.first <= step < window.stop:
+            window = self._window = None  # freed before the next one comes
+            wanted, coming, self._next = step // self.shape.steps_per_window, self._next, None
+            if coming is None or coming[0] != wanted:
+                coming = wanted, self._ahead.submit(self._load, wanted)
+            window = self._window = coming[1].result()
+        return window
 
     @property
     def most_steps(self) -> int:

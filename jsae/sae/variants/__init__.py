@@ -12,7 +12,6 @@ SAELens' files), one line here, and one test file. Its settings are config.sae.<
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from jsae.sae.variants import shard
@@ -84,7 +83,7 @@ def make(variant: str, **settings: Any) -> Variant:
     return VARIANTS[variant](**values)
 
 
-def of_section(c: Mapping | Any) -> Variant:
+def of_section(c: Any) -> Variant:
     """The variant that `config.sae` chooses, with the settings in its section.
 
     Raises ValueError for an unknown variant or setting, and for a variant's setting outside its section.

@@ -32,7 +32,7 @@ class Batch:
 
     x_n: jax.Array
     mask: jax.Array
-    sparsity: jax.Array
+    sparsity: jax.Array | float
     shard: Shard = WHOLE
 
 
@@ -97,8 +97,9 @@ class Variant:
     learned: ClassVar[tuple[str, ...]] = ()
     by_feature: ClassVar[tuple[str, ...]] = ()
     sparse: ClassVar[Callable | None] = None
-    k: ClassVar[int | None] = None
-    aux_alpha: ClassVar[float] = 0.0
+    # Comments, for annotated they would be settings of every variant
+    k = None  # type: int | None
+    aux_alpha = 0.0  # type: float
 
     def check(self, n_features: int) -> None:
         """Raise ValueError, with what is valid, unless these settings make an SAE of F features."""

@@ -31,7 +31,7 @@ class Matryoshka(batch_topk.BatchTopK):
 
     name = "matryoshka"
     ranges: ClassVar = batch_topk.BatchTopK.ranges | {"prefix_shares": settings.PART}
-    sparse = None
+    sparse = None  # type: ignore[assignment]
 
     def check(self, n_features: int) -> None:
         super().check(n_features)
@@ -51,7 +51,7 @@ class Matryoshka(batch_topk.BatchTopK):
         feats, at = batch_topk.select(pre, batch, self.k)  # [N, F]
         prefixes = self.prefixes(feats.shape[1] * batch.shard.n_model)
         resid = batch.x_n - params["b_dec"][None, :]  # [N, C]
-        total = 0.0
+        total = jnp.zeros(())
         for part in batch.shard.over_features(_by_band(feats, params["w_dec"], prefixes, batch.shard)):
             resid = resid - part
             total = total + base.squares(resid, batch)

@@ -69,7 +69,7 @@ class Shard:
         """The k largest of each row of this device and their indices [N, k]."""
         if self.stable or not HAS_UNSTABLE_TOP_K:
             return lax.top_k(values, k)
-        return lax.top_k(values, k, is_stable=False)
+        return lax.top_k(values, k, is_stable=False)  # type: ignore[call-arg]
 
     def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a [N, F] @ b [F, C], differentiable."""

@@ -12,6 +12,7 @@ from jsae import sae
 from jsae.activations import store
 from jsae.runtime import artifacts, preemption, stages
 from jsae.runtime import mesh as meshes
+from jsae.runtime.context import RunContext
 from jsae.sae import loop, memory, variants
 from jsae.sae.batches import blocks, mixing, sources, streamed
 from jsae.sae.run import run
@@ -159,7 +160,7 @@ def stop_in_report(monkeypatch, call):
         return original(*args)
 
     monkeypatch.setattr(loop, "_report", report)
-    monkeypatch.setattr(preemption, "requested", lambda: len(calls) >= call)
+    monkeypatch.setattr(RunContext, "requested_by_any", lambda self: len(calls) >= call)
 
 
 def test_a_streamed_run_resumes_bit_for_bit(examples, tmp_path, monkeypatch):
@@ -190,6 +191,7 @@ import re, sys
 import jax, numpy as np
 from jsae.activations import store
 from jsae.runtime import mesh as meshes
+from jsae.runtime.context import RunContext
 from jsae.sae.batches import streamed
 source = streamed.Streamed(meshes.make_mesh(), store.ActivationStore.open(sys.argv[1]), 4096,
     buffer_mib=4.0, seed=0, last_step=10**6)
