@@ -23,7 +23,7 @@ import numpy as np
 from jsae.data import cache_writer, decode, locks
 from jsae.data.kinds import KINDS, SPLITS, Kind
 from jsae.runtime import disks, logs, paths
-from jsae.runtime.context import RunContext, current
+from jsae.runtime.context import RunContext
 
 TRAIN_SPLITS = ("train", "trainval")
 ON_BAD_IMAGE = ("error", "skip")
@@ -132,7 +132,7 @@ def load_splits(
     if data.has_levels:
         _check("label_level", label_level, data.class_names)
         level = label_level
-    folder = _cached(kind, data, image_size, on_bad_image, cache_dir, context or current())
+    folder = _cached(kind, data, image_size, on_bad_image, cache_dir, context or RunContext())
     return _open(folder, level, train_split, on_bad_image, data)
 
 

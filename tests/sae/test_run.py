@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jsae import sae
-from jsae.runtime import artifacts, context, logs, preemption, profiling, stages
+from jsae.runtime import artifacts, logs, preemption, profiling, stages
 from jsae.sae import evaluate, export, fit, train
 from jsae.sae.run import recipe_of, run
 
@@ -220,12 +220,13 @@ def test_bad_settings_are_named_before_anything_is_trained(study, changes, messa
 
 def test_a_warmup_longer_than_a_run_on_few_photos_is_cut_and_said(study, monkeypatch):
     config, _ = study
-    monkeypatch.setattr(context, "_current", None)
+    notes = logs.Notes()
+    monkeypatch.setattr(logs.get_logger(), "filters", [notes])
     recipe = recipe_of(config.sae, n_steps=101, dead_after_steps=1)
-    assert recipe.lr_warmup_steps == config.sae.lr_warmup_steps and logs.notes() == ()
+    assert recipe.lr_warmup_steps == config.sae.lr_warmup_steps and notes.texts == []
     config.sae.lr_warmup_steps = 100
     assert recipe_of(config.sae, n_steps=100, dead_after_steps=1).lr_warmup_steps == 10
-    (note,) = logs.notes()
+    (note,) = notes.texts
     assert "config.sae.lr_warmup_steps=100, and the run has 100 steps: 10 are taken" in note
 
 
