@@ -31,7 +31,7 @@ from jsae.runtime import (
     watchdog,
     workdirs,
 )
-from jsae.runtime.context import RunContext, make_current
+from jsae.runtime.context import RunContext
 from jsae.runtime.profiling import Profiler
 from launch import mistyped, usage
 
@@ -146,7 +146,6 @@ def _main(argv: list[str], work: Callable[[Any, str, RunContext], None]) -> None
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of orbax and tfds is raised
     logs.to_terminal()
     context = RunContext(signals=SIGNALS, compiling=compilation.Seconds())
-    make_current(context)
     log = context.log
     log.addFilter(context.notes)
     try:

@@ -63,12 +63,12 @@ def classifier(one_device):
         ema_decay=0.99,
         augmentation={"crop": "pad", "pad_px": 2, "flip": True},
     )
-    everywhere = mesh.replicated(one_device)
+    whole = mesh.replicated(one_device)
     make = jax.jit(
         lambda: strong(classifier_train.init_state(jax.random.key(0), arch, recipe, layer_scale=0.5)),
-        out_shardings=everywhere,
+        out_shardings=whole,
     )
-    step = jax.jit(classifier_train.make_step(arch, recipe, 0), out_shardings=everywhere)
+    step = jax.jit(classifier_train.make_step(arch, recipe, 0), out_shardings=whole)
 
     def steps_from(k):
         batches = pipeline.train_batches(split, seed=0, batch_size=16, start_step=k)

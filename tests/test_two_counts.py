@@ -54,7 +54,7 @@ for _ in range(3 + 4 * here):  # pairs that a process has by its own numbers
     check()
 assert mesh.of_writer(lambda: {"rows": [here]}) == {"rows": [0]}
 again = passes.Passes(stage, ())
-found = again("effects", lambda: sys.exit("process %d passes anew" % here))()
+found = again("effects", lambda: sys.exit("process %d computes it again" % here))()
 assert kept == found and kept[0] == 0.0, (kept, found)
 
 stage = epath.Path(folder) / "study" / "report"
@@ -91,7 +91,7 @@ def end():
 
 
 def run(program, folder, which, environment):
-    """[(exit code, stdout, stderr)] of both processes; `which` is the one that something befalls."""
+    """[(exit code, stdout, stderr)] of both processes; `which` is the one that is told."""
     environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "3"}
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

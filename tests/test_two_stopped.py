@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(workdir, codes, fail="", of=0):
-    """What both processes said on stderr, whose exit codes must be these; `fail` befalls process `of`."""
+    """Stderr of both processes, whose exit codes must be these; `fail` is the failpoint of process `of`."""
     ended = runs.run_together(workdir, of=of, fail=fail)
     assert [each.code for each in ended] == codes, [each.lines[-9:] for each in ended]
     return ended

@@ -26,7 +26,7 @@ from jsae.data.drawn_splits import SPLITS
 from jsae.data.kinds import KINDS
 from jsae.data.source import Request, Source
 from jsae.runtime import disks, logs, paths
-from jsae.runtime.context import RunContext, current
+from jsae.runtime.context import RunContext
 
 FOREGROUND_BIT = 15  # of masks: the whole object
 TRAIN_SPLITS = ("train", "trainval")
@@ -137,7 +137,7 @@ def load_splits(
     if data.has_levels:
         _check("label_level", label_level, data.class_names)
         level = label_level
-    finished = _cached(kind, data, image_size, on_bad_image, folder, context or current())
+    finished = _cached(kind, data, image_size, on_bad_image, folder, context or RunContext())
     return _open(finished, level, train_split, on_bad_image, data)
 
 

@@ -79,14 +79,3 @@ class Attempts:
         self.entries[-1]["alive_s"] = self._now()
         with contextlib.suppress(OSError):
             artifacts.write_bytes(self.path, json.dumps(self.entries, indent=1).encode())
-
-
-# Until every room takes these from its RunContext
-
-
-def kept() -> None:
-    """See `Stage.kept`."""
-    from jsae.runtime import context
-
-    if context.current().stage is not None:
-        context.current().stage.kept()

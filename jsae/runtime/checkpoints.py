@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jsae.runtime import artifacts, context, digests, disks, logs, mesh, paths, preemption
+from jsae.runtime import artifacts, digests, disks, logs, mesh, paths, preemption
 from jsae.runtime.paths import PathLike
 from jsae.runtime.stages import Stage
 
@@ -66,7 +66,7 @@ class Checkpoints:
                 )
             )
         self._folder = paths.resolve(folder)
-        self._stage, self._best = stage or (None if read_only else context.current().stage), best
+        self._stage, self._best = stage, best
         self._sent = None  # the last step handed to the background
         self._n_bytes = 0  # of a state
         if read_only or jax.process_index() == 0:

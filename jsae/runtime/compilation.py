@@ -42,7 +42,7 @@ def cache(folder: str) -> None:
     differ wait for each other for ever.
     """
     asked = folder or jax.config.jax_compilation_cache_dir
-    if jax.process_count() > 1 and asked and not _seen_by_all(asked):
+    if jax.process_count() > 1 and asked and not _is_shared(asked):
         jax.config.update("jax_compilation_cache_dir", None)
         logging.getLogger("jsae").warning(
             "the compilation cache %s is not used: not every process sees what the first one writes "
@@ -57,9 +57,9 @@ def cache(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5 if mesh.is_writer() else never)
 
 
-def _seen_by_all(folder: str) -> bool:
+def _is_shared(folder: str) -> bool:
     """Whether every process sees what the first one writes into the folder; a collective."""
-    name = f".seen-{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
+    name = f".shared-{int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))):08x}"
     path = epath.Path(folder) / name
     with contextlib.suppress(OSError):
         if mesh.is_writer():
@@ -67,11 +67,11 @@ def _seen_by_all(folder: str) -> bool:
             path.write_text("")
     mesh.wait_for_all("compilation cache: written")
     try:
-        seen = path.exists()
+        shared = path.exists()
     except OSError:
-        seen = False
-    seen = mesh.all_agree(seen)
+        shared = False
+    shared = mesh.all_agree(shared)
     if mesh.is_writer():
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-    return seen
+    return shared

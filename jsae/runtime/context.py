@@ -13,13 +13,12 @@ the process has installed handlers.
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jsae.runtime import compilation, logs, preemption, profiling
+from jsae.runtime import compilation, logs, preemption
 from jsae.runtime.paths import PathLike
 from jsae.runtime.profiling import Profiler
 
@@ -55,7 +54,6 @@ class RunContext:
     failpoint: Callable[[str], None] = _nothing
     n_steps: int = 0
     alive: Callable[[], None] = lambda: None
-    stage: Any = None
 
     def note(self, text: str) -> None:
         """Warn, once, of something that the end of the run shall say again."""
@@ -90,7 +88,8 @@ class RunContext:
 
         With several processes a collective, as `requested_by_any`.
         """
-        preemption.check()
+        if self.requested_by_any():
+            raise preemption.Preempted
 
     def check_here(self) -> None:
         """`check` for work that every process does at its own pace, by `requested_here`.
@@ -98,7 +97,8 @@ class RunContext:
         What it stops must be idempotent. The others stop at their own next point, or when they hear that this
         process has left.
         """
-        preemption.check_here()
+        if self.requested_here():
+            raise preemption.Preempted
 
     def profile(self, stage: str, step: int, latest: jax.Array | None = None) -> None:
         """`step` steps of a stage were sent to the devices; `latest` is an array of the last one."""
@@ -112,11 +112,7 @@ class RunContext:
 
     def profile_bounds(self) -> tuple[int, ...]:
         """After how many steps a profile begins and ends; nothing where nobody asked."""
-        return profiling.bounds() if self.profiler is None else self.profiler.bounds
-
-    def requested(self) -> bool:
-        """See `requested_by_any`."""
-        return preemption.requested()
+        return () if self.profiler is None else self.profiler.bounds
 
     def _step(self, point: str) -> None:
         self.n_steps += 1
@@ -127,23 +123,3 @@ class RunContext:
         if asked and self.signals is not None:
             self.signals.deadline.answer()
         return asked
-
-
-# Until every room takes these from its RunContext
-
-
-_current: RunContext | None = None
-
-
-def make_current(context: RunContext) -> None:
-    """What rooms that are passed no context use."""
-    global _current
-    _current = context
-    logs.get_logger().addFilter(context.notes)
-
-
-def current() -> RunContext:
-    """The context of the process."""
-    if _current is None:
-        make_current(RunContext())
-    return _current

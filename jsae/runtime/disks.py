@@ -87,9 +87,9 @@ def move_aside(path: epath.Path, stage_folder: epath.Path) -> None:
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error, and those that it came from."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    known = set()
+    while error is not None and id(error) not in known:
+        known.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 

@@ -120,9 +120,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: paths.PathLike, tensorboard: type | None = None) -> None:
-        from jsae.runtime import context  # until every room passes it
-
-        self._path, self._tensorboard = epath.Path(path), tensorboard or context.current().tensorboard
+        self._path, self._tensorboard = epath.Path(path), tensorboard
         self._rows, self._board, self._from_step = None, None, 0
         if jax.process_index() == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,20 +223,3 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-# Until every room takes these from its RunContext
-
-
-def notes() -> tuple[str, ...]:
-    """The notes of the run."""
-    from jsae.runtime import context
-
-    return tuple(context.current().notes.texts)
-
-
-def progress(total: int, *, start: int = 0, label: str = "", unit: str = "step") -> Progress:
-    """See `RunContext.progress`."""
-    from jsae.runtime import context
-
-    return context.current().progress(total, start=start, label=label, unit=unit)

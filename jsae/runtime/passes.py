@@ -22,15 +22,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from jsae.runtime import artifacts, context, logs, mesh, stages
+from jsae.runtime import artifacts, logs, mesh, stages
 
 
 class Passes:
     """The kept results of a stage; `kinds` are the classes they may consist of."""
 
     def __init__(self, stage: stages.Stage, kinds: Sequence[type] = ()) -> None:
-        if not isinstance(stage, stages.Stage):  # until every room passes its stage
-            stage = context.current().stage or stages.Stage("", epath.Path(stage), {}, False)
         self._stage, self._folder = stage, stage.folder / stages.PASSES
         self._kinds = {kind.__name__: kind for kind in kinds}
 

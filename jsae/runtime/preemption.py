@@ -350,32 +350,3 @@ def _seconds(name: str, default: float) -> float:
         if 0 <= float(text) < float("inf"):
             return float(text)
     sys.exit(f"error: {name}={text!r} is not a number of seconds (default {default:g})")
-
-
-# Until every room takes these from its RunContext
-
-
-def requested() -> bool:
-    """See `RunContext.requested_by_any`."""
-    from jsae.runtime import context
-
-    return context.current().requested_by_any()
-
-
-def check() -> None:
-    """See `RunContext.check`."""
-    if requested():
-        raise Preempted
-
-
-def requested_here() -> bool:
-    """See `RunContext.requested_here`."""
-    from jsae.runtime import context
-
-    return context.current().requested_here()
-
-
-def check_here() -> None:
-    """See `RunContext.check_here`."""
-    if requested_here():
-        raise Preempted

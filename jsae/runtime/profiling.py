@@ -55,28 +55,3 @@ class Profiler:
         self._recording = None
         self._done.add(stage)
         logs.get_logger().info("%s: profile written to %s", stage, self._folder / stage)
-
-
-# Until every room takes these from its RunContext
-
-
-def bounds() -> tuple[int, ...]:
-    """See `RunContext.profile_bounds`."""
-    from jsae.runtime import context
-
-    profiler = context.current().profiler
-    return () if profiler is None else profiler.bounds
-
-
-def at(stage: str, step: int, latest: jax.Array | None = None) -> None:
-    """See `RunContext.profile`."""
-    from jsae.runtime import context
-
-    context.current().profile(stage, step, latest)
-
-
-def end(stage: str) -> None:
-    """See `RunContext.end_profile`."""
-    from jsae.runtime import context
-
-    context.current().end_profile(stage)

@@ -29,7 +29,7 @@ from etils import epath
 from jsae.runtime import artifacts, circumstances, disks, logs, memory, mesh, paths
 from jsae.runtime.attempts import FILE as ATTEMPTS_FILE
 from jsae.runtime.attempts import Attempts
-from jsae.runtime.context import RunContext, current
+from jsae.runtime.context import RunContext
 from jsae.runtime.paths import PathLike
 from jsae.runtime.stage_config import ConfigMismatch, differing, digest_of, plain, section
 
@@ -124,7 +124,7 @@ class Stage:
         artifacts.write_json(self.folder / "manifest.json", self.manifest)
         mesh.wait_for_all(f"{self.name}: finished")  # the next stage reads what was written
         self._attempts.end()
-        self.context.alive, self.context.stage = lambda: None, None
+        self.context.alive = lambda: None
         self.context.log.info("%s: done in %.1f s", self.name, self.manifest["seconds"])
 
 
@@ -252,7 +252,7 @@ def begin(
       ConfigMismatch: the folder holds this stage made with another config or another upstream stage.
       OtherFormat: a manifest was written by a revision whose files this one cannot read.
     """
-    context = context or current()
+    context = context or RunContext()
     where = folder(config, workdir, name) if where is None else epath.Path(where)
     if name in skipped(config):
         raise StageMissing(f"stage {name!r} cannot run: {WHY_SKIPPED}")
@@ -307,7 +307,6 @@ def _opened(name: str, where: epath.Path, manifest: dict[str, Any], context: Run
     context.alive = attempts.alive
     before_s = context.compiling.total_s if context.compiling else 0.0
     stage = Stage(name, where, manifest, False, context, attempts, before_s)
-    context.stage = stage
     context.failpoint(f"begin/{name}")
     return stage
 

@@ -119,7 +119,7 @@ def test_a_changed_artifact_is_named(name, kind, tmp_path):
         with pytest.raises(digests.Damaged, match=rf"{name} is damaged") as caught:
             read(tmp_path / name)
         assert caught.value.path == tmp_path / name
-    write_all(tmp_path)  # made anew, it can be read
+    write_all(tmp_path)  # made again, it can be read
     for read in READ[name]:
         read(tmp_path / name)
 
@@ -174,7 +174,7 @@ def test_a_stage_with_a_damaged_file_is_open_again_and_no_other(tmp_path):
     shard = tmp_path / "activations/train/shard-00000.npy"
     artifacts.write_array(shard, np.zeros(3))
     assert stages.reopen(tmp_path, shard) == "activations"
-    assert not shard.exists(), "what is damaged is made anew"
+    assert not shard.exists(), "what is damaged is made again"
     status = {name: stages.manifest_in(tmp_path / name)["status"] for name in stages.STAGES[:3]}
     assert status == {"classifier": "complete", "activations": "started", "sae": "complete"}
     stages.begin(config, tmp_path, "activations").finish({})

@@ -412,6 +412,11 @@ def test_failpoints_of_files_are_heard_without_a_hook_in_what_writes_them(tmp_pa
     assert done.returncode == 0 and done.stderr.split("\n")[1::2] == wanted, done.stderr
 
 
+def test_only_the_signal_handlers_are_state_of_a_module():
+    files = [path.name for path in ROOT.glob("jsae/**/*.py") if re.search(r"\n +global ", path.read_text())]
+    assert files == ["preemption.py"]
+
+
 def test_a_plain_launch_script_has_no_failpoint(tmp_path):
     named = "|".join(["JSAE_FAIL", "faults.points", "faults.runs"])
     files = [*ROOT.glob("jsae/**/*.py"), *ROOT.glob("launch/start.py"), *ROOT.glob("launch/pipeline.py")]
