@@ -13,7 +13,7 @@ import pytest
 from launch.faults import runs
 
 START = """
-import os, pathlib, signal, sys, time
+import os, pathlib, signal, sys, time, types
 from jsae.runtime import preemption
 signals = preemption.install()
 import jax, numpy as np
@@ -43,8 +43,11 @@ def split(name):
     labels, ids = np.arange(24, dtype=np.int32) % 3, tuple(map(str, range(24)))
     return cache.Split(name, images, labels, ids, ("a", "b", "c"))
 iterations = []
-preemption.check_here, check = lambda: iterations.append(1) or check(), preemption.check_here
-accuracy = classifier_run._pixel_baseline({n: split(n) for n in ("train", "val", "test")}, 0)
+check = lambda: iterations.append(1) or context.check_here()
+splits = {n: split(n) for n in ("train", "val", "test")}
+made = types.SimpleNamespace  # what the stage hands over
+this = made(splits=splits, config=made(seed=0), stage=made(context=made(check_here=check)))
+accuracy = classifier_run._pixel_baseline(this)
 assert bool(iterations) == mesh.is_writer(), len(iterations)
 
 stage = stages.Stage("ablation", epath.Path(folder) / f"host{here}", {}, False)

@@ -48,7 +48,7 @@ def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
         return
     study = Study(workdir, stages.plain(config), mesh)
     pass_over = functools.partial(study.run_pass, batch_size=c.batch_size, context=context)
-    keep = passes.Passes(stage.folder, (Strength, TopPatches))
+    keep = passes.Passes(stage, (Strength, TopPatches))
     found = analyze(
         study,
         functools.partial(pass_over, keep=keep),

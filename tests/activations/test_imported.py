@@ -14,6 +14,7 @@ from jsae.activations import run as extraction
 from jsae.analysis import run as analysis
 from jsae.report import run as report
 from jsae.runtime import artifacts, preemption, stages, workdirs
+from jsae.runtime.context import RunContext
 from jsae.sae import run as sae
 
 N = 60
@@ -148,13 +149,13 @@ def test_an_import_that_was_stopped_goes_on_with_the_shards_that_are_missing(tmp
     config, workdir = make_config(tmp_path / "x.npy"), epath.Path(tmp_path) / "study"
     calls = []
 
-    def stop_at_second():
+    def stop_at_second(context):
         calls.append(0)
         if len(calls) == 2:
             raise preemption.Preempted
 
     with monkeypatch.context() as patch:
-        patch.setattr(preemption, "check_here", stop_at_second)
+        patch.setattr(RunContext, "check_here", stop_at_second)
         with pytest.raises(preemption.Preempted):
             extraction.run(config, workdir)
     first = workdir / "activations" / "train" / "shard-00000.npy"

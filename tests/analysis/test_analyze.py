@@ -16,6 +16,7 @@ from jsae.analysis.strength import KeepPooled, MeasureStrength
 from jsae.analysis.top_patches import KeepTopPatches
 from jsae.runtime import artifacts, preemption
 from jsae.runtime import mesh as meshes
+from jsae.runtime.context import RunContext
 from jsae.tables import documentation
 from tests.analysis import toy
 
@@ -279,7 +280,7 @@ def test_settings_out_of_range_are_named():
 
 def test_a_stop_is_heard_between_batches(data, monkeypatch):
     train, _, sae = data
-    monkeypatch.setattr(preemption, "requested_here", lambda: True)
+    monkeypatch.setattr(RunContext, "requested_here", lambda self: True)
     with pytest.raises(preemption.Preempted):
         _strength(train, sae)
 

@@ -8,6 +8,7 @@ import jsae.classifier.run as stage
 from configs import demo
 from jsae.data import cache, identity
 from jsae.runtime import checkpoints, logs, mesh, preemption, stages
+from jsae.runtime.context import RunContext
 from launch.faults import compare_runs
 
 N_VAL, BATCH, EVAL_EVERY, N_STEPS = 64, 16, 3, 6
@@ -63,7 +64,7 @@ def test_a_stop_while_val_is_looked_at(calm, tmp_path, monkeypatch, at_step):
 
         return counted
 
-    monkeypatch.setattr(preemption, "requested", lambda: bool(stop))
+    monkeypatch.setattr(RunContext, "requested_by_any", lambda self: bool(stop))
     with monkeypatch.context() as patched:
         patched.setattr(stage.evaluate, "make_predict", counting)
         with pytest.raises(preemption.Preempted):
