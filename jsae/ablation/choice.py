@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jsae.ablation.statistics import MIN_ACTIVE
 from jsae.runtime import logs
 
 
@@ -59,7 +60,8 @@ def choose_features(
     chosen = [int(i) for i in order if eligible[i]][: max(n_features, 0)]
     if not chosen:
         logs.get_logger().warning(
-            "ablation: no feature fires on 20 test images, so none is ablated and the effects are null"
+            "ablation: no feature fires on %d test images, so none is ablated and the effects are null",
+            MIN_ACTIVE,
         )
     return chosen
 

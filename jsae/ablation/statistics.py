@@ -14,7 +14,9 @@ scipy.stats.bootstrap cannot do.
 import numpy as np
 import scipy.stats
 
-MIN_ACTIVE = 20  # fewer active images: no effect is reported
+from jsae.analysis.features import MIN_ACTIVE_IMAGES
+
+MIN_ACTIVE = MIN_ACTIVE_IMAGES  # of test; fewer: no effect is reported
 BOOTSTRAP = "95% bootstrap interval over images"
 EXACT_UP_TO = 16
 
