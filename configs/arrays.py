@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     """The demo's SAE, somewhat wider, on the activations of a file."""
     config = demo.get_config()
     config.data.update(kind="arrays", image_size=224, n_train=0, n_val=0, n_test=0)
-    config.activations.update(site="arrays", head="")  # head: an .npz, see jsae/classifier/head_only.py
+    config.activations.update(site="arrays")
     config.sae.update(n_features=4096, n_epochs=20.0, batch_size=1024)
     demo.set_k(config, 32)
     config.sae.lr_warmup_steps = 0  # a file may hold few vectors, and a warmup may not outlast the run

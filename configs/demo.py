@@ -64,7 +64,13 @@ def get_config(form: str = "full") -> ConfigDict:
         save_every_steps=256,
         keep_checkpoints=2,
     )
-    config.activations = dict(site="stage4", dtype="float32", batch_size=128, images_per_shard=512)
+    config.activations = dict(
+        site="stage4",
+        dtype="float32",
+        batch_size=128,
+        images_per_shard=512,
+        head="",  # of bare activations: an .npz of the linear head behind them (jsae/classifier/head_only.py)
+    )
     config.sae = dict(
         variant="topk",
         n_features=512,

@@ -40,7 +40,7 @@ assert not context.requested_by_any()
 rng = np.random.default_rng(here)  # other pixels: another number of iterations, and another accuracy
 def split(name):
     images = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
-    labels, ids = np.arange(24, dtype=np.int32) % 3, tuple(map(str, range(24)))
+    labels, ids = np.arange(24, dtype=np.int32) % 3, tuple(f"{name}{i}" for i in range(24))
     return cache.Split(name, images, labels, ids, ("a", "b", "c"))
 iterations = []
 check = lambda: iterations.append(1) or context.check_here()

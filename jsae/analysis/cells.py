@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jsae.data.cache import FOREGROUND_BIT
+
 COVERED = 0.1  # of a positive cell
 FOREGROUND = "foreground"
-_FOREGROUND_BIT = 15
 
 
 class PartCells:
@@ -46,7 +47,7 @@ class PartCells:
     def on_foreground(self, images) -> np.ndarray:
         """Cells on the foreground of image numbers [n], bool [n, H, W]."""
         if self._split.masks is not None:
-            return self._covered(self._masks(images) >> _FOREGROUND_BIT & 1)
+            return self._covered(self._masks(images) >> FOREGROUND_BIT & 1)
         x0, y0, x1, y1 = np.asarray(self._split.boxes[images], np.float64).T
 
         def cover(low, high, n):
