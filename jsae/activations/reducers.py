@@ -80,6 +80,7 @@ def run_pass(
     context: RunContext | None = None,
     label: str = "",
     keep: Any = None,
+    check_finite: bool = True,
 ) -> dict[str, Any]:
     """Pass once over a split, or over some of its images.
 
@@ -94,6 +95,7 @@ def run_pass(
       context: shows progress and stops; None: neither.
       label: what progress and a kept result are called.
       keep: `passes.Passes` of the stage, so that it does not pass again when it is started again.
+      check_finite: False where NaN shall come out instead of an error.
 
     Returns:
       name -> result of each reducer.
@@ -103,12 +105,14 @@ def run_pass(
       preemption.Preempted: a stop was asked for.
     """
     make = functools.partial(
-        _pass, store, dictionary, dict(reducers), batch_size, mesh, images, context, label
+        _pass, store, dictionary, dict(reducers), batch_size, mesh, images, context, label, check_finite
     )
     return make() if keep is None else keep(label.replace(" ", "-"), make)()
 
 
-def _pass(store, dictionary, reducers, batch_size, mesh, images, context, label) -> dict[str, Any]:
+def _pass(
+    store, dictionary, reducers, batch_size, mesh, images, context, label, check_finite
+) -> dict[str, Any]:
     context = context or RunContext()
     check = context.check_here if mesh is None else context.check  # alone, or all processes together
     index, count = (0, 1) if mesh is None else meshes.process_slice(mesh)
@@ -122,7 +126,7 @@ def _pass(store, dictionary, reducers, batch_size, mesh, images, context, label)
 
     def add(start, n, finite, parts):
         parts, finite = meshes.collect((parts, finite))
-        if not finite.all():
+        if check_finite and not finite.all():
             image = int(numbers[start + int(np.argmin(finite))])
             raise ValueError(
                 f"the activations or features of image {store.image_ids[image]!r} (number {image} of "

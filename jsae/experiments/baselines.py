@@ -11,13 +11,11 @@ untrained one tells no classes, so that number is null there.
 """
 
 import copy
-import dataclasses
 import functools
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from etils import epath
@@ -28,7 +26,6 @@ from jsae.ablation import choice
 from jsae.ablation.feature_space import controls, pairs
 from jsae.ablation.headline import headline
 from jsae.ablation.statistics import BOOTSTRAP, MIN_ACTIVE
-from jsae.activations import Encoded, Reducer
 from jsae.activations import run as activations_run
 from jsae.analysis import cells, directions, localisation, parts
 from jsae.analysis import run as analysis_run
@@ -40,6 +37,7 @@ from jsae.runtime import artifacts, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
 from jsae.sae import run as sae_run
+from jsae.sae.evaluate import MeasureReconstruction
 from jsae.study import Study
 from jsae.tables import Column, Table, interval
 
@@ -166,9 +164,11 @@ class Setting:
         )
         features, counts = analysis.features.to_pydict(), analysis.results
         purity = [p for p, e in zip(features["purity16"], features["eligible"], strict=True) if e and p]
+        reducers = {"sums": MeasureReconstruction()}
+        fit = metrics.sae_metrics(pass_over("test", reducers, label="baselines: fvu")["sums"].sae)
         row = {
             "n_features": dictionary.n_features,
-            **pass_over("test", {"fit": MeasureReconstruction()}, label="baselines: fvu")["fit"],
+            **{name: np.nan if fit[name] is None else fit[name] for name in ("l0", "fvu")},
             "purity16": float(np.mean(purity)) if purity else np.nan,
             "class_selective_share": counts["n_class_selective"] / max(counts["n_features_alive"], 1),
             "class_auroc": class_auroc(features, len(study.activations("test").class_names)),
@@ -234,24 +234,6 @@ class Setting:
             sums += one_hot.T @ batch.acts.mean((1, 2), dtype=np.float64)
             counts += one_hot.sum(0)
         return sums / np.where(counts > 0, counts, np.nan)[:, None]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class MeasureReconstruction(Reducer):
-    """l0 and fvu of a dictionary, over all vectors of a split; NaN where there is no such number."""
-
-    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, metrics.SaeSums]:
-        x, feats = (part.reshape(-1, part.shape[-1]) for part in (batch.acts, batch.feats))
-        mask = jnp.repeat(batch.real, len(x) // len(batch.real))
-        return carry, metrics.sae_sums(x, dictionary.decode(feats), feats, mask, dictionary.mean)
-
-    def add(self, total: Any, part: metrics.SaeSums, rows: slice, n: int) -> metrics.SaeSums:
-        return metrics.add_sums(total, part)
-
-    def finish(self, carry: Any, total: metrics.SaeSums) -> dict[str, float]:
-        found = metrics.sae_metrics(total)
-        return {name: np.nan if found[name] is None else found[name] for name in ("l0", "fvu")}
 
 
 def class_auroc(features: dict[str, list], n_classes: int) -> float:

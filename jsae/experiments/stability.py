@@ -7,13 +7,11 @@ The numbers are those of `jsae.metrics.stability`, over the features that fire o
 
 import os
 
-import jax
 import numpy as np
 
 from jsae import metrics
 from jsae.activations import ActivationStore
 from jsae.runtime import artifacts, paths, stages
-from jsae.runtime import mesh as meshes
 from jsae.sae import evaluate, restore
 
 
@@ -46,6 +44,5 @@ def alive_rows(workdir: os.PathLike | str) -> np.ndarray:
     stages.require(config, workdir, "sae")
     sae = restore.load(stages.folder(config, workdir, "sae"))
     store = ActivationStore.open(stages.folder(config, workdir, "activations") / "train")
-    mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])  # where load puts the SAE
-    sums, _ = evaluate.over_store(evaluate.make_sums(mesh), sae, store, mesh, n_vectors=4096)
-    return np.asarray(sae.w_dec)[np.asarray(sums.fires) > 0]
+    sums = evaluate.over_store(sae, store, n_vectors=4096)
+    return np.asarray(sae.w_dec)[np.asarray(sums.sae.fires) > 0]

@@ -1,72 +1,76 @@
 """An SAE's numbers over a whole split: sums over batches, divided once (jsae.metrics).
 
-Evaluation runs in raw units and float32 products, streams the activation store image by image, and deals
-each batch over the mesh's `data` axis and the features over `model`. No number depends on the batch size or
-the device count.
+Evaluation runs in raw units and float32 products, in one pass over the split on all devices
+(`jsae.activations.run_pass`). No number depends on the batch size or the device count.
 """
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jsae import metrics
-from jsae.activations import ActivationStore
-from jsae.runtime import mesh as meshes
+from jsae.activations import ActivationStore, Encoded, Reducer, run_pass
+from jsae.runtime.context import RunContext
 from jsae.sae import model
 
 
-def make_sums(mesh: Mesh) -> Callable:
-    """A jitted (sae, x [N, C] raw, mask [N]) -> (`metrics.SaeSums`, `metrics.Moments`), replicated."""
+class Sums(NamedTuple):
+    """`metrics.SaeSums`, and the `metrics.Moments` that PCA is made from; None for a split without images."""
 
-    def sums(sae: model.SAE, x, mask):
-        sae = dataclasses.replace(sae, mesh=mesh)
-        with jax.default_matmul_precision("float32"):
-            x = x.astype(jnp.float32)
-            feats = sae.encode(x)
-            return (
-                metrics.sae_sums(x, sae.decode(feats), feats, mask, sae.mean),
-                metrics.moments(x, mask, sae.mean),
-            )
+    sae: Any
+    moments: Any
 
-    return jax.jit(sums, out_shardings=meshes.replicated(mesh))
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MeasureReconstruction(Reducer):
+    """`Sums` of any dictionary with encode, decode and mean, over all vectors of a split."""
+
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> Sums:
+        return Sums(None, None)
+
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, Sums]:
+        x, feats = (part.reshape(-1, part.shape[-1]) for part in (batch.acts, batch.feats))
+        mask = jnp.repeat(batch.real.astype(jnp.float32), len(x) // len(batch.real))
+        sums = metrics.sae_sums(x, dictionary.decode(feats), feats, mask, dictionary.mean)
+        return carry, Sums(sums, metrics.moments(x, mask, dictionary.mean))
+
+    def add(self, total: Sums, part: Sums, rows: slice, n: int) -> Sums:
+        return Sums(*(metrics.add_sums(old, new) for old, new in zip(total, part, strict=True)))
 
 
 def over_store(
-    sums: Callable,
     sae: model.SAE,
     store: ActivationStore,
-    mesh: Mesh,
+    mesh: Mesh | None = None,
     *,
     n_vectors: int,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[metrics.SaeSums | None, metrics.Moments | None] | None:
-    """One pass over a store.
+    context: RunContext | None = None,
+    label: str = "sae: evaluation",
+) -> Sums:
+    """The sums of an SAE over a store.
 
     Args:
-      sums: from `make_sums`.
-      sae: the SAE, on the mesh.
-      store: an ActivationStore.
-      mesh: the mesh.
+      sae: on the mesh.
+      store: of the split.
+      mesh: None for one local device.
       n_vectors: about how many vectors a batch should hold; rounded to whole images of every device.
-      stop: asked after each batch; True ends the pass.
+      context, label: progress and stop requests.
 
-    Returns:
-      (SaeSums, Moments) on the host, or None if stopped. An empty store gives (None, None).
+    Raises preemption.Preempted if a stop was asked for.
     """
-    cells, data = store.grid[0] * store.grid[1], mesh.shape["data"]
-    share = -(-n_vectors // (cells * data)) * data  # images of a batch, a multiple of the data axis
-    index, count = meshes.process_slice(mesh)
-    rows = slice(index * share // count, (index + 1) * share // count)
-    total = (None, None)
-    for acts, _, _, mask in store.batches(share):
-        c = acts.shape[-1]
-        local = {"x": acts[rows].reshape(-1, c), "mask": mask[rows].repeat(cells)}
-        batch = meshes.put_batch(mesh, local)
-        new = meshes.to_host(sums(sae, batch["x"], batch["mask"]))
-        total = tuple(metrics.add_sums(a, b) for a, b in zip(total, new, strict=True))
-        if stop():
-            return None
-    return total
+    cells, data = store.grid[0] * store.grid[1], 1 if mesh is None else mesh.shape["data"]
+    return run_pass(
+        store,
+        dataclasses.replace(sae, mesh=mesh),
+        {"sums": MeasureReconstruction()},
+        batch_size=-(-n_vectors // (cells * data)) * data,
+        mesh=mesh,
+        context=context,
+        label=label,
+        check_finite=False,  # a batch that was refused in training does not end the run here
+    )["sums"]

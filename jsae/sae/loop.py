@@ -17,10 +17,10 @@ import numpy as np
 from etils import epath
 
 from jsae import metrics
-from jsae.runtime import checkpoints, logs
+from jsae.runtime import checkpoints, logs, preemption
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
-from jsae.sae import train
+from jsae.sae import evaluate, model, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run_steps(
     *,
     pace: Pace,
     bad_vectors: Callable[[int], list[int]],
-    validate: Callable,
+    validate: Callable[[model.SAE], evaluate.Sums],
     saved: checkpoints.Checkpoints,
     log: logs.MetricsLog,
     last_eval: int,
@@ -85,7 +85,7 @@ def run_steps(
       dispatch: from `train.make_dispatch`.
       pace: when what happens.
       bad_vectors: step, from 0 -> numbers of the batch's vectors that are not finite.
-      validate: (sae) -> (SaeSums, Moments) over val, or None if it was told to stop.
+      validate: the sums over val; raises Preempted if the run was asked to stop.
       saved: where checkpoints go; one at the end always.
       log: where metrics go; it holds the rows up to `step`.
       last_eval: the step of the last evaluation in it, 0 for none.
@@ -101,10 +101,11 @@ def run_steps(
         reader = _Reader(source, log, pace, progress, bad_vectors, int(state.bad_in_row))
         while True:
             if step and pace.is_due(pace.eval, step) and last_eval != step:
-                sums = validate(train.trained_sae(state))
-                if sums is None:
+                try:
+                    sums = validate(train.trained_sae(state))
+                except preemption.Preempted:
                     _save_and_stop(saved, step, state, context)
-                log.write(step, _numbers("eval", sums[0]))
+                log.write(step, _numbers("eval", sums.sae))
                 last_eval = step
                 reader.stop_clock()
             if step >= pace.n_steps:

@@ -95,8 +95,7 @@ def run(
         context.log.info("sae: going on from step %d of %d", step, recipe.n_steps)
     log = context.metrics_log(stage.folder / METRICS_FILE)
     log.rewind(step)
-    sums = evaluate.make_sums(mesh)
-    over = functools.partial(evaluate.over_store, sums, mesh=mesh, n_vectors=c.batch_size)
+    over = functools.partial(evaluate.over_store, mesh=mesh, n_vectors=c.batch_size, context=context)
     order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
     source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
     cells = stores["train"].n_vectors // stores["train"].n_images
@@ -108,7 +107,7 @@ def run(
             train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch),
             pace=_pace(c, recipe.n_steps),
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
-            validate=lambda sae: over(sae, stores["val"], stop=context.requested_by_any),
+            validate=lambda sae: over(sae, stores["val"]),
             saved=saved,
             log=log,
             last_eval=meshes.of_writer(lambda: loop.last_eval(stage.folder / METRICS_FILE)),
@@ -117,7 +116,7 @@ def run(
         mixed = mixing.shares(source, stores["train"].labels, cells, seed=config.seed)
     saved.close()
     sae = jax.jit(train.trained_sae, out_shardings=shardings.sae)(state)
-    results = final_numbers(over, sae, stores, context) | _described(sae)
+    results = final_numbers(over, sae, stores) | _described(sae)
     export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": stores["train"].site})
     results |= {
         "gamma": stages.results(config, workdir, "activations").get("gamma"),
@@ -198,18 +197,17 @@ def recipe_of(
     )
 
 
-def final_numbers(over: Callable, sae: model.SAE, stores: dict, context: RunContext) -> dict:
+def final_numbers(
+    over: Callable[..., evaluate.Sums], sae: model.SAE, stores: dict[str, ActivationStore]
+) -> dict[str, float | int | None]:
     """l0, fvu and mean density on test, pca_fvu with round(l0) components, dead_fraction over train.
 
-    `over` is (sae, store, stop=...) -> (SaeSums, Moments); a signal ends the stage here, with the last
-    checkpoint already saved. Numbers of an empty test split are None.
+    `over` is (sae, store) -> sums; a signal ends the stage here, with the last checkpoint already saved.
+    Numbers of an empty test split are None.
     """
-    found = {}
-    for name in ("train", "test"):
-        found[name] = over(sae, stores[name], stop=context.requested_by_any)
-        if found[name] is None:
-            context.check()
-    (train_sums, train_moments), (test_sums, test_moments) = found["train"], found["test"]
+    (train_sums, train_moments), (test_sums, test_moments) = (
+        over(sae, stores[name]) for name in ("train", "test")
+    )
     on_train = metrics.sae_metrics(train_sums)
     results = {
         "dead_fraction": on_train["dead_fraction"],

@@ -13,6 +13,7 @@ from jsae.analysis.strength import KeepMaps, KeepPooled, MeasureStrength
 from jsae.analysis.top_patches import KeepTopPatches
 from jsae.runtime import mesh as meshes
 from jsae.sae import model
+from jsae.sae.evaluate import MeasureReconstruction
 from tests.analysis import toy
 
 CHANNELS, BATCH, GRID = 16, 8, (3, 2)
@@ -22,6 +23,7 @@ REDUCERS = {
     "maps": KeepMaps(),
     "top": KeepTopPatches(16),
     "together": CountTogether(np.arange(24)),
+    "sums": MeasureReconstruction(),
 }
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jsae import metrics
 from jsae.experiments import baselines, dictionaries
 from jsae.tables import documentation
 from tests.ablation.toy import reduce
@@ -51,7 +52,8 @@ def test_rows_of_another_ablation_stage_are_not_kept(tmp_path):
 def test_fvu_and_l0_are_those_of_all_vectors():
     acts = np.random.default_rng(0).normal(size=(10, 2, 2, 3)).astype(np.float32)
     half = dictionaries.signed(np.eye(3)[:1], np.zeros(3))
-    found = reduce(baselines.MeasureReconstruction(), half, acts, size=4)
+    sums = reduce(baselines.MeasureReconstruction(), half, acts, size=4)
+    found = metrics.sae_metrics(sums.sae)
     x = acts.reshape(-1, 3)
     x_hat = x * np.array([1, 0, 0])
     assert found["fvu"] == pytest.approx(

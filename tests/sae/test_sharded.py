@@ -11,7 +11,7 @@ import pytest
 
 from jsae import sae
 from jsae.runtime import mesh as meshes
-from jsae.sae import evaluate, train
+from jsae.sae import train
 from jsae.sae.batches import resident
 
 C, F, K, N = 16, 1024, 4, 128
@@ -188,24 +188,6 @@ def test_the_export_never_brings_the_dictionary_to_one_device(monkeypatch):
     np.testing.assert_array_equal(meshes._collect_in_parts(dealt), rows)
     part = meshes.rows_on_all_devices(mesh, 200, 300).lower(dealt).compile()
     assert max(largest_sent(part)) < SHARD
-
-
-@pytest.mark.parametrize("variant", ["topk", "batch_topk"])
-def test_evaluation_over_dealt_features_gives_the_sums_of_one_device(variant):
-    made, (x, mask) = fresh(variant).sae, vectors()
-    made = dataclasses.replace(made, own={name: jnp.float32(0.4) for name in made.own})
-    found = {}
-    for data, model in ((1, 1), (2, 4)):
-        mesh = mesh_of(data, model)
-        dealt = jax.device_put(made, train.shardings(mesh, train.empty_state(made, has_ema=False)).sae)
-        sums = evaluate.make_sums(mesh)
-        batch = meshes.put_batch(mesh, {"x": x.reshape(-1, C), "mask": mask.reshape(-1)})
-        program = sums.lower(dealt, batch["x"], batch["mask"]).compile()
-        assert max(largest_sent(program)) < SHARD
-        found[model] = jax.device_get(sums(dealt, batch["x"], batch["mask"]))
-    for one, four in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[4]), strict=True):
-        np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
-    np.testing.assert_array_equal(found[4][0].fires, found[1][0].fires)
 
 
 def test_bfloat16_products_leave_a_float32_state():
