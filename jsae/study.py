@@ -13,7 +13,7 @@ dictionary that only fits on M devices is used on M devices.
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from jsae import classifier as classifiers
 from jsae import edits
@@ -119,13 +120,13 @@ class Classifier:
 
     def __call__(
         self,
-        images,
+        images: ArrayLike,
         *,
         edits: Mapping | None = None,
         start: str | None = None,
         normalised: bool = False,
         any_size: bool = False,
-    ):
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits [B, L] and a dict site -> activations [B, H, W, C].
 
         Args:
@@ -316,7 +317,9 @@ class Study:
                 f"this study is of bare activations, {self.config['data']['dir']}: it has {lacks}"
             )
 
-    def preprocess(self, paths, boxes=None) -> np.ndarray:
+    def preprocess(
+        self, paths: paths.PathLike | Iterable[paths.PathLike], boxes: Sequence | np.ndarray | None = None
+    ) -> np.ndarray:
         """Image files as the classifier's input, uint8 [B, S, S, 3]: decoded, banner cut, cropped, fitted.
 
         boxes: 1-based inclusive (xmin, ymin, xmax, ymax) of each file in its pixels, [B, 4]. Give them where
@@ -356,23 +359,25 @@ class Study:
             images.append(decode.fit_square(rgb, data["image_size"], data["fit"]))
         return np.stack(images)
 
-    def suppress(self, features, keep=0.0, *, mode: str = "delta") -> edits.FeatureEdit:
+    def suppress(
+        self, features: ArrayLike, keep: ArrayLike = 0.0, *, mode: str = "delta"
+    ) -> edits.FeatureEdit:
         """Remove features, or scale them by `keep`; see jsae.edits."""
         return edits.suppress(self.sae, features, keep, mode=mode)
 
-    def keep(self, keep, *, mode: str = "delta") -> edits.FeatureEdit:
+    def keep(self, keep: ArrayLike, *, mode: str = "delta") -> edits.FeatureEdit:
         """Scale every feature by its entry of `keep` [F]."""
         return edits.keep(self.sae, keep, mode=mode)
 
-    def keep_only(self, features, *, mode: str = "delta") -> edits.FeatureEdit:
+    def keep_only(self, features: ArrayLike, *, mode: str = "delta") -> edits.FeatureEdit:
         """Remove every feature but the named ones."""
         return edits.keep_only(self.sae, features, mode=mode)
 
-    def clamp(self, features, value, *, mode: str = "delta") -> edits.FeatureEdit:
+    def clamp(self, features: ArrayLike, value: ArrayLike, *, mode: str = "delta") -> edits.FeatureEdit:
         """Set features to `value` (raw units) at every position."""
         return edits.clamp(self.sae, features, value, mode=mode)
 
-    def steer(self, features, amount, *, mode: str = "delta") -> edits.FeatureEdit:
+    def steer(self, features: ArrayLike, amount: ArrayLike, *, mode: str = "delta") -> edits.FeatureEdit:
         """Add `amount` (raw units) to features at every position."""
         return edits.steer(self.sae, features, amount, mode=mode)
 

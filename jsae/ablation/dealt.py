@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -41,7 +42,7 @@ def decoder_rows(dictionary: Any, features: jax.Array) -> jax.Array:
     return map_shards(take, mesh, specs, PartitionSpec(rows))(dictionary.w_dec, features)
 
 
-def feature_maps(dictionary: Any, feats: jax.Array, features: jax.Array) -> jax.Array:
+def feature_maps(dictionary: Any, feats: jax.Array, features: jax.Array | np.ndarray) -> jax.Array:
     """Maps [B, H, W, K] of features int [K] out of all features [B, H, W, F]."""
     mesh, rows = mesh_of(dictionary), _images_over(dictionary, feats)
     if mesh is None:

@@ -33,7 +33,7 @@ class Named:
 
         Raises KeyError for an unknown axis or entry.
         """
-        at = dict.fromkeys(self.axes, slice(None))
+        at: dict[str, slice | int] = dict.fromkeys(self.axes, slice(None))
         for axis, name in names.items():
             if name not in self.axes.get(axis, ()):
                 raise KeyError(f"there is no {axis} {name!r} in {self.axes}")

@@ -117,6 +117,7 @@ class Ablation:
             "pairs": pairs.FindPairs(np.array(chosen.features, np.int32)),
         }
         if self.head is not None:
+            assert self.study.mesh is not None  # the stage opens its study on one
             devices = self.study.mesh.devices
             reducers["all_features"] = MeasureAllFeatures(
                 self.head,
@@ -230,7 +231,7 @@ def tables_of(
         all_features_table.TABLE: all_features_table.columns(everything, chosen.top_classes),
         table_by_class.TABLE: table_by_class.columns(everything),
     }
-    results = {
+    results: dict[str, Any] = {
         "feature_space": headline(inside.features, inside.images, at_map, known, selective, *drawn),
         "input_space": None,
         "n_features_ablated": len(features),

@@ -13,6 +13,7 @@ scipy.stats.bootstrap cannot do.
 
 import numpy as np
 import scipy.stats
+from numpy.typing import ArrayLike
 
 from jsae.analysis.features import MIN_ACTIVE_IMAGES
 
@@ -44,7 +45,7 @@ def mean_interval(
     values = np.asarray(values, np.float64)
     shape = values.shape[1:]
     if not len(values):
-        return tuple(np.full(shape, np.nan) for _ in range(3))
+        return np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
     flat = values.reshape(len(values), -1)
     means = bootstrap_weights(len(values), n_bootstrap, rng) @ flat / len(values)  # [n_bootstrap, columns]
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
@@ -123,7 +124,7 @@ def mean_over_features(
 
 
 def spearman_interval(
-    x: np.ndarray, y: np.ndarray, n_bootstrap: int, rng: np.random.Generator
+    x: ArrayLike, y: ArrayLike, n_bootstrap: int, rng: np.random.Generator
 ) -> tuple[float, float] | None:
     """95% bootstrap interval of Spearman's rank correlation of x and y [n], resampling the rows.
 
@@ -139,4 +140,5 @@ def spearman_interval(
     known = size > 0  # a resample of equal values has no correlation
     if known.sum() < n_bootstrap / 2:
         return None
-    return tuple(float(q) for q in np.percentile((a * b).sum(1)[known] / size[known], [2.5, 97.5]))
+    low, high = np.percentile((a * b).sum(1)[known] / size[known], [2.5, 97.5]).tolist()
+    return low, high

@@ -55,6 +55,7 @@ def read_head(path: str, found: arrays.Arrays, folder: epath.Path) -> Head:
         source, data = copy, artifacts.read_bytes(copy)
     else:
         raise FileNotFoundError(f"config.activations.head={path!r} does not exist; expected an .npz file")
+    assert found.activations is not None
     head = head_only.parse(data, source, found.activations.shape[-1], found.class_names)
     artifacts.write_bytes(copy, data, checked=True)
     return head
@@ -87,6 +88,7 @@ def write(
     Returns ((H, W, C), shard sizes). Raises ValueError naming the first row that is not finite. Every process
     reads and checks all of it, so that all of them stop at the same row; one writes.
     """
+    assert found.activations is not None
     context, folder = stage.context, stage.folder / label
     parts = [rows[start : start + c.images_per_shard] for start in range(0, len(rows), c.images_per_shard)]
     missing = mesh.of_writer(
@@ -114,7 +116,7 @@ def write(
 
 def _check_finite(found: arrays.Arrays, part: np.ndarray, acts: np.ndarray) -> None:
     bad = np.argwhere(~np.isfinite(acts))  # [n, 4]
-    if len(bad):
+    if len(bad) and found.activations is not None:
         at, y, x, channel = (int(i) for i in bad[0])
         row = int(part[at])
         raise ValueError(

@@ -16,7 +16,7 @@ from jsae.data import cache, locks
 from jsae.runtime import artifacts, digests, disks, paths
 
 
-def local(path) -> pathlib.Path:
+def local(path: paths.PathLike) -> pathlib.Path:
     """A local file with the bytes of `path`, checked; `path` itself where it is local.
 
     Raises:

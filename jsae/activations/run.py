@@ -46,11 +46,12 @@ def run(config: Any, workdir: str | os.PathLike, context: RunContext | None = No
         extract = _from_arrays(config, workdir, stage)
     else:
         extract = _from_classifier(config, workdir, stage)
-    normalisation, results, skipped = None, {}, {}
+    normalisation: dict[str, Any] = {}
+    results, skipped = {}, {}
     for name in SPLITS:
         folder = stage.folder / name
         shape, sizes, class_names, skipped[name] = extract(name)
-        if normalisation is None:  # train comes first
+        if not normalisation:  # train comes first
             normalisation = measure(folder, sizes, c.dtype, context)
         manifest = {
             "site": c.site,
@@ -206,11 +207,11 @@ def measure(
             yield acts.reshape(-1, acts.shape[-1])
             context.check_here()
 
-    count, total = 0, 0.0
+    count, total = 0, np.zeros(())
     for vectors in shards():
         count, total = count + len(vectors), total + vectors.sum(0)
     mean = total / count
-    squares = sum(np.square(vectors - mean[None, :]).sum(0) for vectors in shards())  # [C]
+    squares = sum((np.square(vectors - mean[None, :]).sum(0) for vectors in shards()), np.zeros(()))  # [C]
     std = np.sqrt(squares / count)
     scale = float(np.sqrt(squares.sum() / count / len(mean)))
     if scale == 0:

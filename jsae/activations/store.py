@@ -16,11 +16,12 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from etils import epath
+from numpy.typing import ArrayLike
 
 from jsae.activations import local_copy
 from jsae.runtime import artifacts, paths
@@ -44,7 +45,7 @@ class ActivationBatch(NamedTuple):
     mask: np.ndarray
 
 
-def make_batches(store, batch_size: int, images=None) -> Iterator[ActivationBatch]:
+def make_batches(store: Any, batch_size: int, images: ArrayLike | None = None) -> Iterator[ActivationBatch]:
     """The batches of anything with n_images, labels and read(start, stop) -> [n, H, W, C]."""
     numbers = np.arange(store.n_images) if images is None else np.asarray(images)
     for start in range(0, len(numbers), batch_size):
@@ -72,7 +73,7 @@ class ActivationStore:
     manifest: dict
 
     @classmethod
-    def open(cls, folder) -> "ActivationStore":
+    def open(cls, folder: paths.PathLike) -> "ActivationStore":
         """Open a finished store. Raises FileNotFoundError if extraction has not finished there."""
         folder = paths.resolve(folder)
         path = folder / "manifest.json"
@@ -162,7 +163,7 @@ class ActivationStore:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     @property
-    def vector_dtype(self):
+    def vector_dtype(self) -> np.dtype:
         """Of `stored_vectors`: float32 or bfloat16."""
         return np.dtype(np.float32 if self.manifest["dtype"] == "float32" else ml_dtypes.bfloat16)
 
@@ -206,12 +207,12 @@ class ActivationStore:
         if tuple(shape) != expected:
             raise ValueError(f"{path} has shape {shape}, its manifest says {expected}; it is damaged")
 
-    def batches(self, batch_size: int, images=None) -> Iterator["ActivationBatch"]:
+    def batches(self, batch_size: int, images: ArrayLike | None = None) -> Iterator["ActivationBatch"]:
         """All images, or the numbers `images` [n] of some, `batch_size` at a time; the last one is padded."""
         return make_batches(self, batch_size, images)
 
 
-def open_shard(path) -> np.ndarray:
+def open_shard(path: paths.PathLike) -> np.ndarray:
     """One shard [n, H, W, C] as stored, checked and mapped; of a remote store, from a copy here."""
     return artifacts.read_array(local_copy.local(path), mmap=True)
 

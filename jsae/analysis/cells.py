@@ -3,11 +3,13 @@
 A cell is positive for a mask that covers at least 10% of it; a box counts as a mask of the foreground.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jsae.data.cache import FOREGROUND_BIT
+from jsae.data.cache import FOREGROUND_BIT, Split
 
 COVERED = 0.1  # of a positive cell
 FOREGROUND = "foreground"
@@ -20,14 +22,15 @@ class PartCells:
       names: the parts of the masks, then "foreground"; boxes know the foreground only.
     """
 
-    def __init__(self, split, grid: tuple[int, int], stride_px: int):
+    def __init__(self, split: Split, grid: tuple[int, int], stride_px: int) -> None:
         """Raises ValueError if the split has neither masks nor boxes."""
         if split.masks is None and split.boxes is None:
             raise ValueError(f"the split {split.name} has neither masks nor boxes")
-        self._split, self._grid, self._stride_px = split, grid, stride_px
+        self._split: Any = split  # whose masks or boxes are there
+        self._grid, self._stride_px = grid, stride_px
         self.names = (*(split.part_names if split.masks is not None else ()), FOREGROUND)
 
-    def __call__(self, images) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Positive and negative cells of image numbers [n], bool [n, H * W, P] each.
 
         A part is compared with the rest of the foreground, in the images that have the part: else any
@@ -44,7 +47,7 @@ class PartCells:
         negative = on_foreground & ~parts & has[:, None, :]
         return np.concatenate([parts, on_foreground], -1), np.concatenate([negative, ~on_foreground], -1)
 
-    def on_foreground(self, images) -> np.ndarray:
+    def on_foreground(self, images: np.ndarray) -> np.ndarray:
         """Cells on the foreground of image numbers [n], bool [n, H, W]."""
         if self._split.masks is not None:
             return self._covered(self._masks(images) >> FOREGROUND_BIT & 1)
@@ -68,13 +71,13 @@ class PartCells:
         return mask.reshape(len(mask), height, px, width, px).mean((2, 4)) >= COVERED
 
 
-def parts_visible(split, images) -> np.ndarray:
+def parts_visible(split: Any, images: np.ndarray) -> np.ndarray:
     """Which parts of `part_names` are visible in image numbers [n] of a split with masks, bool [n, P]."""
     seen = np.array([np.bitwise_or.reduce(split.masks[image], axis=None) for image in images])
     return (seen[:, None] >> np.arange(len(split.part_names))[None, :] & 1).astype(bool)
 
 
-def of_stores(splits: dict, stores: dict, stride_px: int) -> dict[str, PartCells] | None:
+def of_stores(splits: Mapping, stores: Mapping, stride_px: int) -> dict[str, PartCells] | None:
     """`PartCells` of each store's images, None where nobody knows where the foreground is.
 
     Args:
@@ -90,15 +93,16 @@ def of_stores(splits: dict, stores: dict, stride_px: int) -> dict[str, PartCells
                 f"whose activations lie in {store.folder}; extract them again with --restart=activations"
             )
     found = {name: part_cells(splits[name], store.grid, stride_px) for name, store in stores.items()}
-    return None if None in found.values() else found
+    known = {name: cells for name, cells in found.items() if cells is not None}
+    return known if len(known) == len(found) else None
 
 
-def part_cells(split, grid: tuple[int, int], stride_px: int) -> PartCells | None:
+def part_cells(split: Split, grid: tuple[int, int], stride_px: int) -> PartCells | None:
     """The split's `PartCells`, None where nobody knows where the foreground is."""
     return None if split.masks is None and split.boxes is None else PartCells(split, grid, stride_px)
 
 
-def foreground_cells(split, grid: tuple[int, int], stride_px: int) -> Callable | None:
+def foreground_cells(split: Split, grid: tuple[int, int], stride_px: int) -> Callable | None:
     """A function image numbers [n] -> bool [n, H, W]: the cell is on the foreground; None if nobody knows."""
     cells = part_cells(split, grid, stride_px)
     return None if cells is None else cells.on_foreground

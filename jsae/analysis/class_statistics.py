@@ -6,10 +6,13 @@ which image belongs to which class does not. The top class is the one chosen on 
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jsae import metrics
 
@@ -20,7 +23,7 @@ _ONE_HOT_MIB = 64
 _STD_FLOOR = 1e-6  # what float32 class means leave of a null that does not vary
 
 
-def top_class(class_mean, alive) -> np.ndarray:
+def top_class(class_mean: ArrayLike, alive: ArrayLike) -> np.ndarray:
     """Class with the largest mean, [F], of class_mean [F, L] (NaN: no images); -1 if dead or no class."""
     class_mean = np.asarray(class_mean)
     if class_mean.shape[1] == 0:
@@ -30,7 +33,7 @@ def top_class(class_mean, alive) -> np.ndarray:
     return np.where(known, filled.argmax(axis=1), -1).astype(np.int32)
 
 
-def indices(class_mean, chosen) -> dict[str, np.ndarray]:
+def indices(class_mean: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """Selectivity and label entropy [..., F] of class means [..., F, L] for the classes chosen [F]."""
     return {
         "selectivity": metrics.selectivity(class_mean, chosen),
@@ -39,7 +42,14 @@ def indices(class_mean, chosen) -> dict[str, np.ndarray]:
 
 
 def against_null(
-    class_mean, chosen, pooled, labels, *, n_permutations: int, seed: int, on_block=None
+    class_mean: np.ndarray,
+    chosen: np.ndarray,
+    pooled: np.ndarray,
+    labels: np.ndarray,
+    *,
+    n_permutations: int,
+    seed: int,
+    on_block: Callable[[int], Any] | None = None,
 ) -> dict:
     """Selectivity and label entropy on test beside their nulls.
 
@@ -106,7 +116,7 @@ def block_size(n_images: int) -> int:
     return max(1, min(_BLOCK, _VALUES // max(n_images, 1)))
 
 
-def class_auroc(pooled, labels, chosen) -> tuple[np.ndarray, np.ndarray]:
+def class_auroc(pooled: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUROC of the pooled activation for the chosen class against the rest, and its p, each [F].
 
     pooled [n, F], labels [n] (images of unknown class, -1, are left out), chosen [F] (-1: NaN). Features

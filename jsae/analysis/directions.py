@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @jax.tree_util.register_dataclass
@@ -46,14 +47,14 @@ class Directions:
         return jnp.matmul(feats, self.w_dec, precision="float32") + mean
 
 
-def random(mean: jax.Array, n_features: int, seed: int) -> Directions:
+def random(mean: jax.Array | np.ndarray, n_features: int, seed: int) -> Directions:
     """n_features directions, uniform on the sphere, one sign each."""
     rng = np.random.default_rng([seed, 0x726E64])
     rows = unit_rows(rng.normal(size=(n_features, len(mean))))
     return Directions(rows, jnp.asarray(mean, jnp.float32))
 
 
-def unit_rows(rows: jax.Array) -> jax.Array:
+def unit_rows(rows: ArrayLike) -> jax.Array:
     """Rows [F, C] divided by their norms, float32; a zero row stays zero."""
     rows = jnp.asarray(rows, jnp.float32)
     norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)

@@ -171,7 +171,7 @@ def table(columns: dict[str, np.ndarray], class_names: Sequence[str]) -> pa.Tabl
 def with_parts(rows: pa.Table, localised: pa.Table | None) -> pa.Table:
     """features.parquet with n_parts from localisation.parquet; as it was where no part has masks."""
     parts = [] if localised is None else list(dict.fromkeys(localised["part"].to_pylist()))
-    if not set(parts) - {FOREGROUND}:
+    if localised is None or not set(parts) - {FOREGROUND}:
         return rows
     auroc = localised["auroc"].to_numpy().reshape(len(rows), len(parts))
     auroc = auroc[:, [name != FOREGROUND for name in parts]]

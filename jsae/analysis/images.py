@@ -46,7 +46,8 @@ def tables_of(
     stride_px = study.model.stride_px(study.site)
     stores = {split: study.activations(split) for split in ("train", "test")}
     where = cells.of_stores(study.data, stores, stride_px)
-    results, written = {"parts": None}, {}
+    results: dict[str, Any] = {"parts": None}
+    written = {}
     if where:
         columns, localised = parts.compare(study, where, pass_over, config.seed)
         results["parts"] = {"n_parts": len(columns["part"]) - 1}
@@ -75,7 +76,7 @@ def check_embeddings(config: Any, workdir: Any) -> None:
     if not config.analysis.embedding_workdir:
         return
     own = (stages.read_manifest(config, workdir, "classifier") or {}).get("digest")
-    if stages.manifest_in(embedding_folder(config))["digest"] == own:
+    if (stages.manifest_in(embedding_folder(config)) or {})["digest"] == own:
         raise ValueError(
             f"config.analysis.embedding_workdir={config.analysis.embedding_workdir!r} is this study's own "
             "classifier, which the features are made from; give a study of another seed"

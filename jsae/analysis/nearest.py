@@ -50,18 +50,18 @@ TABLE = Table(
 class CountTogether(Reducer):
     """(vectors on which each feature of `block` and each of all fire together [f, F], and each fires [F])."""
 
-    block: jax.Array
+    block: jax.Array | np.ndarray
 
-    def start(self, store, dictionary, images) -> tuple[np.ndarray, np.ndarray]:
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n_features = dictionary.n_features
         return np.zeros((len(self.block), n_features), np.int64), np.zeros(n_features, np.int64)
 
-    def step(self, dictionary, carry, batch: Encoded):
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, tuple[jax.Array, jax.Array]]:
         fires = (batch.feats > 0).reshape(-1, batch.feats.shape[-1]).astype(jnp.float32)  # [N, F]
         chosen = fires if self.block.shape[0] == fires.shape[1] else fires[:, self.block]
         return carry, (chosen.T @ fires, fires.sum(0))  # counts are exact below 2^24
 
-    def add(self, total, part, rows: slice, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def add(self, total: tuple, part: tuple, rows: slice, n: int) -> tuple:
         return tuple(old + new.astype(np.int64) for old, new in zip(total, part, strict=True))
 
 

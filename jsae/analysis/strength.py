@@ -1,6 +1,7 @@
 """How often and how strongly each feature fires, over all vectors of a split and by class."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +43,7 @@ class MeasureStrength(Reducer):
 
     n_classes: int = dataclasses.field(metadata={"static": True})
 
-    def start(self, store, dictionary, images) -> Strength:
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> Strength:
         labels, n_features = np.asarray(store.labels)[images], dictionary.n_features
         if len(labels) and labels.max() >= self.n_classes:
             raise ValueError(f"label {labels.max()} has no name: the store has {self.n_classes} class names")
@@ -58,7 +59,7 @@ class MeasureStrength(Reducer):
             class_max=np.zeros((n_features, self.n_classes)),
         )
 
-    def step(self, dictionary, carry, batch: Encoded):
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, dict[str, jax.Array]]:
         feats = batch.feats.reshape(batch.feats.shape[0], -1, batch.feats.shape[-1])  # [B, H*W, F]
         pooled, peak = feats.mean(axis=1), feats.max(axis=1)  # [B, F]
         is_class = jax.nn.one_hot(batch.labels, self.n_classes) * batch.real[:, None]  # [B, L]; -1: no class
@@ -76,7 +77,7 @@ class MeasureStrength(Reducer):
         sums = {name: getattr(total, name) + value for name, value in part.items() if name != "max"}
         return dataclasses.replace(total, **sums, max=np.maximum(total.max, part["max"]))
 
-    def finish(self, carry, total: Strength) -> Strength:
+    def finish(self, carry: Any, total: Strength) -> Strength:
         count = np.where(total.class_count > 0, total.class_count, np.nan)[None, :]
         means = {name: getattr(total, name) / count for name in ("class_mean", "class_max")}
         return dataclasses.replace(total, **means)
@@ -87,10 +88,10 @@ class MeasureStrength(Reducer):
 class KeepPooled(Reducer):
     """The mean over the grid of every feature in every image, float32 [n, F] on the host."""
 
-    def start(self, store, dictionary, images) -> np.ndarray:
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> np.ndarray:
         return np.zeros((len(images), dictionary.n_features), np.float32)
 
-    def step(self, dictionary, carry, batch: Encoded):
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, jax.Array]:
         feats = batch.feats
         return carry, feats.reshape(feats.shape[0], -1, feats.shape[-1]).mean(axis=1)
 
@@ -104,10 +105,10 @@ class KeepPooled(Reducer):
 class KeepMaps(Reducer):
     """Every feature in every cell, float32 [n, H*W, F] on the host: for few images."""
 
-    def start(self, store, dictionary, images) -> np.ndarray:
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> np.ndarray:
         return np.empty((len(images), store.grid[0] * store.grid[1], dictionary.n_features), np.float32)
 
-    def step(self, dictionary, carry, batch: Encoded):
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, jax.Array]:
         return carry, batch.feats
 
     def add(self, total: np.ndarray, part: np.ndarray, rows: slice, n: int) -> np.ndarray:

@@ -60,12 +60,12 @@ class KeepTopPatches(Reducer):
 
     n_top: int = dataclasses.field(metadata={"static": True})
 
-    def carry(self, dictionary) -> TopPatches:
+    def carry(self, dictionary: Any) -> TopPatches:
         shape = (dictionary.n_features, self.n_top)
         nowhere = jnp.full(shape, -1, jnp.int32)
         return TopPatches(jnp.full(shape, -jnp.inf), nowhere, jnp.copy(nowhere))
 
-    def step(self, dictionary, carry: TopPatches, batch: Encoded):
+    def step(self, dictionary: Any, carry: TopPatches, batch: Encoded) -> tuple[TopPatches, tuple[()]]:
         feats = batch.feats.reshape(batch.feats.shape[0], -1, batch.feats.shape[-1])  # [B, H*W, F]
         found = feats.max(axis=1), feats.argmax(axis=1).astype(jnp.int32)  # [B, F]
         mesh = getattr(dictionary, "mesh", None)
@@ -77,7 +77,7 @@ class KeepTopPatches(Reducer):
         )
         return merge_rows(carry, found[0], batch.images, found[1]), ()
 
-    def finish(self, carry: TopPatches, total) -> TopPatches:
+    def finish(self, carry: TopPatches, total: Any) -> TopPatches:
         return carry
 
 

@@ -96,7 +96,7 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def coarser_scores(
     logits: np.ndarray, labels: np.ndarray, levels: Mapping[str, tuple[Sequence[str], np.ndarray]]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Scores at coarser label levels, of predictions made at a finer one: right if the parent is right.
 
     Args:

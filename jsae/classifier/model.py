@@ -7,7 +7,7 @@ themselves are in `jsae.classifier.families`; nothing outside of it knows one by
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,8 @@ class Trainable(Model, Protocol):
       family: a key of `families.FAMILIES`.
       inits: valid `kernels` of `init`, the first the published one.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def family(self) -> str: ...

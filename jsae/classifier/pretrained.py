@@ -11,6 +11,7 @@ images: weights trained with another mean and standard deviation get the differe
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def convert(state_dict: Mapping, name: str = "", n_classes: int | None = None, *
     return Params(variables, model)
 
 
-def _converted(state_dict, family: Family, source: str, model: Trainable, keeps_head: bool) -> dict:
+def _converted(state_dict, family: Family, source: str, model: Any, keeps_head: bool) -> dict:
     """Path -> array of every leaf, but for those of the head where it is replaced."""
     rules = family.rules(model, source)
     used = [rule for rule in rules if keeps_head or not rule.is_head]

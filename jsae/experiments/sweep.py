@@ -74,7 +74,7 @@ def run(config: Any, workdir: epath.PathLike, context: RunContext | None = None)
         context.log.info("sweep: SAE %d of %d, %s", i + 1, len(points), _describe(point))
         sae_run.run(point, workdir, context, where=folder / digest)
         spliced = _spliced(point, workdir, folder / digest, context)
-        rows[digest] = _row(point, digest, stages.manifest_in(folder / digest), spliced)
+        rows[digest] = _row(point, digest, stages.manifest_in(folder / digest) or {}, spliced)
         artifacts.write_table(folder / TABLE.file, TABLE.of_rows(rows.values()), {"upstream": upstream})
 
 

@@ -9,8 +9,10 @@ from numpy.typing import ArrayLike
 
 from jsae.metrics.sums import add_sums, divide, ratio
 
+_Array = jax.Array | np.ndarray
 
-def measures(logits: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
+
+def measures(logits: _Array, target: _Array) -> dict[str, jax.Array]:
     """What the logits say about a target class, for each image.
 
     Args:
@@ -33,7 +35,7 @@ def measures(logits: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def kl(clean_logits: jax.Array, logits: jax.Array) -> jax.Array:
+def kl(clean_logits: _Array, logits: _Array) -> jax.Array:
     """KL(clean || other) in nats of the two softmax distributions, [B], for logits [B, L]."""
     log_p = jax.nn.log_softmax(clean_logits, axis=-1)
     log_q = jax.nn.log_softmax(logits, axis=-1)
@@ -51,7 +53,7 @@ class ClassifierSums(NamedTuple):
 
 
 def classifier_sums(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array, clean_logits: jax.Array | None = None
+    logits: _Array, labels: _Array, mask: _Array, clean_logits: _Array | None = None
 ) -> ClassifierSums:
     """Sums of one batch of images; without clean_logits the KL is 0.
 

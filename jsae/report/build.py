@@ -33,7 +33,7 @@ def build(
     results: Results,
     write: Callable[[str, bytes], None],
     *,
-    images: Sequence[np.ndarray] | None = None,
+    images: np.ndarray | Sequence[np.ndarray] | None = None,
     image_ids: Sequence[str] | None = None,
     augmented: bytes | None = None,
     context: RunContext | None = None,

@@ -33,7 +33,7 @@ def make_card(
     patches: list[dict],
     *,
     images: Sequence[np.ndarray] | None,
-    maps: Sequence[np.ndarray] | None,
+    maps: np.ndarray | Sequence[np.ndarray] | None,
     grid: tuple[int, int],
     effect: dict | None,
     all_features: dict | None = None,
@@ -53,9 +53,9 @@ def make_card(
     """
     largest = max((patch["value"] for patch in patches), default=1.0) or 1.0
     pictured = []
-    for i, patch in enumerate(patches if images is not None else []):
+    for i, (patch, image) in enumerate(zip(patches, [] if images is None else images, strict=False)):
         heat = "" if maps is None else strips.heat_squares(maps[i], largest)
-        pictured.append(patch | {"src": pictures.data_uri(images[i]), "heat": heat})
+        pictured.append(patch | {"src": pictures.data_uri(image), "heat": heat})
     page = {
         "feature": row,
         "effect": effect,

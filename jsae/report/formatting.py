@@ -5,7 +5,7 @@ An unknown number is shown as an en dash whose title says why it is unknown.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup, escape
 
@@ -14,7 +14,7 @@ NOT_RUN = "the stage that measures this has not run"
 SMALLEST_P = "< 10⁻³⁰⁰"  # a float64 underflows at 10⁻³⁰⁸
 
 
-def is_known(value: Any) -> bool:
+def is_known(value: Any) -> TypeGuard[float]:
     """False for None, NaN and infinity."""
     return value is not None and (not isinstance(value, float) or math.isfinite(value))
 

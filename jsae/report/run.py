@@ -91,7 +91,7 @@ def _surveyed(
     if _has_images(study):
         logits_from = LogitsFromActs(study.params, store.site)
         images = survey.spread(store.n_images, c["n_images"])
-    n_data = study.mesh.shape["data"]
+    n_data = 1 if study.mesh is None else study.mesh.shape["data"]
     measured = survey.take(
         functools.partial(
             study.run_pass,

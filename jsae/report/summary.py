@@ -43,8 +43,8 @@ def complete_manifests(config: Any, workdir: str | epath.Path) -> dict[str, dict
     """Stage name -> its manifest, {} for a stage that is not complete."""
     manifests = {}
     for name in stages.STAGES:
-        manifest = stages.read_manifest(config, workdir, name)
-        done = manifest is not None and manifest.get("status") == "complete"
+        manifest = stages.read_manifest(config, workdir, name) or {}
+        done = manifest.get("status") == "complete"
         manifests[name] = manifest if done and name not in stages.skipped(config) else {}
     return manifests
 

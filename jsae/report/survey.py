@@ -79,7 +79,7 @@ def take(
 
 def to_bytes(values: np.ndarray, largest: float) -> bytes:
     """A map [H, W] in raw units as uint8 [H * W], see the module."""
-    share = np.asarray(values, float) / float(largest) if largest > 0 else np.zeros(np.shape(values))
+    share = np.asarray(values, float) / largest if largest > 0 else np.zeros(np.shape(values))
     return np.ceil(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8).tobytes()
 
 
@@ -88,7 +88,7 @@ def to_bytes(values: np.ndarray, largest: float) -> bytes:
 class CountValues(Reducer):
     """(histograms [F, BINS], pooled_sd [F]) of the module; `largest` [F] is the end of the last bin."""
 
-    largest: jax.Array
+    largest: jax.Array | np.ndarray
 
     def start(self, store: Any, dictionary: Any, images: np.ndarray) -> tuple:
         return np.zeros((BINS, dictionary.n_features), np.int64), (0, 0.0, 0.0)
@@ -115,9 +115,9 @@ class CountValues(Reducer):
 class KeepMapsOf(Reducer):
     """(image, feature) -> map as bytes, of `pairs` int32 [P, 2]; `features` int32 [K] are all that occur."""
 
-    features: jax.Array
-    pairs: jax.Array
-    largest: jax.Array
+    features: jax.Array | np.ndarray
+    pairs: jax.Array | np.ndarray
+    largest: jax.Array | np.ndarray
 
     def start(self, store: Any, dictionary: Any, images: np.ndarray) -> tuple[dict, dict]:
         place = {int(feature): k for k, feature in enumerate(self.features)}
@@ -133,7 +133,7 @@ class KeepMapsOf(Reducer):
         wanted, found = total
         for i in range(n):
             for feature, k in wanted.get(rows.start + i, ()):
-                found[rows.start + i, feature] = to_bytes(part[i, :, :, k], self.largest[feature])
+                found[rows.start + i, feature] = to_bytes(part[i, :, :, k], float(self.largest[feature]))
         return total
 
     def finish(self, carry: Any, total: tuple[dict, dict]) -> dict[tuple[int, int], bytes]:
@@ -145,7 +145,7 @@ class KeepMapsOf(Reducer):
 class DescribeImages(Reducer):
     """Image -> its strongest features and what the classifier says without each, see `take`."""
 
-    largest: jax.Array
+    largest: jax.Array | np.ndarray
     logits_from: Any
 
     def start(self, store: Any, dictionary: Any, images: np.ndarray) -> dict:
@@ -189,15 +189,15 @@ class DescribeImages(Reducer):
                 "label": label if label >= 0 else None,
                 "prediction": clean.get("prediction"),
                 "confidence": clean.get("confidence"),
-                "features": [self._row(part, i, k) for k in np.flatnonzero(fires[:, i])],
+                "features": [self._row(part, i, k) for k in np.flatnonzero(fires[:, i]).tolist()],
             }
         return total
 
     def _row(self, part: dict, i: int, k: int) -> dict:
         feature, values = int(part["tops"][i, k]), part["maps"][k, i]  # [H, W]
         y, x = np.unravel_index(int(values.argmax()), values.shape)
-        row = {"feature": feature, "value": float(values.max()), "y": int(y), "x": int(x)}
-        row["map"] = to_bytes(values, self.largest[feature])
+        row: dict[str, Any] = {"feature": feature, "value": float(values.max()), "y": int(y), "x": int(x)}
+        row["map"] = to_bytes(values, float(self.largest[feature]))
         row |= {name: by[k, i].item() for name, by in part.get("effects", {}).items()}
         if "effects" in part and (part["labels"][i] < 0 or not np.isfinite(row["delta_margin"])):
             row["delta_margin"] = None  # no label, or one class only

@@ -67,7 +67,7 @@ class Checkpoints:
             )
         self._folder = paths.resolve(folder)
         self._stage, self._best = stage, best
-        self._sent = None  # the last step handed to the background
+        self._sent: int | None = None  # the last step handed to the background
         self._n_bytes = 0  # of a state
         if read_only or jax.process_index() == 0:
             _check_metrics(self._folder, read_only)

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from jsae.runtime import mesh
 
+_FOLDER = "jax_compilation_cache_dir"  # the setting
 _EVENTS = (
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -28,9 +29,9 @@ class Seconds:
         """Let jax report here, to the end of the process."""
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_: object) -> None:
+    def _add(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event in _EVENTS:
-            self.total_s += seconds
+            self.total_s += duration_secs
 
 
 def cache(folder: str) -> None:
@@ -41,9 +42,9 @@ def cache(folder: str) -> None:
     the first process would take its programs from there and the others compile theirs, and programs that
     differ wait for each other for ever.
     """
-    asked = folder or jax.config.jax_compilation_cache_dir
+    asked = folder or getattr(jax.config, _FOLDER)
     if jax.process_count() > 1 and asked and not _is_shared(asked):
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update(_FOLDER, None)
         logging.getLogger("jsae").warning(
             "the compilation cache %s is not used: not every process sees what the first one writes "
             "there. Name a folder that all nodes share (config.runtime.compile_cache)",
@@ -52,7 +53,7 @@ def cache(folder: str) -> None:
         return
     if not folder:
         return
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update(_FOLDER, folder)
     never = float("inf")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5 if mesh.is_writer() else never)
 

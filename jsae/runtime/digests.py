@@ -62,7 +62,7 @@ def _of_array(x: jax.Array) -> jax.Array:
 
 def of_bytes(data: bytes | np.ndarray) -> str:
     """The CRC-32 of bytes, eight hex digits."""
-    return f"{zlib.crc32(data):08x}"
+    return f"{zlib.crc32(data):08x}"  # type: ignore[arg-type]  # before Python 3.12 no type has the buffer
 
 
 def of_file(path: epath.Path, block_bytes: int = 1 << 22) -> str:

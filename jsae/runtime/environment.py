@@ -9,6 +9,7 @@ import locale
 import os
 import subprocess
 import sys
+from typing import Any
 
 # What results depend on and an environment variable or a jaxrc may have changed, as studies take it.
 _JAX = {
@@ -24,7 +25,7 @@ _JAX = {
 class _Surviving(io.FileIO):
     """A stream's file that outlives its terminal or pipe: what can no longer be written goes nowhere."""
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:

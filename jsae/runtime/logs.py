@@ -59,7 +59,6 @@ def to_terminal() -> None:
     logger = get_logger()
     if not any(getattr(h, "jsae_terminal", False) for h in logger.handlers):
         handler = _TqdmHandler()
-        handler.jsae_terminal = True
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
@@ -97,6 +96,8 @@ class _File(logging.FileHandler):
 class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it; nowhere, where stderr is closed or gone."""
 
+    jsae_terminal = True
+
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -121,7 +122,9 @@ class MetricsLog:
 
     def __init__(self, path: paths.PathLike, tensorboard: type | None = None) -> None:
         self._path, self._tensorboard = epath.Path(path), tensorboard
-        self._rows, self._board, self._from_step = None, None, 0
+        self._rows: str | None = None
+        self._board: Any = None
+        self._from_step = 0
         if jax.process_index() == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -158,7 +161,7 @@ class MetricsLog:
             file.write(line)
 
     def _to_board(self, step: int, values: Mapping[str, Any]) -> None:
-        if self._board is None:  # what a killed run wrote beyond the restored step is purged
+        if self._board is None and self._tensorboard:  # what lies beyond the restored step is purged
             folder = os.fspath(self._path.parent / "tensorboard")
             self._board = self._tensorboard(folder, purge_step=self._from_step + 1, flush_secs=30)
         for name, value in values.items():

@@ -8,7 +8,7 @@ process's rows. Everything that asks which process this is lives in `jsae.runtim
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ def initialize(signals: Signals | None = None) -> None:
         # Only the first process writes the compilation cache, and XLA:CPU programs that one process took from
         # it and another compiled meet in the wrong collectives: seen as runs that stand still for ever
         jax.config.update("jax_enable_compilation_cache", False)
-    patience = {"heartbeat_timeout_seconds": int(os.environ.get("JSAE_HEARTBEAT_S") or 100)}
+    patience: dict[str, Any] = {"heartbeat_timeout_seconds": int(os.environ.get("JSAE_HEARTBEAT_S") or 100)}
     if coordinator == "auto":
         jax.distributed.initialize(**patience)
     else:
@@ -169,7 +169,8 @@ def bytes_of_writer(data: bytes) -> bytes:
     """The writer process's bytes on every process."""
     if jax.process_count() == 1:
         return data
-    high, low = multihost_utils.broadcast_one_to_all(np.uint32([len(data) >> 20, len(data) & 0xFFFFF]))
+    length = np.array([len(data) >> 20, len(data) & 0xFFFFF], np.uint32)
+    high, low = multihost_utils.broadcast_one_to_all(length)
     n = int(high) << 20 | int(low)
     mine = np.frombuffer(data, np.uint8) if is_writer() else np.zeros(n, np.uint8)
     parts = [mine[start : start + _COLLECT_BYTES] for start in range(0, n, _COLLECT_BYTES)]
@@ -197,7 +198,7 @@ def _collect(x: Any) -> Any:
 def _collect_in_parts(x: jax.Array) -> np.ndarray:
     whole, rows = np.empty(x.shape, x.dtype), max(1, _COLLECT_BYTES * len(x) // x.nbytes)
     for start in range(0, len(x), rows):
-        part = rows_on_all_devices(x.sharding.mesh, start, start + rows)(x)
+        part = rows_on_all_devices(cast(Any, x.sharding).mesh, start, start + rows)(x)
         whole[start : start + rows] = part.addressable_data(0)
     return whole
 

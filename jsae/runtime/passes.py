@@ -50,7 +50,7 @@ class Passes:
         return kept
 
     def _pack(self, value: Any) -> bytes:
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         tree = self._describe(value, arrays)
         stream = io.BytesIO()
         text = np.frombuffer(json.dumps(tree).encode(), np.uint8)

@@ -148,7 +148,7 @@ class Signals:
             atexit.register(self._exit)  # registered first, it runs last
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
-            threading.Thread(target=self._listen, name="jsae-signals", daemon=True).start()
+            threading.Thread(None, self._listen, "jsae-signals", self._pipe[:1], daemon=True).start()
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         for number in _AT_ONCE:
             signal.signal(number, self._on_signal)
@@ -171,13 +171,13 @@ class Signals:
             name = signal.Signals(number).name
             _say(f"{name}: stopping at the next consistent point (again to stop at once)")
 
-    def _listen(self) -> None:
+    def _listen(self, pipe: int) -> None:
         """The thread: one byte per signal, whatever the main thread does meanwhile; and the time left."""
         count = n_at_once = 0
         while True:
             timeout = 0.05 if self.deadline.is_running() else None
-            ready = select.select([self._pipe[0]], [], [], timeout)[0]
-            for number in os.read(self._pipe[0], 64) if ready else b"":  # 0: another thread set the deadline
+            ready = select.select([pipe], [], [], timeout)[0]
+            for number in os.read(pipe, 64) if ready else b"":  # 0: another thread set the deadline
                 if number == signal.SIGHUP:
                     logging.getLogger("jsae").info("SIGHUP: the terminal is gone, the run goes on")
                 if number not in _AT_ONCE + _ON_NOTICE:

@@ -22,7 +22,7 @@ def check(*places: paths.PathLike) -> None:
     Raises RuntimeError, in one line: a scheme that is unknown, a package that is missing (and what to
     install), or a place that refuses (what it says).
     """
-    for path in map(os.fspath, places):
+    for path in (os.fspath(place) for place in places):
         if not paths.is_remote(path):
             continue
         scheme = path.partition("://")[0]

@@ -108,6 +108,7 @@ class Stage:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Mark the stage complete and keep its headline results (JSON-able, unknown numbers None)."""
+        assert self._attempts is not None  # a stage that is up to date does not run
         self.context.failpoint(f"finish/{self.name}")
         mesh.wait_for_all(f"{self.name}: all have come to its end")  # one that fails leaves the stage open
         compiling = self.context.compiling

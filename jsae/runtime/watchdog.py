@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import jax
 from etils import epath
@@ -64,7 +65,7 @@ class Watchdog:
         return f"no step for {waited_s:.0f} s; {self._name_the_stuck()}"
 
     def _name_the_stuck(self) -> str:
-        states = {}
+        states: dict[int, dict[str, Any]] = {}
         for index in range(self._count):
             path = self._folder / f"{index}.json"
             states[index] = (
@@ -86,7 +87,7 @@ def start(workdir: PathLike, stuck_after_s: float, n_steps: Callable[[], int]) -
         return
     folder = epath.Path(workdir) / FOLDER
     dog = Watchdog(folder, jax.process_index(), jax.process_count(), stuck_after_s)
-    main = threading.main_thread().ident
+    main = threading.main_thread().ident or 0
 
     def watch() -> None:
         while True:

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
@@ -91,7 +92,7 @@ class SAE:
             own={name: params.get(name, value) for name, value in own.items()},
         )
 
-    def encode(self, x: jax.Array) -> jax.Array:
+    def encode(self, x: jax.Array | np.ndarray) -> jax.Array:
         """Features [..., F] in raw units of raw activations x [..., C]; see `encode`."""
         return encode(self, x)
 
@@ -153,7 +154,7 @@ def normalise(sae: SAE, x: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) - sae.mean[None, :]) / sae.scale
 
 
-def encode(sae: SAE, x: jax.Array) -> jax.Array:
+def encode(sae: SAE, x: jax.Array | np.ndarray) -> jax.Array:
     """Features of raw activations.
 
     Args:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -52,9 +53,9 @@ class EffectMoments(NamedTuple):
       m2: sum of squares about that mean, [..., statistic, F].
     """
 
-    n: jax.Array
-    mean: jax.Array
-    m2: jax.Array
+    n: jax.Array | np.ndarray
+    mean: jax.Array | np.ndarray
+    m2: jax.Array | np.ndarray
 
 
 def effects(
@@ -91,7 +92,8 @@ def effects(
     found, n_guarded = _every_block(
         head, w_dec, strength, top_classes, images, None, targets=_known(targets), block=block
     )
-    return Effects(*(_join(part, strength.shape[1]) for part in found), n_guarded)
+    deltas, flips = (_join(part, strength.shape[1]) for part in found)
+    return Effects(deltas, flips, n_guarded)
 
 
 def moments(

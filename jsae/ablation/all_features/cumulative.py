@@ -57,9 +57,9 @@ TABLE = Table(
 class Curves(NamedTuple):
     """Of each image: margin of the label, whether it is predicted, features removed; [B, order, m + 1]."""
 
-    margin: jax.Array
-    correct: jax.Array
-    removed: jax.Array
+    margin: jax.Array | np.ndarray
+    correct: jax.Array | np.ndarray
+    removed: jax.Array | np.ndarray
 
 
 def remove_in_order(

@@ -7,6 +7,7 @@ over images.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +196,9 @@ def _exp2(x: jax.Array) -> jax.Array:
     """
     x = jnp.maximum(x, -126)
     whole = jnp.round(x)
-    power = functools.reduce(lambda total, factor: total * (x - whole) + factor, _EXP2)
+    power: Any = _EXP2[0]
+    for factor in _EXP2[1:]:
+        power = power * (x - whole) + factor
     bits = jax.lax.bitcast_convert_type(power, jnp.int32) + (whole.astype(jnp.int32) << 23)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 

@@ -128,15 +128,12 @@ class MeasureAllFeatures(Reducer):
 
     def finish(self, carry: Any, total: dict[str, Any]) -> AllFeatureEffects:
         curves = zip(*total.pop("curves"), strict=True)
-        return finished(
-            **total
-            | {
-                "labels": np.concatenate(total["labels"]),
-                "attribution": EffectMoments(*total["attribution"]),
-                "curves": cumulative.Curves(*(np.concatenate(each) for each in curves)),
-            },
-            top_classes=np.asarray(self.top_classes),
-        )
+        more: dict[str, Any] = {
+            "labels": np.concatenate(total["labels"]),
+            "attribution": EffectMoments(*total["attribution"]),
+            "curves": cumulative.Curves(*(np.concatenate(each) for each in curves)),
+        }
+        return finished(**total | more, top_classes=np.asarray(self.top_classes))
 
 
 def _add_to_classes(by_class: EffectMoments, present: np.ndarray, moments: EffectMoments) -> None:

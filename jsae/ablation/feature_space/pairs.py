@@ -67,12 +67,12 @@ class FindPairs(Reducer):
     "matched", whether there is one. "n_images" is how many images the pass had.
     """
 
-    features: jax.Array
+    features: jax.Array | np.ndarray
 
     def start(self, store: Any, dictionary: Any, images: np.ndarray) -> tuple[int, list]:
         return len(images), []
 
-    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, dict]:
+    def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, tuple[jax.Array, dict]]:
         feats = batch.feats
         norms = jnp.linalg.norm(dictionary.w_dec, axis=-1)  # [F]
         strengths = {"map": feats.mean((1, 2)), "peak": feats.max((1, 2))}  # [B, F]

@@ -25,11 +25,11 @@ class SiteWalk:
         self.acts: dict[str, jax.Array] = {}
 
     def arrive(
-        self, site: str, x: jax.Array, compute: Callable[[jax.Array], jax.Array] | None = None
+        self, site: str, x: jax.Array, compute: Callable[..., jax.Array] | None = None, *more: Any
     ) -> jax.Array:
-        """The site's activations: compute(x) (None: x itself), or x where the pass starts here."""
+        """The site's activations: compute(x, *more) (None: x itself), or x where the pass starts here."""
         if self.begun:
-            x = x if compute is None else compute(x)
+            x = x if compute is None else compute(x, *more)
         elif site == self._start:
             self.begun = True
         else:
@@ -47,7 +47,7 @@ class Affine(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         rows = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None, :]

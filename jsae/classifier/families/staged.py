@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,7 @@ class Staged(abc.ABC):
     dims: tuple[int, ...]
     n_classes: int
     stem_stride: int = 4
+    inits: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
     def network(self, drop_path: float = 0.0, remat: bool = False) -> nn.Module:
@@ -87,7 +88,8 @@ class Staged(abc.ABC):
         start: str | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """See `classifier.model.Model`."""
-        return self.network().apply({"params": variables}, images, edits, start)
+        network: Any = self.network()
+        return network.apply({"params": variables}, images, edits, start)
 
     def train_logits(
         self,

@@ -93,9 +93,9 @@ def svg(title: str, parts: Iterable[str], *, height: float = HEIGHT, above: floa
 
 def standalone(figure: Markup) -> bytes:
     """A figure as an .svg file: with its title, and the colours that a style sheet gives it on a page."""
-    view, title, body = re.fullmatch(
-        r'<svg class="chart" viewBox="(.*?)" .*?><title>(.*?)</title>(.*)</svg>', str(figure)
-    ).groups()
+    [(view, title, body)] = re.findall(
+        r'^<svg class="chart" viewBox="(.*?)" .*?><title>(.*?)</title>(.*)</svg>$', str(figure)
+    )
     _, top, _, height = (float(n) for n in view.split())
     top, height = top - _TITLE_PX, height + _TITLE_PX
     return (

@@ -1,6 +1,7 @@
 """The layers of ConvNeXt (arXiv 2201.03545) in flax; `model.ConvNeXt` is what calls them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,6 @@ import jax.numpy as jnp
 from jsae.classifier.families.convnext.depthwise import depthwise
 from jsae.classifier.families.convnext.gelu import gelu
 from jsae.classifier.families.layers import Affine, SiteWalk, drop_examples
-from jsae.classifier.families.staged import Staged
 from jsae.classifier.layer_norm import layer_norm
 from jsae.classifier.model import Edit
 
@@ -20,7 +20,7 @@ class LayerNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return layer_norm(x, scale, bias, self.eps)
@@ -37,7 +37,7 @@ class Patchify(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         p, (b, h, w, c) = self.stride, x.shape
         h, w = h // p, w // p
         if not h or not w:
@@ -55,7 +55,7 @@ class Block(nn.Module):
     drop: float
 
     @nn.compact
-    def __call__(self, x, examples):
+    def __call__(self, x: jax.Array, examples: jax.Array | None) -> jax.Array:
         channels = x.shape[-1]
         kernel = self.param("dw_kernel", nn.initializers.zeros, (7, 7, channels))
         bias = self.param("dw_bias", nn.initializers.zeros, (channels,))
@@ -73,7 +73,7 @@ class Block(nn.Module):
 class Network(nn.Module):
     """The network: (images or the activations of `start`, edits) -> (logits [B, L], site -> activations)."""
 
-    model: Staged
+    model: Any  # a ConvNeXt
     drop_path: float = 0.0
     remat: bool = False
 
@@ -102,7 +102,7 @@ class Network(nn.Module):
             for j in range(depth):
                 drop = self.drop_path * done / max(n_blocks - 1, 1)
                 block = make_block(model.eps, drop, name=f"stage{s}_block{j}")
-                x = walk.arrive(f"stage{s}.block{j}", x, lambda x, block=block: block(x, examples))
+                x = walk.arrive(f"stage{s}.block{j}", x, block, examples)
                 done += 1
             x = walk.arrive(f"stage{s}", x)
         pooled = LayerNorm(model.head_eps, name="head_norm")(x.mean((1, 2)))  # [B, C]

@@ -91,7 +91,7 @@ def infer(state_dict: Mapping, source: str) -> ConvNeXt:
             raise ValueError(f"stage {s + 1} is missing: no {names[kind].format(**numbers)}.weight")
         depths.append(depth)
         dims.append(int(np.shape(weight)[0]))
-    sizes = {(size["depths"], size["dims"]): name for name, size in SIZES.items()}
+    sizes: dict[tuple, str] = {(size["depths"], size["dims"]): name for name, size in SIZES.items()}
     head = state_dict.get(f"{names['head']}.weight")
     return ConvNeXt(
         name=sizes.get((tuple(depths), tuple(dims)), "own"),

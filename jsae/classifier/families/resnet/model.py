@@ -19,7 +19,7 @@ from jsae.classifier.families.resnet.network import Conv, Network
 from jsae.classifier.families.staged import Staged
 from jsae.classifier.model import Head
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "resnet18": {"depths": (2, 2, 2, 2), "dims": (64, 128, 256, 512)},
     "resnet34": {"depths": (3, 4, 6, 3), "dims": (64, 128, 256, 512)},
     "resnet50": {"depths": (3, 4, 6, 3), "dims": (256, 512, 1024, 2048), "bottleneck": True},

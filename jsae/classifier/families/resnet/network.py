@@ -22,7 +22,7 @@ class Conv(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.side, self.side, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.zeros, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -45,7 +45,7 @@ class Block(nn.Module):
     drop: float
 
     @nn.compact
-    def __call__(self, x, examples):
+    def __call__(self, x: jax.Array, examples: jax.Array | None) -> jax.Array:
         if self.bottleneck:
             width = self.features // 4
             y = nn.relu(Conv(width, 1, name="conv1")(x))
@@ -92,7 +92,7 @@ class Network(nn.Module):
                 stride = 2 if s > 1 and j == 0 else 1
                 drop = self.drop_path * done / max(n_blocks - 1, 1)
                 block = make_block(dim, stride, model.bottleneck, drop, name=f"stage{s}_block{j}")
-                x = walk.arrive(f"stage{s}.block{j}", x, lambda x, block=block: block(x, examples))
+                x = walk.arrive(f"stage{s}.block{j}", x, block, examples)
                 done += 1
             x = walk.arrive(f"stage{s}", x)
         return Affine(model.n_classes, name="head")(x.mean((1, 2))).astype(jnp.float32), walk.acts

@@ -39,7 +39,7 @@ def infer(state_dict: Mapping, source: str) -> ResNet:
             depth += 1
         depths.append(depth)
         dims.append(int(np.shape(weight)[0]))
-    fields = {"depths": tuple(depths), "dims": tuple(dims), "bottleneck": bottleneck}
+    fields: dict[str, Any] = {"depths": tuple(depths), "dims": tuple(dims), "bottleneck": bottleneck}
     names = [name for name, size in SIZES.items() if {"bottleneck": False} | size == fields]
     head = state_dict.get("fc.weight")
     return ResNet(name=(names or ["own"])[0], n_classes=1 if head is None else len(head), **fields)
