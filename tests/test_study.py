@@ -237,7 +237,7 @@ def test_files_become_the_classifiers_input(study, tmp_path):
 
 def test_the_python_of_the_readme_runs(study_dir, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     reference = json.loads((ROOT / "tests/classifier/pretrained_reference.json").read_text())["references"][0]
     weights = {name: np.zeros(shape, np.float32) for name, shape in reference["tensors"].items()}
     save_file(weights, tmp_path / "model.safetensors")
