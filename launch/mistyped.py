@@ -71,6 +71,8 @@ def unused(argv: list[str], config: ConfigDict) -> str | None:
     A sweep trains the variants of config.sweep.variant.
     """
     trained = {config.sae.variant, *config.sweep.variant}
+    if not trained <= set(config.sae.keys()):
+        return None  # a variant that is none is named where it is looked up
     for argument in argv:
         section, _, name = argument.split("=")[0].removeprefix("--config.sae.").partition(".")
         if argument.startswith("--config.sae.") and name and section not in trained:

@@ -43,7 +43,7 @@ SMALL = {
     "data.image_size": 32, "data.n_train": 96, "data.n_val": 32, "data.n_test": 64,
     "classifier.n_epochs": 1.0, "classifier.warmup_epochs": 0.0, "classifier.batch_size": 8,
     "activations.batch_size": 16,
-    "sae.n_epochs": 1.0, "sae.batch_size": 64, "sae.lr_warmup_steps": 0, "sae.relu_l1.l1_warmup_steps": 0,
+    "sae.n_epochs": 1.0, "sae.batch_size": 64, "sae.lr_warmup_steps": 0,
     "analysis.batch_size": 16, "analysis.n_permutations": 2, "analysis.n_receptive": 2,
     "ablation.batch_size": 16, "ablation.n_features": 2, "ablation.max_images": 4, "ablation.n_bootstrap": 10,
     "report.n_features": 2, "report.n_images": 4,

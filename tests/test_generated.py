@@ -103,11 +103,12 @@ def test_a_store_of_any_shape_reads_as_one_array(folder, sizes, shape, dtype, ba
     for i, n in enumerate(sizes):
         artifacts.write_array(folder / store.shard_name(i), stored[start_at : start_at + n])
         start_at += n
+    artifacts.write_array(folder / "labels.npy", np.zeros(len(whole), np.int32))
     manifest = {"grid": shape[:2], "n_channels": shape[2], "n_images": sum(sizes), "dtype": dtype}
     opened = store.ActivationStore(folder, manifest | {"shards": sizes})
     whole = store.from_stored(stored, dtype)
     first = data.draw(st.integers(0, len(whole)))
     last = data.draw(st.integers(first, len(whole)))
     np.testing.assert_array_equal(opened.read(first, last), whole[first:last])
-    rows = [acts[mask > 0] for _, acts, mask in opened.batches(batch_size)]
+    rows = [batch.acts[batch.mask > 0] for batch in opened.batches(batch_size)]
     np.testing.assert_array_equal(np.concatenate(rows), whole)

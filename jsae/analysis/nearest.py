@@ -100,6 +100,8 @@ def columns(
 
 def _largest(row: np.ndarray, k: int) -> np.ndarray:
     """Where the k largest values of a row are, falling, equal ones in their order; k below its length."""
+    if not k:
+        return np.zeros(0, np.int64)
     candidates = np.flatnonzero(row >= np.partition(row, len(row) - k)[len(row) - k])
     return candidates[np.argsort(-row[candidates], kind="stable")][:k]
 

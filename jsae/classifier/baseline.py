@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 
 import cv2
 import numpy as np
+from sklearn.base import ClassifierMixin
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -47,14 +49,16 @@ def pixel_baseline(
     return accuracy(fits[best] if held_out.all() else fitted(slice(None), best), "test")
 
 
-def fit(x: np.ndarray, labels: np.ndarray, penalty: float) -> LogisticRegression:
+def fit(x: np.ndarray, labels: np.ndarray, penalty: float) -> ClassifierMixin:
     """The minimum of mean cross-entropy + penalty / 2 * sum of squared weights; the bias has no penalty.
 
     Args:
       x: [N, D].
-      labels: [N], of two classes or more.
+      labels: [N]; of one class only, that one is always predicted.
       penalty: above 0.
     """
+    if len(np.unique(labels)) < 2:
+        return DummyClassifier().fit(x, labels)
     model = LogisticRegression(C=1 / (penalty * len(x)), max_iter=200)
     with warnings.catch_warnings():  # close to the minimum is enough
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -12,7 +12,7 @@ from jsae import sae
 from jsae.runtime import artifacts
 from jsae.study import Study
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = [
     sys.executable,
     "-m",

@@ -20,7 +20,14 @@ SMALL = {
     "data": dict(image_size=48, n_train=64, n_val=16, n_test=16),
     "classifier": dict(depths=(0, 0, 0, 1), dims=(8, 8, 8, 16), n_epochs=2, batch_size=16),
     "activations": dict(batch_size=16),
-    "sae": dict(store="streamed", n_features=32, k=2, batch_size=64, n_epochs=1, lr_warmup_steps=2),
+    "sae": {
+        "store": "streamed",
+        "n_features": 32,
+        "topk.k": 2,
+        "batch_size": 64,
+        "n_epochs": 1,
+        "lr_warmup_steps": 2,
+    },
     "analysis": dict(n_permutations=2, n_receptive=0, batch_size=16),
 }
 
