@@ -11,6 +11,7 @@ result for a stage that is started again. Memory is that of one batch [B, H, W, 
 totals.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -86,8 +87,8 @@ def run_pass(
 
     Args:
       store: an activation store: batches(), n_images, image_ids.
-      dictionary: a pytree with encode(x [..., C] raw) -> features [..., F] raw and n_features; an SAE on
-        `mesh` stays dealt, anything else is replicated.
+      dictionary: a pytree with encode(x [..., C] raw) -> features [..., F] raw and n_features; arrays with
+        F rows are dealt over `model`, the others are replicated.
       reducers: by name.
       batch_size: images at once, divisible by the mesh's data axis; no result depends on it but for rounding.
       mesh: None for one local device.
@@ -119,7 +120,7 @@ def _pass(
     mesh = meshes.make_mesh(1, devices=jax.local_devices()[:1]) if mesh is None else mesh
     mine = slice(index * batch_size // count, (index + 1) * batch_size // count)
     numbers = np.arange(store.n_images) if images is None else np.asarray(images)
-    dictionary, kinds = meshes.replicate(mesh, (dictionary, tuple(reducers.values())))
+    dictionary, kinds = _deal(mesh, dictionary), meshes.replicate(mesh, tuple(reducers.values()))
     carry = _carries(mesh, kinds, dictionary)
     totals = [reducer.start(store, dictionary, numbers) for reducer in reducers.values()]
     pending = None
@@ -167,6 +168,21 @@ def _step(reducers, dictionary, carries, batch: dict):
         encoded = Encoded(feats, batch["acts"], batch["labels"], batch["images"], real)
         found = [r.step(dictionary, kept, encoded) for r, kept in zip(reducers, carries, strict=True)]
     return tuple(kept for kept, _ in found), finite | ~real, tuple(part for _, part in found)
+
+
+def _deal(mesh: Mesh, dictionary):
+    """The dictionary on the mesh; one that can know its mesh does so then."""
+    n_features = dictionary.n_features
+    rows = PartitionSpec("model" if n_features % mesh.shape["model"] == 0 else None)
+
+    def place(leaf):
+        by_feature = np.ndim(leaf) and np.shape(leaf)[0] == n_features
+        return meshes.place(mesh, leaf, rows if by_feature else PartitionSpec())
+
+    dictionary = jax.tree.map(place, dictionary)
+    if rows[0] and getattr(dictionary, "mesh", mesh) is None:
+        dictionary = dataclasses.replace(dictionary, mesh=mesh)
+    return dictionary
 
 
 def _carries(mesh: Mesh, reducers, dictionary):

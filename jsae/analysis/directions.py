@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 
@@ -22,11 +23,13 @@ class Directions:
       w_dec: unit rows [F, C].
       mean: [C], raw units.
       nearest_only: the largest feature of a vector alone fires; static.
+      mesh: over whose axis `model` the rows are dealt, None for none; static.
     """
 
-    w_dec: jax.Array
+    w_dec: jax.Array | np.ndarray
     mean: jax.Array
     nearest_only: bool = dataclasses.field(default=False, metadata={"static": True})
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def n_features(self) -> int:
@@ -54,8 +57,8 @@ def random(mean: jax.Array | np.ndarray, n_features: int, seed: int) -> Directio
     return Directions(rows, jnp.asarray(mean, jnp.float32))
 
 
-def unit_rows(rows: ArrayLike) -> jax.Array:
-    """Rows [F, C] divided by their norms, float32; a zero row stays zero."""
-    rows = jnp.asarray(rows, jnp.float32)
-    norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows / jnp.where(norms > 0, norms, 1.0)
+def unit_rows(rows: ArrayLike) -> np.ndarray:
+    """Rows [F, C] divided by their norms, float32 on the host; a zero row stays zero."""
+    rows = np.asarray(rows, np.float32)
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / np.where(norms > 0, norms, np.float32(1))

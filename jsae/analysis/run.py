@@ -43,7 +43,7 @@ def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
     check_config(config)  # before the stage keeps these settings as its own
     images.check_embeddings(config, workdir)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
-    stage = stages.begin(config, workdir, "analysis")
+    stage = stages.begin(config, workdir, "analysis", context)
     if stage.up_to_date:
         return
     study = Study(workdir, stages.plain(config), mesh)

@@ -86,17 +86,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The tree with every array whole on every device; arrays that lie on this mesh already stay as they
-    are."""
+    """The tree with every array whole on every device; what lies on this mesh already stays as it is."""
+    return jax.tree.map(lambda leaf: place(mesh, leaf, PartitionSpec()), tree)
 
-    def place(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh:
-            return leaf
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-        return jax.make_array_from_callback(np.shape(leaf), replicated(mesh), np.asarray(leaf).__getitem__)
 
-    return jax.tree.map(place, tree)
+def place(mesh: Mesh, array: Any, spec: PartitionSpec) -> jax.Array:
+    """An array that every process has, dealt over the mesh; one that lies on it already stays as it is."""
+    if isinstance(array, jax.Array) and getattr(array.sharding, "mesh", None) == mesh:
+        return array
+    if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = place(mesh, jax.random.key_data(array), spec)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    sharding = NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(np.shape(array), sharding, np.asarray(array).__getitem__)
 
 
 def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
