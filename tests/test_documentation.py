@@ -67,7 +67,7 @@ def made_small(command: str) -> str:
         command = re.sub(rf"\b{name}\b", lambda _, value=value: shlex.quote(value), command)
     settings = SMALL if re.search(r"--config=|demo\.sh", command) else {}
     for name, more in OF_CONFIG.items():
-        settings = settings | (more if name in command else {})
+        settings = settings | (more if f"configs/{name}.py" in command else {})
     return " ".join(
         [command, *(f"--config.{key}={shlex.quote(str(value))}" for key, value in settings.items())]
     )

@@ -77,7 +77,9 @@ def columns(
     """
     n_features = w_dec.shape[0]
     k = min(N_NEAREST, n_features - 1)
-    size = min(n_features, max(1, _COUNTS // n_features))
+    mesh = getattr(getattr(w_dec, "sharding", None), "mesh", None)
+    share = n_features if mesh is None else n_features // mesh.shape["model"]  # a device has no more rows
+    size = min(share, max(1, _COUNTS // n_features))
     found = {kind: [] for kind in KINDS}
     for start in range(0, n_features, size):
         block = np.arange(start, min(start + size, n_features))

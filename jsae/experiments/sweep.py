@@ -38,7 +38,7 @@ TABLE = Table(
     (
         Column("digest", pa.string(), "name of the SAE's folder"),
         Column("variant", pa.string(), "of jsae.sae.VARIANTS"),
-        Column("n_features", pa.int64(), "F"),
+        Column("n_features", pa.int64(), "number of features"),
         Column("k", pa.int64(), "null for variants without k"),
         Column("l1", _FLOAT, "coefficient of the L1 term; null for variants without it"),
         Column("l0_coefficient", _FLOAT, "coefficient of the L0 term; null for variants without it"),

@@ -63,7 +63,7 @@ DAMAGE = (
     Fault("truncate", "sae", "save/64", f"sae/{_NEWEST}", _UNREADABLE),
     Fault("flip", "analysis", "begin/analysis", f"sae/{_NEWEST}", _UNREADABLE),
     Fault("flip", "ablation", "begin/ablation", "analysis/features.parquet", _DAMAGED),
-    Fault("flip", "ablation", "rename/passes/atlas.npz", "ablation/passes/feature_space.npz", _DAMAGED),
+    Fault("flip", "ablation", "rename/passes/input_space.npz", "ablation/passes/feature_space.npz", _DAMAGED),
     Fault("truncate", "report", "begin/report", "ablation/feature_space.parquet", _DAMAGED),
 )
 
