@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae.activations import run_pass
-from jsae.activations.store import make_batches
 from jsae.runtime import preemption
 from jsae.runtime.context import RunContext
+from tests.analysis.toy import Store
 
 N_FEATURES, N_CHANNELS, N_CLASSES, GRID = 12, 8, 4, (3, 4)
 
@@ -79,36 +79,6 @@ class StoppedWhen(RunContext):
             raise preemption.Preempted
 
     check_here = check
-
-
-@dataclasses.dataclass
-class Store:
-    """The read side of an ActivationStore."""
-
-    acts: np.ndarray  # [n, H, W, C]
-    labels: np.ndarray
-
-    @property
-    def grid(self):
-        return self.acts.shape[1:3]
-
-    @property
-    def n_images(self):
-        return len(self.acts)
-
-    @property
-    def image_ids(self):
-        return [f"image-{i}" for i in range(self.n_images)]
-
-    @property
-    def mean(self):
-        return self.acts.mean((0, 1, 2))
-
-    def read(self, start, stop):
-        return self.acts[start:stop]
-
-    def batches(self, batch_size, images=None):
-        return make_batches(self, batch_size, images)
 
 
 def reduce(reducer, sae, acts, labels=None, size=16, **settings):

@@ -15,8 +15,8 @@ from jsae.activations.store import make_batches
 class Store:
     acts: np.ndarray  # [n, H, W, C]
     labels: np.ndarray
-    class_names: list
-    predictions: np.ndarray
+    class_names: list = ()
+    predictions: np.ndarray | None = None
 
     @property
     def grid(self):
@@ -29,6 +29,10 @@ class Store:
     @property
     def image_ids(self):
         return [f"image-{i}" for i in range(self.n_images)]
+
+    @property
+    def mean(self):
+        return self.acts.mean((0, 1, 2))
 
     def read(self, start, stop):
         return self.acts[start:stop]
