@@ -3,7 +3,8 @@
 The package is lazy: `import jsae` loads neither jax nor anything heavy, so that a launch script can
 install its signal handlers first and a notebook starts at once. Rooms and the modules in them are imported
 when they are first named: `jsae.sae.export.load` needs no other import. `jsae.load(workdir)` opens a finished
-study; `jsae.sae`, `jsae.classifier`, `jsae.edits` hold the pure functions underneath.
+study; `jsae.sae`, `jsae.classifier`, `jsae.edits` hold the pure functions underneath; `@jsae.pytree` makes a
+class an argument of jitted functions.
 """
 
 import importlib
@@ -25,7 +26,8 @@ _ROOMS = (
     "experiments",
     "report",
 )
-__all__ = [*_ROOMS, "load"]
+_FROM = {"load": "jsae.study", "pytree": "jsae.runtime.pytrees"}
+__all__ = [*_ROOMS, *_FROM]
 
 
 def lazy_modules(package: str, path: Iterable[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -48,8 +50,8 @@ def lazy_modules(package: str, path: Iterable[str]) -> tuple[Callable[[str], Any
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        return importlib.import_module("jsae.study").load
+    if name in _FROM:
+        return getattr(importlib.import_module(_FROM[name]), name)
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("jsae")
     if name in _ROOMS:

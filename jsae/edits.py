@@ -31,6 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jsae.runtime.pytrees import pytree
+
 MODES = ("delta", "replace")
 
 
@@ -70,8 +72,7 @@ def _check_channels(acts: jax.Array, sae) -> None:
         )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class FeatureEdit:
     """f -> keep * f + shift for the features of one SAE; made by the functions below.
 
@@ -98,8 +99,7 @@ class FeatureEdit:
         return subtract(acts, jnp.matmul(change, self.sae.w_dec, precision="float32"))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class MeanAblation:
     """Activations replaced by their mean: the site carries no information about the image.
 
@@ -114,8 +114,7 @@ class MeanAblation:
         return jnp.broadcast_to(_align(self.mean, acts.ndim).astype(acts.dtype), acts.shape)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class DirectionEdit:
     """The control of a suppressed feature: as much is taken away at every position, along another direction.
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jsae import edits
+from jsae.runtime.pytrees import pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class ToySAE:
     """A ReLU SAE with the three members that edits use."""
 

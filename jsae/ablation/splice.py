@@ -7,7 +7,6 @@ as clean, 0 as bad as no information. The clean side is computed here, by the sa
 reconstruction recovers exactly 1.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +17,13 @@ import numpy as np
 from jsae import metrics
 from jsae.activations import Encoded, Reducer
 from jsae.edits import MeanAblation
+from jsae.runtime.pytrees import pytree
 
 VERSIONS = ("clean", "spliced", "mean_ablated")
 KEYS = ("accuracy", "mean_per_class_accuracy", "cross_entropy", "margin")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class MeasureSplice(Reducer):
     """Splice metrics over a split (METRICS, "splice").
 

@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
 
 
 class Reducer:
-    """What a pass is made for; a frozen dataclass, registered as a pytree so that its arrays are arguments.
+    """What a pass is made for; a frozen dataclass, `jsae.pytree` so that its arrays are arguments.
 
     `step` is traced and pure; `start`, `add` and `finish` work on the host.
     """

@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
+from jsae.runtime.pytrees import pytree
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+
+@pytree
 class Directions:
     """Features that are projections on the rows [F, C], cut off at 0.
 

@@ -7,7 +7,6 @@ The counts [F, F] are taken a block of features at a time, one pass over the spl
 that of a block of rows and a batch.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from jsae.activations import Encoded, Reducer
 from jsae.runtime import mesh as meshes
+from jsae.runtime.pytrees import pytree
 from jsae.tables import Column, Table
 
 KINDS = ("decoder", "coactivation")
@@ -45,8 +45,7 @@ TABLE = Table(
 )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class CountTogether(Reducer):
     """(vectors on which each feature of `block` and each of all fire together [f, F], and each fires [F])."""
 

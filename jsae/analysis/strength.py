@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jsae.activations import Encoded, Reducer
+from jsae.runtime.pytrees import pytree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,7 @@ class Strength:
     class_max: np.ndarray
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class MeasureStrength(Reducer):
     """`Strength` of every feature; `n_classes` is L, static."""
 
@@ -83,8 +83,7 @@ class MeasureStrength(Reducer):
         return dataclasses.replace(total, **means)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class KeepPooled(Reducer):
     """The mean over the grid of every feature in every image, float32 [n, F] on the host."""
 
@@ -100,8 +99,7 @@ class KeepPooled(Reducer):
         return total
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class KeepMaps(Reducer):
     """Every feature in every cell, float32 [n, H*W, F] on the host: for few images."""
 

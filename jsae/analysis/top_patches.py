@@ -15,6 +15,7 @@ import pyarrow as pa
 from jax.sharding import PartitionSpec
 
 from jsae.activations import Encoded, Reducer
+from jsae.runtime.pytrees import pytree
 from jsae.tables import Column, Table, class_name, known_class
 
 TABLE = Table(
@@ -53,8 +54,7 @@ class TopPatches(NamedTuple):
     position: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class KeepTopPatches(Reducer):
     """The `n_top` strongest images of every feature, `TopPatches`; images come in rising order."""
 

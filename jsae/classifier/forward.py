@@ -10,10 +10,10 @@ from collections.abc import Callable
 import jax
 
 from jsae.classifier.model import Params, apply
+from jsae.runtime.pytrees import pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class LogitsFromActs:
     """acts [B, H, W, C] at `site` -> logits [B, L], by the forward pass from there on."""
 
@@ -24,8 +24,7 @@ class LogitsFromActs:
         return apply(self.params, acts, start=self.site)[0]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class LogitsAndActs:
     """images float32 [B, S, S, 3], normalised -> (logits [B, L], acts at `site` [B, H, W, C])."""
 

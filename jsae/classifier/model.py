@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from jsae.classifier.layer_norm import layer_norm
+from jsae.runtime.pytrees import pytree
 
 Edit = Callable[[jax.Array], jax.Array]  # a site's activations [B, H, W, C] -> the same shape
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class HeadNorm:
     """Layer norm over channels before a linear head: scale [C], bias [C] and its epsilon."""
 
@@ -27,8 +27,7 @@ class HeadNorm:
     eps: float = dataclasses.field(metadata={"static": True})
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Head:
     """Mean over the last site's grid, a layer norm where `norm` is not None, then a linear map.
 
@@ -167,8 +166,7 @@ class Trainable(Model, Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Params:
     """Weights of a network and, as a static field, the network."""
 

@@ -11,7 +11,6 @@ direction u is two features, relu(u) and relu(-u):
                  multiplicative updates, which bring them near 0 but never to it: all of them count as firing
 """
 
-import dataclasses
 import warnings
 from typing import Any
 
@@ -23,6 +22,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import NMF
 
 from jsae.analysis.directions import Directions, unit_rows
+from jsae.runtime.pytrees import pytree
 
 N_VECTORS = 16_384  # train vectors that pca, kmeans and nmf are made from
 _KMEANS_ROUNDS = 20
@@ -30,8 +30,7 @@ _NMF_ROUNDS = 15
 _NMF_ENCODE_ROUNDS = 30
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Factors:
     """Features >= 0 whose sum of parts [F, 2C] comes near the positive and negative parts of x - mean.
 

@@ -20,6 +20,7 @@ import numpy as np
 from jsae import edits, metrics
 from jsae.ablation import dealt
 from jsae.activations import Encoded, Reducer
+from jsae.runtime.pytrees import pytree
 
 BINS = 24
 N_STRONGEST = 6
@@ -83,8 +84,7 @@ def to_bytes(values: np.ndarray, largest: float) -> bytes:
     return np.ceil(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8).tobytes()
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class CountValues(Reducer):
     """(histograms [F, BINS], pooled_sd [F]) of the module; `largest` [F] is the end of the last bin."""
 
@@ -110,8 +110,7 @@ class CountValues(Reducer):
         return within.T, np.sqrt(m2 / max(n, 1))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class KeepMapsOf(Reducer):
     """(image, feature) -> map as bytes, of `pairs` int32 [P, 2]; `features` int32 [K] are all that occur."""
 
@@ -140,8 +139,7 @@ class KeepMapsOf(Reducer):
         return total[1]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class DescribeImages(Reducer):
     """Image -> its strongest features and what the classifier says without each, see `take`."""
 

@@ -7,7 +7,6 @@ Evaluation runs in raw units and float32 products, in one pass over the split on
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 from jsae import metrics
 from jsae.activations import ActivationStore, Encoded, Reducer, run_pass
 from jsae.runtime.context import RunContext
+from jsae.runtime.pytrees import pytree
 from jsae.sae import model
 
 
@@ -25,8 +25,7 @@ class Sums(NamedTuple):
     moments: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class MeasureReconstruction(Reducer):
     """`Sums` of any dictionary with encode, decode and mean, over all vectors of a split."""
 

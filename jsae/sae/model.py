@@ -28,14 +28,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from jsae.runtime.pytrees import pytree
 from jsae.sae import variants
 
 TRAINABLE = ("w_enc", "b_enc", "w_dec", "b_dec")
 BY_FEATURE = ("w_enc", "b_enc", "w_dec")  # arrays with F rows, beside those of the variant
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class SAE:
     """A sparse autoencoder.
 

@@ -22,6 +22,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jsae.runtime.pytrees import pytree
 from jsae.sae import losses, model, paths, variants
 from jsae.sae.batches import blocks
 from jsae.sae.recipe import Recipe, learning_rate, optimizer
@@ -29,8 +30,7 @@ from jsae.sae.recipe import Recipe, learning_rate, optimizer
 METRICS = ("loss", "mse", "l1", "aux", "l0", "fvu", "dead_fraction", "learning_rate", "sparsity", "refused")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class TrainState:
     """All that a run carries from step to step.
 

@@ -9,13 +9,13 @@ import numpy as np
 from jsae.activations import run_pass
 from jsae.runtime import preemption
 from jsae.runtime.context import RunContext
+from jsae.runtime.pytrees import pytree
 from tests.analysis.toy import Store
 
 N_FEATURES, N_CHANNELS, N_CLASSES, GRID = 12, 8, 4, (3, 4)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class ToySAE:
     """f = relu(x @ w_enc.T - threshold); the members that this room uses."""
 
@@ -47,8 +47,7 @@ def make_acts(n=50, seed=1, n_channels=N_CHANNELS) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, *GRID, n_channels)).astype(np.float32)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class ToyHead:
     """Pooled, non-linear head; class 2 depends on channel 0 only if `planted`."""
 

@@ -1,12 +1,11 @@
 """The world of the made-up study: classes, drawn images, activations, stand-ins for the two models."""
 
-import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from jsae.activations.store import make_batches
+from jsae.runtime.pytrees import pytree
 
 MARKUP = "<script>alert('a')</script> & \"Co\" F-16A/B"
 CLASSES = ("Arrow 100", MARKUP, "Boreal 7", "Cirrus Ünïted", "Arrow 200", "Dart", "Eider Mk IV", "Falke")
@@ -28,8 +27,7 @@ def images() -> np.ndarray:
     return (255 * np.stack(found)).astype(np.uint8)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Repeating:
     """A stand-in for an SAE: feature f is channel f % C above f / 50."""
 
@@ -45,8 +43,7 @@ class Repeating:
 SAE = Repeating(np.eye(8, dtype=np.float32)[np.arange(N_FEATURES) % 8])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Head:
     """A stand-in for the rest of the classifier: class c reads channel c."""
 

@@ -8,7 +8,6 @@ of a block of maps. The numbers are those of the closed form, so the tables have
 removals (`cumulative`) need the closed form and are left out.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +32,7 @@ from jsae.activations import Encoded, Reducer
 from jsae.classifier.forward import as_argument
 from jsae.runtime import mesh as meshes
 from jsae.runtime.batches import map_rows
+from jsae.runtime.pytrees import pytree
 
 _VALUES = 2**26  # of a block's maps [n, H, W, f], 4 bytes each on the host
 
@@ -113,8 +113,7 @@ def effects_of_images(
     )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class _KeepClean(Reducer):
     """What the images give by themselves, all of them with a label.
 
@@ -163,8 +162,7 @@ class _KeepClean(Reducer):
         return total | joined | {"attribution": EffectMoments(*total["attribution"])}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class _KeepMapsOf(Reducer):
     """The maps of some features, int32 [f], on all images: float32 [n, H, W, f] on the host."""
 

@@ -25,10 +25,10 @@ from jsae.ablation.all_features.totals import (
 )
 from jsae.activations import Encoded, Reducer
 from jsae.classifier import Head, head_logits
+from jsae.runtime.pytrees import pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class MeasureAllFeatures(Reducer):
     """`AllFeatureEffects` of a split; images without a label are left out.
 

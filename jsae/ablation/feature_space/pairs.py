@@ -28,6 +28,7 @@ from jsae.activations import Encoded, Reducer
 from jsae.classifier.forward import as_argument
 from jsae.runtime import mesh as meshes
 from jsae.runtime.batches import map_rows
+from jsae.runtime.pytrees import pytree
 
 SCOPES = ("map", "peak")
 KINDS = ("effect", "direction", "feature")  # the feature itself, then its two controls
@@ -57,8 +58,7 @@ class FeatureEffects:
     n_images: int
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class FindPairs(Reducer):
     """The pairs on which one of `features` int32 [K] fires, by image, with what is removed of them.
 

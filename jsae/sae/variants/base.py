@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jsae.runtime import settings
+from jsae.runtime.pytrees import pytree
 from jsae.sae.variants.shard import WHOLE, Shard
 
 
@@ -36,7 +37,7 @@ class Batch:
     shard: Shard = WHOLE
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Parts:
     """What an objective returns beside its value; sums over the rows of the shard, in scaled units.
 
@@ -53,9 +54,6 @@ class Parts:
     penalty: jax.Array | float = 0.0
     aux: jax.Array | float = 0.0
     batch_stats: dict = dataclasses.field(default_factory=dict)
-
-
-jax.tree_util.register_dataclass(Parts)
 
 
 @dataclasses.dataclass(frozen=True)
