@@ -29,7 +29,7 @@ from jsae import edits
 from jsae import sae as saes
 from jsae.activations import ActivationStore, Reducer, run_pass
 from jsae.classifier import inputs
-from jsae.data import cache, decode, identity
+from jsae.data import cache, decode, identity, twins
 from jsae.data.drawn_splits import SPLITS
 from jsae.runtime import artifacts, logs, paths, remote, stages
 from jsae.runtime import mesh as meshes
@@ -243,6 +243,11 @@ class Study:
         if os.environ.get("JSAE_CACHE"):  # the study may have been made on a machine with another disk
             config = config | {"data": config["data"] | {"cache_dir": ""}}
         return identity.splits_of(config, self.workdir)
+
+    @property
+    def twins(self) -> twins.Twins | None:
+        """The renderer of a drawn study with its pairs of twins; None where nothing is drawn."""
+        return twins.twins_of(self.config["data"])
 
     @functools.cached_property
     def summary(self) -> dict:

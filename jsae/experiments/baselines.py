@@ -1,7 +1,7 @@
 """baselines.parquet: the SAE beside other dictionaries, all through the same code, on the usual scores.
 
     sae               the study's
-    channels, pca, rotation, kmeans, nmf, class_mean, random   see `jsae.experiments.dictionaries`
+    channels, pca, rotation, kmeans, nmf, class_mean, random   see `jsae.analysis.dictionaries`
     frozen_decoder, frozen_encoder    SAEs with a random matrix that is never trained (arXiv 2602.14111)
     untrained         the SAE of an untrained classifier, on that one's activations (arXiv 2501.17727)
 
@@ -27,12 +27,11 @@ from jsae.ablation.feature_space import controls, pairs
 from jsae.ablation.headline import headline
 from jsae.ablation.statistics import BOOTSTRAP, MIN_ACTIVE
 from jsae.activations import run as activations_run
-from jsae.analysis import cells, directions, localisation, parts
+from jsae.analysis import cells, dictionaries, directions, localisation, parts
 from jsae.analysis import run as analysis_run
 from jsae.analysis.strength import KeepMaps
 from jsae.classifier import run as classifier_run
 from jsae.classifier.forward import LogitsFromActs
-from jsae.experiments import dictionaries
 from jsae.runtime import artifacts, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext

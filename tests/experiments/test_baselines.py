@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jsae import metrics
-from jsae.experiments import baselines, dictionaries
+from jsae.analysis import dictionaries
+from jsae.experiments import baselines
 from jsae.tables import documentation
 from tests.ablation.toy import reduce
 

@@ -13,6 +13,7 @@ each other.
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -21,7 +22,17 @@ from jsae.data.synthetic_aircraft import appearance, sky
 from jsae.data.synthetic_aircraft.shapes import Aircraft
 from jsae.data.synthetic_aircraft.variants import PART_NAMES, VARIANTS, Variant
 
-__all__ = ["PART_NAMES", "SPLITS", "VARIANTS", "Example", "Variant", "draw", "draw_variant", "label_of"]
+__all__ = [
+    "PART_NAMES",
+    "SPLITS",
+    "VARIANTS",
+    "Example",
+    "Variant",
+    "draw",
+    "draw_parts",
+    "draw_variant",
+    "label_of",
+]
 
 SPLITS = ("train", "val", "test")
 _SUPERSAMPLING = 4
@@ -35,7 +46,7 @@ class Example:
 
     Attributes:
         image: uint8 [S, S, 3], RGB.
-        label: index into VARIANTS.
+        label: index into VARIANTS; None where no variant has these parts.
         part_masks: bool [P, S, S], the visible pixels of each part of PART_NAMES.
         aircraft_mask: bool [S, S]; covers every part mask.
         parts: bool [P], which parts the variant has.
@@ -43,7 +54,7 @@ class Example:
     """
 
     image: np.ndarray
-    label: int
+    label: int | None
     part_masks: np.ndarray
     aircraft_mask: np.ndarray
     parts: np.ndarray
@@ -74,14 +85,26 @@ def draw(seed: int, split: str, index: int, size: int = 96) -> Example:
 
 def draw_variant(label: int, seed: int, split: str, index: int, size: int = 96) -> Example:
     """Draws image `index` as if its class were `label`; pose, livery, light and sky stay the same."""
+    return draw_parts(VARIANTS[label].parts, seed, split, index, size)
+
+
+def draw_parts(parts: Iterable[str], seed: int, split: str, index: int, size: int = 96) -> Example:
+    """Draws image `index` of an aircraft made of these parts, be it a variant or not.
+
+    Pose, livery, light, sky and noise are those of the image in every set of parts, so two drawings of one
+    index differ in their parts alone.
+
+    Raises ValueError on parts that make no aircraft (`Variant`), and as `draw` does.
+    """
     if size < 16:
         raise ValueError(f"synthetic_aircraft: size is {size}, expected at least 16 pixels")
+    variant = Variant("parts asked for", frozenset(parts))
+    label = next((n for n, known in enumerate(VARIANTS) if known.parts == variant.parts), None)
     rng = _generator(seed, split, index, stream=1)
     params = appearance.sample(rng)
     background = sky.paint(rng, params, size)
     noise = rng.standard_normal((size, size, 3), dtype=np.float32)
 
-    variant = VARIANTS[label]
     aircraft = Aircraft(variant.parts, params)
     canvas = _rasterise(aircraft, params, size)
     owners = np.ascontiguousarray(canvas[:, :, 3])

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jsae.analysis import directions
-from jsae.experiments import dictionaries
+from jsae.analysis import dictionaries, directions
 
 C = 6
 RNG = np.random.default_rng(0)
