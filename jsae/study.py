@@ -180,11 +180,13 @@ class Study:
       workdir: the study's folder.
       config: its resolved config, a nested dict.
       mesh: the devices it is opened on; None for one local device.
+      sae_folder: another SAE of the same activations, one of a sweep for example; None: the study's.
     """
 
     workdir: epath.Path
     config: dict
     mesh: Mesh | None = None
+    sae_folder: epath.Path | None = None
 
     def __repr__(self) -> str:
         return f"Study({os.fspath(self.workdir)!r})"
@@ -209,7 +211,7 @@ class Study:
     @functools.cached_property
     def sae(self) -> saes.SAE:
         """The trained SAE, its dictionary dealt over the mesh."""
-        return saes.load(self._folder("sae"), self.mesh)
+        return saes.load(self.sae_folder or self._folder("sae"), self.mesh)
 
     @property
     def params(self) -> classifiers.Params:

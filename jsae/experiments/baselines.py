@@ -118,7 +118,10 @@ class Setting:
     def row(self, name: str) -> dict[str, Any]:
         """The row of one dictionary."""
         if name == "untrained":
-            study = self._opened(*_untrained(self.config, self.workdir / FOLDER / name, self.context))
+            config, where = untrained_config(self.config), self.workdir / FOLDER / name
+            for stage in (classifier_run, activations_run, sae_run):
+                stage.run(config, where, self.context)
+            study = self._opened(config, where)
             return self.scores(study, study.sae, of_classifier=False)
         if name.startswith("frozen_"):
             point = copy.deepcopy(self.config)
@@ -246,18 +249,13 @@ def class_auroc(features: dict[str, list], n_classes: int) -> float:
     return float(best.mean())
 
 
-def _untrained(config, workdir, context):
-    """(config, workdir) of the study of a classifier as it was initialised, up to its SAE.
-
-    The classifier takes one step with no learning rate to speak of.
-    """
+def untrained_config(config: Any) -> Any:
+    """The config of a classifier as it was initialised: one step with no learning rate to speak of."""
     config = copy.deepcopy(config)
     config.classifier.update(
         {"workdir": "", "pretrained": "", "n_epochs": 0.0, "warmup_epochs": 0.0, "learning_rate": 1e-12}
     )
-    for stage in (classifier_run, activations_run, sae_run):
-        stage.run(config, workdir, context)
-    return config, workdir
+    return config
 
 
 def load(config: Any, workdir: Any) -> list[dict[str, Any]]:

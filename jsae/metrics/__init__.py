@@ -67,6 +67,7 @@ from jsae.metrics.reconstruction import (
 from jsae.metrics.statistics import (
     Z95,
     benjamini_hochberg,
+    holm,
     join_moments,
     spearman,
     standard_error,
@@ -98,6 +99,7 @@ __all__ = [
     "cross_entropy",
     "faithfulness",
     "gamma",
+    "holm",
     "isolated",
     "join_moments",
     "kl",

@@ -20,6 +20,16 @@ def benjamini_hochberg(p: ArrayLike, eligible: ArrayLike | None = None) -> np.nd
     return q
 
 
+def holm(p: ArrayLike) -> np.ndarray:
+    """p [n] adjusted so that the chance of any false rejection is kept (Holm's steps); NaN stays NaN."""
+    p = np.asarray(p, np.float64)
+    order = np.argsort(p)  # NaN last
+    factors = np.isfinite(p).sum() - np.arange(len(p))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return adjusted
+
+
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
     """Rank correlation of a and b [n], ties by mean rank; None below 3 finite pairs or if one is constant."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)

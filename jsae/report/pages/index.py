@@ -3,6 +3,7 @@
 import math
 
 from jsae.report.formatting import is_known
+from jsae.report.pages.ground_truth import ground_truth_section
 from jsae.report.pages.sections import classifier_section, effects_section, sae_section, with_wilson
 from jsae.report.results import Results
 from jsae.runtime import stages
@@ -13,6 +14,7 @@ def index_data(results: Results) -> dict:
     classifier, figures = classifier_section(results)
     sae, sae_figures = sae_section(results)
     effects, effect_figures = effects_section(results)
+    truth, truth_figures = ground_truth_section(results)
     is_bare = results.facts["site"] == stages.IMPORTED  # activations that were extracted elsewhere
     accuracy = results.summary["classifier"]["test_accuracy"]
     return {
@@ -24,7 +26,8 @@ def index_data(results: Results) -> dict:
         "classifier": classifier,
         "sae": sae,
         "effects": effects,
-        "figures": figures | sae_figures | effect_figures,
+        "truth": truth,
+        "figures": truth_figures | figures | sae_figures | effect_figures,
         "purity_by_chance": results.purity_by_chance,
         "manifests": {name: found for name, found in results.manifests.items() if name != "report"},
         "known": {
