@@ -3,8 +3,9 @@
 Reads features.parquet, the stores of train (for the covariance) and test, the test images, the classifier and
 the SAE. Writes feature_space.parquet and input_space.parquet for the chosen features, and
 all_features.parquet and all_features_by_class.parquet for all of them; where only pooling and a linear head
-follow on the site, cumulative.parquet for many at once. Hands the headline numbers to the manifest. The work
-is dealt over all devices; an interrupted stage goes on behind the last whole pass.
+follow on the site, cumulative.parquet for many at once; of drawn data counterfactual.parquet and
+counterfactual_response.parquet, for which an SAE with a frozen decoder is trained. Hands the headline numbers
+to the manifest. The work is dealt over all devices; an interrupted stage goes on behind the last whole pass.
 """
 
 import functools

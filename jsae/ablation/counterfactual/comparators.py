@@ -90,6 +90,7 @@ def frozen_decoder(
     point = copy.deepcopy(config)
     point.sae.frozen = "decoder"
     alive = context.alive  # of the stage that runs this
+    context.log.info("counterfactual: an SAE with a frozen decoder, in %s", where)
     try:
         try:
             sae_run.run(point, workdir, context, where=where)

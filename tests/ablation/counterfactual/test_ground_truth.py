@@ -184,11 +184,15 @@ def test_twins_are_the_images_of_the_set_in_every_class(study):
     np.testing.assert_allclose(drawn.totals()[0], (with_part - without) @ c, atol=1e-5)
 
 
-def test_measure_gives_tables_and_nulls_and_is_kept(study, tmp_path):
+def test_measure_gives_tables_and_nulls_and_is_kept(study, tmp_path, monkeypatch):
+    splits, survey, score = [], choice.survey, effects.Passes.score
+    monkeypatch.setattr(choice, "survey", lambda *a: splits.append(a[2].split) or survey(*a))
+    monkeypatch.setattr(effects.Passes, "score", lambda *a: splits.append(a[2].split) or score(*a))
     stage = types.SimpleNamespace(folder=tmp_path, kept=lambda: None)
     settings = {"n_train": 4, "n_test": 4, "batch_size": 16, "n_bootstrap": 20}
     tables, results = ground_truth.measure(study, keep=kept.Passes(stage), **settings)
     names = ["sae", "random_matched", "rotation", "channels", "pca", "supervised"]
+    assert splits == ["train", "test", "test", *["train", "test"] * 4]
     rows = tables["counterfactual"].to_pylist()
     assert list(dict.fromkeys(row["dictionary"] for row in rows)) == names
     assert len(rows) == 9 * (5 * len(ground_truth.M) + 1)
