@@ -120,6 +120,11 @@ def get_config(form: str = "full") -> ConfigDict:
         n_bootstrap=1000,
         n_joint=32,  # features removed together, at most
         n_all_features_images=128,  # where all features take forward passes, not the closed form
+        counterfactual=dict(  # of drawn data: indices drawn with and without a part
+            n_train=256,  # that features are chosen on
+            n_test=256,  # that they are scored on
+            n_candidates=64,  # features of a pair that are tried one by one where no closed form is
+        ),
     )
     config.report = dict(
         n_features=1000,  # features with a page of their own; the table has all
@@ -139,6 +144,7 @@ def get_config(form: str = "full") -> ConfigDict:
         config.classifier.n_epochs = 12.0
         config.sae.n_epochs, config.sae.lr_warmup_steps = 10.0, 20
         config.ablation.n_features, config.ablation.max_images = 8, 24
+        config.ablation.counterfactual.n_train = config.ablation.counterfactual.n_test = 24
         config.report.n_features, config.report.n_images = 8, 64
     return config
 

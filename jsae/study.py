@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from jsae.report.card import FeatureCard
 
 _PARTS = "the data of this study say nowhere where parts are (masks, or boxes)"
+_UNDRAWN = "its data are not drawn, so no image has a twin without a part"
 _BARE = "it needs images, and this study is of bare activations"
 
 
@@ -76,6 +77,8 @@ TABLES = {
         "ablation",
         "it exists at a classifier's last site only; feature_space has the features chosen",
     ),
+    "counterfactual": Listed("jsae.ablation.counterfactual.table", "ablation", _UNDRAWN),
+    "counterfactual_response": Listed("jsae.ablation.counterfactual.response", "ablation", _UNDRAWN),
     "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
 }

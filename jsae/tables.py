@@ -69,7 +69,7 @@ class Table:
         return self.schema.names
 
     def make(self, columns: Mapping) -> pa.Table:
-        """The table from columns by name: arrays (NaN becomes null), masked arrays, lists, [F, L] for lists.
+        """The table from columns by name: arrays (NaN becomes null), masked arrays, lists; for lists [F, L].
 
         Raises ValueError if the columns are not exactly those of the table.
         """
@@ -114,7 +114,7 @@ def _known(value: Any) -> Any:
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_list(kind):
+    if pa.types.is_list(kind) and not isinstance(values, list):
         values = np.asarray(values)
         offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
         return pa.ListArray.from_arrays(offsets, _array(values.reshape(-1), kind.value_type), type=kind)

@@ -46,6 +46,7 @@ SMALL = {
     "sae.n_epochs": 1.0, "sae.batch_size": 64, "sae.lr_warmup_steps": 0,
     "analysis.batch_size": 16, "analysis.n_permutations": 2, "analysis.n_receptive": 2,
     "ablation.batch_size": 16, "ablation.n_features": 2, "ablation.max_images": 4, "ablation.n_bootstrap": 10,
+    "ablation.counterfactual.n_train": 4, "ablation.counterfactual.n_test": 4,
     "report.n_features": 2, "report.n_images": 4,
 }  # fmt: skip
 # The paper's own network is too large for a test: its config takes the size of the weights.

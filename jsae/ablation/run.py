@@ -3,8 +3,9 @@
 Reads features.parquet, the stores of train (for the covariance) and test, the test images, the classifier and
 the SAE. Writes feature_space.parquet and input_space.parquet for the chosen features, and
 all_features.parquet and all_features_by_class.parquet for all of them; where only pooling and a linear head
-follow on the site, cumulative.parquet for many at once. Hands the headline numbers to the manifest. The work
-is dealt over all devices; an interrupted stage goes on behind the last whole pass.
+follow on the site, cumulative.parquet for many at once; of drawn data counterfactual.parquet and
+counterfactual_response.parquet, for which an SAE with a frozen decoder is trained. Hands the headline numbers
+to the manifest. The work is dealt over all devices; an interrupted stage goes on behind the last whole pass.
 """
 
 import functools
@@ -18,6 +19,7 @@ from jsae.ablation import choice, splice, statistics
 from jsae.ablation.all_features import closed_form, cumulative, forward_pass, table_by_class, totals
 from jsae.ablation.all_features import table as all_features_table
 from jsae.ablation.all_features.reducer import MeasureAllFeatures
+from jsae.ablation.counterfactual import comparators, ground_truth
 from jsae.ablation.effects import Named
 from jsae.ablation.feature_space import controls, pairs
 from jsae.ablation.feature_space import table as feature_space_table
@@ -51,6 +53,11 @@ RANGES = {
     "n_joint": settings.COUNT,
     "n_all_features_images": settings.COUNT,
 }
+TWIN_RANGES = {
+    "n_train": settings.COUNT,
+    "n_test": settings.at_least(2, "of which the standard error is made"),
+    "n_candidates": settings.at_least(max(ground_truth.M), "the largest set of features"),
+}
 
 
 def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
@@ -76,9 +83,11 @@ def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
     outside = ablation.in_input_space(inside, chosen)
     everything = found["all_features"] if ablation.head else ablation.by_forward_passes(chosen.top_classes)
     results, written = tables_of(config, chosen, inside, outside, everything, ablation.context)
+    truth_tables, truth = ablation.on_twins()
+    written |= truth_tables
     for name, table in written.items():
         artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
-    stage.finish({"splice": found["splice"], **results})
+    stage.finish({"splice": found["splice"], **results, "ground_truth": truth})
 
 
 def check_config(config: Any) -> None:
@@ -86,6 +95,7 @@ def check_config(config: Any) -> None:
     c = config.ablation
     settings.check("config", config, {"seed": settings.SEED})
     settings.check("config.ablation", c, RANGES)
+    settings.check("config.ablation.counterfactual", c.get("counterfactual", {}), TWIN_RANGES)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     meshes.check_batch(mesh, c.batch_size, "config.ablation.batch_size")
     choice.check_given(c.features, config.sae.n_features)
@@ -200,6 +210,21 @@ class Ablation:
             n_classes=len(self.test.class_names),
             mesh=self.study.mesh,
             label=label,
+            **self.batches,
+        )
+
+    def on_twins(self) -> tuple[dict[str, pa.Table], dict[str, Any] | None]:
+        """What features carry of parts drawn and not drawn; ({}, None) where nothing is drawn."""
+        study, config = self.study, self.config
+        if study.twins is None:
+            return {}, None
+        frozen = comparators.frozen_decoder(config, study.workdir, self.context, study.mesh)
+        return ground_truth.measure(
+            study,
+            comparators.of_study(study) | {"frozen_decoder": frozen},
+            n_bootstrap=config.ablation.n_bootstrap,
+            keep=self.keep,
+            **config.ablation.counterfactual,
             **self.batches,
         )
 

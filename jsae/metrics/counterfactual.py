@@ -5,6 +5,7 @@ c = e_b - e_a the contrast of the two classes' logits. Totals D_i = c . (l(A1) -
 in drawing i; effects s_i are what an intervention on some features does of it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,10 +58,7 @@ def tracking(effects: ArrayLike, totals: ArrayLike) -> np.ndarray:
 
 def leak(shares: ArrayLike) -> np.ndarray:
     """Mean |share| over the last axis, the pairs of other parts; NaN entries (closed gates) are left out."""
-    shares = np.abs(np.asarray(shares, np.float64))
-    known = np.isfinite(shares)
-    n = known.sum(-1)
-    return np.where(known, shares, 0).sum(-1) / np.where(n > 0, n, np.nan)
+    return _known_mean(np.moveaxis(np.abs(np.asarray(shares, np.float64)), -1, 0))
 
 
 def isolated(share: ArrayLike, leaked: ArrayLike) -> np.ndarray:
@@ -83,3 +81,58 @@ def faithfulness(changed: ArrayLike, rendered: ArrayLike) -> float:
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return float(((a * b).sum(-1) / np.where(norms > 0, norms, np.inf)).mean())
+
+
+class Response(NamedTuple):
+    """How selectively a feature answers to a part; NaN where unknown.
+
+    Attributes:
+      z: mean change over the standard deviation without the part.
+      sensitivity: share of the part's drawings in which the feature changes with its sign by more than
+        drawings differ anyway.
+      specificity: share of other parts' drawings in which it does not.
+    """
+
+    z: float
+    sensitivity: float
+    specificity: float
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of sensitivity and specificity; 0.5 is chance."""
+        return (self.sensitivity + self.specificity) / 2
+
+
+def response(without: ArrayLike, change: ArrayLike, others: Sequence[ArrayLike], sign: float) -> Response:
+    """The response of one pooled feature.
+
+    A drawing answers where sign * change lies above the 95th percentile of |differences| between two
+    different drawings without the part.
+
+    Args:
+      without: the feature in n drawings without the part [n].
+      change: what adding the part changes in them [n].
+      others: the changes that other parts make, one array for each of their pairs.
+      sign: of the mean change, as known from other drawings.
+    """
+    without, change = np.asarray(without, np.float64), np.asarray(change, np.float64)
+    first, second = np.triu_indices(len(without), 1)
+    limit = np.percentile(np.abs(without[first] - without[second]), 95) if len(first) else np.nan
+    spread = without.std()
+    z = float(change.mean() / spread) if spread else float("nan")
+    silent = [float((sign * np.asarray(other, np.float64) <= limit).mean()) for other in others]
+    return Response(z, float((sign * change > limit).mean()), float(np.mean(silent)) if silent else np.nan)
+
+
+def mean_of_parts(values: ArrayLike, parts: Sequence[str]) -> np.ndarray:
+    """Mean over parts of the mean over their pairs: values [P, ...] of P pairs -> [...]; NaN is left out."""
+    values, names = np.asarray(values, np.float64), np.asarray(parts)
+    of_parts = [_known_mean(values[names == part]) for part in dict.fromkeys(parts)]
+    return _known_mean(np.stack(of_parts) if of_parts else values)
+
+
+def _known_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where nothing is."""
+    known = np.isfinite(values)
+    n = known.sum(0)
+    return np.where(known, values, 0).sum(0) / np.where(n > 0, n, np.nan)

@@ -26,6 +26,12 @@ _EFFECTS = (
     *_EFFECT_MEANS,
     *(f"{mean}_ci95" for mean in _EFFECT_MEANS),
 )
+_TWINS = ("n_pairs", "twin_accuracy", "m")
+_COMPARED = ("supervised", "sae", "frozen_decoder", "rotation", "channels", "pca", "random_matched")
+_CARRIED = ("share", "leak", "tracking", "isolated")  # lists over m
+_PUT_TO = ("zero", "mean", "set_to")
+_MANIPULATION = ("fall_median", "qualified_share", "control_fall_median")
+_EXPERIMENTS = ("planted", "seeds")  # each with its own WORKDIR/NAME/results.json
 # Of each stage: seconds of all attempts, those of them that were lost when an attempt was cut short, MiB.
 _COSTS = (
     "seconds",
@@ -68,11 +74,35 @@ def summarise(config: Any, workdir: str | epath.Path) -> dict:
         "ablation": {
             space: _picked(ablation.get(space), _EFFECTS) for space in ("feature_space", "input_space")
         },
+        "ground_truth": _ground_truth(ablation, epath.Path(workdir)),
         "device": _picked(made_by.get("device"), ("kind", "count")),
     }
     return _known(
         summary | {key: {name: manifest.get(key) for name, manifest in manifests.items()} for key in _COSTS}
     )
+
+
+def _ground_truth(ablation: dict, workdir: epath.Path) -> dict | None:
+    """What counterfactual pairs say, and the experiments beside them; None where nothing is drawn."""
+    found = ablation.get("ground_truth")
+    if found is None:
+        return None
+    of_dictionary = {}
+    for name in _COMPARED:
+        numbers = found.get(name) or {}
+        faithfulness = _picked(numbers.get("faithfulness"), _PUT_TO)
+        of_dictionary[name] = _picked(numbers, _CARRIED) | {"faithfulness": faithfulness}
+    return {
+        **_picked(found, _TWINS),
+        **of_dictionary,
+        "input_space": _picked(ablation.get("input_space"), _MANIPULATION),
+        **{name: _experiment(workdir / name / "results.json") for name in _EXPERIMENTS},
+    }
+
+
+def _experiment(path: epath.Path) -> dict | None:
+    """The results of an experiment that is made beside the stages; None if it was not run."""
+    return artifacts.read_json(path) if path.exists() else None
 
 
 def _picked(found: dict | None, keys: tuple[str, ...]) -> dict:

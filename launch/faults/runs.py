@@ -33,7 +33,8 @@ _SETTINGS = {  # every stage in a second or two, with several shards, checkpoint
     "sae": "n_features=64 topk.k=4 n_epochs=8 batch_size=64 steps_per_dispatch=4 "
     "save_every_steps=16 log_every_steps=4 eval_every_steps=20",
     "analysis": "batch_size=32 n_permutations=4",
-    "ablation": "n_features=4 max_images=4 batch_size=32 n_bootstrap=20 n_joint=4",
+    "ablation": "n_features=4 max_images=4 batch_size=32 n_bootstrap=20 n_joint=4 "
+    "counterfactual.n_train=4 counterfactual.n_test=4",
     "report": "n_features=4",
 }
 TINY = (

@@ -23,6 +23,10 @@ class Store:
         return self.acts.shape[1:3]
 
     @property
+    def n_channels(self):
+        return self.acts.shape[-1]
+
+    @property
     def n_images(self):
         return len(self.acts)
 

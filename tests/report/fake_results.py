@@ -20,6 +20,11 @@ def results() -> dict:
         {"accuracy": a, "mean_per_class_accuracy": a - 0.01, "cross_entropy": c, "margin": 5.2 - c}
         for a, c in ((0.875, 0.41), (0.85, 0.47), (0.125, 2.1))
     ]
+    carried = {name: [0.2, 0.4, 0.6, 0.8] for name in ("share", "leak", "tracking", "isolated")}
+    faithful = {"faithfulness": {"zero": 0.42, "mean": 0.7, "set_to": 0.94}}
+    one = {name: values[:1] for name, values in carried.items()}
+    truth = {"n_pairs": 8, "twin_accuracy": 0.95, "m": [1, 4, 16, 32], "ceiling": [0.1, 0.2, 0.3, None]}
+    truth |= {"sae": carried | faithful | {"transfer": [None] * 4}, "supervised": one | faithful}
     return {
         "classifier": {"arch": {"name": "atto", "depths": [2, 2, 6, 2]}, "test_accuracy": 0.875}
         | {"test_mean_per_class_accuracy": 0.865}
@@ -31,6 +36,7 @@ def results() -> dict:
         "ablation": {
             "feature_space": space,
             "input_space": space | {"mean_effect_minus_control_margin_ci95": [-1.34, 0.02]},
+            "ground_truth": truth,
             "all_features": {"attribution": {"spearman": 0.83, "spearman_ci95": [0.61, 0.93]}},
             "splice": dict(zip(("clean", "spliced", "mean_ablated"), rows, strict=True))
             | {"kl": 0.05, "accuracy_recovered": 0.967, "ce_recovered": 0.964},

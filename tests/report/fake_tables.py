@@ -160,6 +160,21 @@ def cumulative_table() -> pa.Table:
     return fill("cumulative", rows)
 
 
+def counterfactual_table() -> pa.Table:
+    rows = (
+        {"dictionary": name, "part": part, "m": m, "features": list(range(m))}
+        for name in ("sae", "rotation")
+        for part in ("gear", "engines")
+        for m in (1, 4)
+    )
+    return fill("counterfactual", rows)
+
+
+def counterfactual_response_table() -> pa.Table:
+    rows = ({"dictionary": "sae", "part": part, "rank": 1} for part in ("gear", "engines"))
+    return fill("counterfactual_response", rows)
+
+
 def baselines_table() -> pa.Table:
     rows = [{"dictionary": name} for name in ("sae", "random directions")]
     return fill("baselines", [*rows, {"dictionary": "PCA", "fvu": None}])

@@ -30,7 +30,7 @@ STAGES = {"classifier", "activations", "sae", "analysis", "ablation", "report"}
 
 
 def check_keys(summary):
-    assert set(summary) == {"classifier", "sae", "analysis", "ablation", "device", *COSTS}
+    assert set(summary) == {"classifier", "sae", "analysis", "ablation", "ground_truth", "device", *COSTS}
     assert set(summary["classifier"]) == {"arch", "site", "test_accuracy", "test_mean_per_class_accuracy"}
     assert set(summary["sae"]) == SAE_KEYS | {"accuracy_recovered", "ce_recovered"}
     assert set(summary["analysis"]) == {"n_features_alive", "n_class_selective"}
@@ -60,6 +60,25 @@ def test_keys_and_values_of_a_finished_study(tmp_path):
     assert written["ablation"]["feature_space"]["mean_delta_margin_ci95"] == pytest.approx([-0.933, -0.803])
     assert written["seconds"]["sae"] == pytest.approx(3 * 12.345)
     assert written["seconds"]["report"] is None
+
+
+def test_ground_truth_has_every_dictionary_and_the_experiments_that_were_run(tmp_path):
+    workdir = fake_study.make_workdir(tmp_path)
+    truth = summarise(fake_study.CONFIG, workdir)["ground_truth"]
+    names = {"supervised", "sae", "frozen_decoder", "rotation", "channels", "pca", "random_matched"}
+    others = {"n_pairs", "twin_accuracy", "m", "input_space", "planted", "seeds"}
+    assert set(truth) == names | others
+    for name in names:
+        assert set(truth[name]) == {"share", "leak", "tracking", "isolated", "faithfulness"}
+        assert set(truth[name]["faithfulness"]) == {"zero", "mean", "set_to"}
+    assert truth["m"] == [1, 4, 16, 32] and truth["n_pairs"] == 8
+    assert truth["sae"]["share"] == [0.2, 0.4, 0.6, 0.8] and truth["supervised"]["share"] == [0.2]
+    assert truth["pca"]["share"] is None  # not measured
+    assert set(truth["input_space"]) == {"fall_median", "qualified_share", "control_fall_median"}
+    assert truth["planted"] is None and truth["seeds"] is None
+    planted = {"topk": {"dose": [0.01], "share": [0.65], "leak": [0.0]}}
+    artifacts.write_json(workdir / "planted" / "results.json", planted)
+    assert summarise(fake_study.CONFIG, workdir)["ground_truth"]["planted"] == planted
 
 
 def test_all_null_where_nothing_has_run(tmp_path):
