@@ -61,16 +61,6 @@ class InputEffects:
     coverages: Named
     n_passes: int
 
-    @property
-    def qualified(self) -> np.ndarray:
-        """Whether the blur takes away half the feature or more, bool [M, placement, area]."""
-        return self.falls.at(kind="effect") >= MIN_FALL  # NaN: no
-
-    @property
-    def matched(self) -> np.ndarray:
-        """Whether there is a control, bool [M, placement, area]."""
-        return ~np.isnan(self.falls.at(kind="control"))
-
 
 def effects_of_blurring(
     forward: Callable,

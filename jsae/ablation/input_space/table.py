@@ -7,7 +7,7 @@ fewer than 20 test images. Benjamini-Hochberg runs over the features of one kind
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow as pa
 from jsae.ablation import rows, statistics
 from jsae.ablation.effects import MEASURES, TARGETS
 from jsae.ablation.input_space import controls
-from jsae.ablation.input_space.layout import CELL
+from jsae.ablation.input_space.layout import CELL, KINDS
 from jsae.ablation.input_space.patches import MIN_FALL, InputEffects
 from jsae.ablation.statistics import BOOTSTRAP, MIN_ACTIVE
 from jsae.tables import Column, Table
@@ -120,26 +120,33 @@ def _of_place(
     """The numbers of the pairs bool [M] at one placement and area: scalars, or [target, measure]."""
     at = {"placement": placement, "area": area}
     numbers = describe(effects, pairs, placement, area)
-    _, qualified, compared = _chosen(effects, pairs, placement, area)
-    effect, control = (
-        effects.deltas.at(**at, kind=kind).astype(np.float64) for kind in ("effect", "control")
-    )
+    chosen = _chosen(effects, pairs, placement, area)
+    effect, control = (effects.deltas.at(**at, kind=kind).astype(np.float64) for kind in KINDS)
     flips = effects.flips.select(**at)
     return numbers | {
-        **mean.with_interval("mean_delta", effect[qualified]),
-        **mean.compared("effect_minus_control", "", (effect - control)[compared]),
-        "control_mean_delta": mean.of(control[compared]),
-        "flip_rate": mean.of(flips.at(kind="effect")[qualified]),
-        "control_flip_rate": mean.of(flips.at(kind="control")[compared]),
+        **mean.with_interval("mean_delta", effect[chosen.qualified]),
+        **mean.compared("effect_minus_control", "", (effect - control)[chosen.compared]),
+        "control_mean_delta": mean.of(control[chosen.compared]),
+        "flip_rate": mean.of(flips.at(kind="effect")[chosen.qualified]),
+        "control_flip_rate": mean.of(flips.at(kind="control")[chosen.compared]),
     }
 
 
-def _chosen(effects: InputEffects, pairs: np.ndarray, placement: str, area: str) -> tuple[np.ndarray, ...]:
-    """Which of the pairs were blurred there, which of them qualify, and which of those have a control."""
-    index = effects.falls.index(placement=placement, area=area, kind="effect")[:3]
-    measured = pairs & ~np.isnan(effects.falls.at(placement=placement, area=area, kind="effect"))
-    qualified = measured & effects.qualified[index]
-    return measured, qualified, qualified & effects.matched[index]
+class _Chosen(NamedTuple):
+    """Which pairs, bool [M], were blurred at a placement, and of these: qualified, with a control, with both."""
+
+    measured: np.ndarray
+    qualified: np.ndarray
+    matched: np.ndarray
+    compared: np.ndarray
+
+
+def _chosen(effects: InputEffects, pairs: np.ndarray, placement: str, area: str) -> _Chosen:
+    falls = effects.falls.select(placement=placement, area=area)
+    fall, of_control = (falls.at(kind=kind) for kind in KINDS)
+    measured, matched = pairs & ~np.isnan(fall), pairs & ~np.isnan(of_control)
+    qualified = measured & (fall >= MIN_FALL)
+    return _Chosen(measured, qualified, matched, qualified & matched)
 
 
 def describe(effects: InputEffects, pairs: np.ndarray, placement: str, area: str) -> dict[str, Any]:
@@ -148,8 +155,7 @@ def describe(effects: InputEffects, pairs: np.ndarray, placement: str, area: str
     A number of no pairs is NaN.
     """
     at = {"placement": placement, "area": area}
-    measured, qualified, compared = _chosen(effects, pairs, placement, area)
-    matched = measured & effects.matched[effects.falls.index(**at, kind="effect")[:3]]
+    measured, qualified, matched, compared = _chosen(effects, pairs, placement, area)
     falls, covered = effects.falls.select(**at), effects.coverages.select(**at)
     energies = effects.energies.select(**at).rows(matched)
     n = int(measured.sum())
@@ -181,9 +187,9 @@ def headline(
     """The numbers of the stage's results; None where there is none.
 
     fall_median, qualified_share and control_fall_median of a patch at the peak, as the study blurs it, and
-    placements[placement][area]: the same and the counts of `describe`, over all pairs; the effects on the
-    label's margin of features with 20 qualified images, and on the top class's margin of the class-selective
-    ones among them, effect - control with 20 compared ones: means over features of means over images.
+    placements[placement][area]: the same and the counts of `describe`, over all pairs; and mean effects on
+    the label's margin, and on the top class's of the class-selective features, over the qualified pairs, and
+    effect - control over the compared ones. Null on fewer than 20 images.
 
     Args:
       effects: the pairs that were blurred.
@@ -197,14 +203,14 @@ def headline(
     for placement in axes["placement"]:
         for area in axes["area"]:
             at = {"placement": placement, "area": area}
-            _, qualified, compared = _chosen(effects, of_known, placement, area)
+            chosen = _chosen(effects, of_known, placement, area)
             numbers = {k: _known(v) for k, v in describe(effects, everything, placement, area).items()}
             for target, features in (("label", known), ("top_class", selective)):
                 margin = effects.deltas.select(**at, target=target, measure="margin")
-                effect, control = (margin.at(kind=k).astype(np.float64) for k in ("effect", "control"))
+                effect, control = (margin.at(kind=k).astype(np.float64) for k in KINDS)
                 for name, values, pairs in (
-                    ("mean_delta", effect, qualified),
-                    ("effect_minus_control", effect - control, compared),
+                    ("mean_delta", effect, chosen.qualified),
+                    ("effect_minus_control", effect - control, chosen.compared),
                 ):
                     numbers |= _mean(
                         f"{name}_{target}_margin", effects, values, pairs, features, n_bootstrap, seed
@@ -227,17 +233,14 @@ def _known(value: float) -> float | None:
 
 
 def _mean(name, effects, values, pairs, features, n_bootstrap, seed) -> dict[str, Any]:
-    """NAME, NAME_ci95 and NAME_n_features of the features that have 20 such pairs with a known value."""
+    """NAME and NAME_ci95 over the pairs whose value is known; None on fewer than 20 images."""
     pairs = pairs & np.isin(effects.features, features) & ~np.isnan(values)
-    numbers, counts = np.unique(effects.features[pairs], return_counts=True)
-    enough = numbers[counts >= MIN_ACTIVE]
-    pairs &= np.isin(effects.features, enough)
-    found = statistics.mean_over_features(
-        values[pairs],
-        effects.features[pairs],
-        effects.images[pairs],
-        n_bootstrap,
-        np.random.default_rng([seed, 3]),
+    images, found = effects.images[pairs], None
+    if len(np.unique(images)) >= MIN_ACTIVE:
+        alike, rng = np.zeros(len(images), int), np.random.default_rng([seed, 3])  # every pair counts once
+        found = statistics.mean_over_features(values[pairs], alike, images, n_bootstrap, rng)
+    return (
+        {name: None, f"{name}_ci95": None}
+        if found is None
+        else {name: found[0], f"{name}_ci95": [*found[1:]]}
     )
-    mean, ends = (None, None) if found is None else (found[0], [*found[1:]])
-    return {name: mean, f"{name}_ci95": ends, f"{name}_n_features": len(enough)}

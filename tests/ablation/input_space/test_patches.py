@@ -80,6 +80,14 @@ def measure(pixels, marks=None, **changes):
     )
 
 
+def qualified(found):
+    return found.falls.at(kind="effect") >= 0.5  # [M, placement, area]; NaN: no
+
+
+def matched(found):
+    return ~np.isnan(found.falls.at(kind="control"))
+
+
 def naive_alpha(area):
     """Running mean over 3 x 3 pixels (half an eighth of 8 px to either side), mirrored at the edge."""
     padded = np.pad(area.astype(np.float64), 1, mode="symmetric")
@@ -174,7 +182,7 @@ def test_equals_a_naive_computation_pair_by_pair(pixels, marks):
             at = OWN | {"kind": kind}
             if where is None:
                 assert np.isnan(found.falls.at(**at)[row]) and np.isnan(found.deltas.at(**at)[row]).all()
-                assert not found.matched[row, 0, 0]
+                assert not matched(found)[row, 0, 0]
                 continue
             alpha = naive_alpha(where)
             changed = (x + alpha[..., None] * (naive_blur(x) - x)).astype(np.float32)
@@ -202,7 +210,7 @@ def test_all_placements_blur_equal_areas_and_controls_match_in_area_energy_and_c
     np.testing.assert_allclose(cell[~np.isnan(cell)], 64 / (S * T))
     shown = ~np.isnan(mask).any(1)
     np.testing.assert_allclose(mask[shown], np.repeat(mask[shown, :1], 3, 1))
-    kept = found.matched
+    kept = matched(found)
     effect, control = (found.energies.at(kind=k)[kept] for k in ("effect", "control"))
     assert kept.sum() > 20 and (np.abs(control - effect) <= 0.2 * effect).all()
     covered = [found.coverages.at(kind=k)[kept] for k in ("effect", "control")]
@@ -214,7 +222,7 @@ def test_all_placements_blur_equal_areas_and_controls_match_in_area_energy_and_c
 def test_the_control_of_a_peak_off_the_foreground_is_off_the_foreground(even, marks):
     found = measure(even, marks)
     coverage = found.coverages.select(**OWN)
-    off = (coverage.at(kind="effect") < 0.1) & found.matched[:, 0, 0]
+    off = (coverage.at(kind="effect") < 0.1) & matched(found)[:, 0, 0]
     assert off.sum() > 3 and coverage.at(kind="control")[off].max() < 0.2
 
 
@@ -239,23 +247,23 @@ def test_a_control_that_would_differ_is_no_control():
 def test_a_planted_effect_is_found_where_its_control_has_none(pixels):
     found = measure(pixels)
     strong = found.features == found.images % 3  # the feature that reads the textured cell
-    assert found.qualified[strong, 0, 0].all()
+    assert qualified(found)[strong, 0, 0].all()
     assert found.falls.at(**OWN, kind="effect")[strong].mean() > 0.6
     margin = found.deltas.at(**OWN, kind="effect", target="top_class", measure="margin")
     assert margin[strong].max() < -1
     weak = measure(pixels, sigma_px=0.3)
-    assert not weak.qualified[strong].any()  # so weak a blur leaves the feature where it is
+    assert not qualified(weak)[strong].any()  # so weak a blur leaves the feature where it is
 
 
 def test_no_blur_has_no_effect(pixels):
     found = measure(pixels, sigma_px=0.0)
     np.testing.assert_allclose(np.nan_to_num(found.deltas.values), 0, atol=1e-5)
-    assert not found.flips.values.any() and not found.qualified.any()
+    assert not found.flips.values.any() and not qualified(found).any()
 
 
 def test_batch_size_changes_nothing(pixels, marks):
     a, b = measure(pixels, marks), measure(pixels, marks, batch_size=64)
-    np.testing.assert_array_equal(a.matched, b.matched)
+    np.testing.assert_array_equal(matched(a), matched(b))
     np.testing.assert_array_equal(a.energies.values, b.energies.values)
     np.testing.assert_allclose(a.deltas.values, b.deltas.values, atol=1e-5)
     np.testing.assert_allclose(a.falls.values, b.falls.values, atol=1e-5)
@@ -333,7 +341,7 @@ def test_areas_that_two_placements_share_are_blurred_once(pixels):
     found = measure(pixels)
     active = patches.active_cells(pairs_of(pixels)[2]).sum((1, 2))
     n_areas = len(active) + (active > 1).sum()  # peak and active differ
-    peak, both = found.matched[:, 0, 0], found.matched[active > 1, 1, 0]
+    peak, both = matched(found)[:, 0, 0], matched(found)[active > 1, 1, 0]
     assert found.n_passes == len(np.unique(found.images)) + n_areas + peak.sum() + both.sum()
     np.testing.assert_array_equal(*(found.falls.at(placement=p)[active == 1] for p in ("peak", "active")))
 

@@ -94,7 +94,10 @@ def test_headline_has_every_placement(blurred):
         placement="mask", area="cell", kind="effect", target="top_class", measure="margin"
     )
     assert mask["mean_delta_top_class_margin"] == pytest.approx(margin[:30].mean())
-    assert mask["mean_delta_top_class_margin_n_features"] == 1  # feature 7 has 12 qualified images
+    label = blurred.deltas.at(placement="mask", area="cell", kind="effect", target="label", measure="margin")
+    assert mask["mean_delta_label_margin"] == pytest.approx(
+        label[np.r_[:30, 40:52]].mean()
+    )  # of both features
     low, high = mask["effect_minus_control_top_class_margin_ci95"]
     assert low < mask["effect_minus_control_top_class_margin"] < high < -0.3
     assert found["placements"]["mask"]["mask"]["n_pairs"] == 45
