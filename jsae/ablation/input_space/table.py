@@ -133,7 +133,7 @@ def _of_place(
 
 
 class _Chosen(NamedTuple):
-    """Which pairs, bool [M], were blurred at a placement, and of these: qualified, with a control, with both."""
+    """Which pairs, bool [M], were blurred at a placement; of these: qualified, with a control, both."""
 
     measured: np.ndarray
     qualified: np.ndarray
@@ -239,8 +239,5 @@ def _mean(name, effects, values, pairs, features, n_bootstrap, seed) -> dict[str
     if len(np.unique(images)) >= MIN_ACTIVE:
         alike, rng = np.zeros(len(images), int), np.random.default_rng([seed, 3])  # every pair counts once
         found = statistics.mean_over_features(values[pairs], alike, images, n_bootstrap, rng)
-    return (
-        {name: None, f"{name}_ci95": None}
-        if found is None
-        else {name: found[0], f"{name}_ci95": [*found[1:]]}
-    )
+    mean, ends = (None, None) if found is None else (found[0], [*found[1:]])
+    return {name: mean, f"{name}_ci95": ends}
