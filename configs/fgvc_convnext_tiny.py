@@ -58,6 +58,6 @@ def get_config(pretrained: str = "") -> ConfigDict:
     config.activations.update(dtype="bfloat16")
     config.sae.update(variant="relu_l1", n_features=6144, n_epochs=100.0)
     config.sae.relu_l1.update(l1=5e-3, l1_warmup_steps=1000)
-    config.ablation.update(n_features=128, max_images=128, sigma_px=12.0)
+    config.ablation.update(n_features=128, n_blurred_features=64, max_images=128, sigma_px=12.0)
     config.report.update(n_features=1000)
     return config

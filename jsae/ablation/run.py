@@ -24,9 +24,8 @@ from jsae.ablation.effects import Named
 from jsae.ablation.feature_space import controls, pairs
 from jsae.ablation.feature_space import table as feature_space_table
 from jsae.ablation.headline import headline
-from jsae.ablation.input_space import patches
+from jsae.ablation.input_space import marks, patches, placements
 from jsae.ablation.input_space import table as input_space_table
-from jsae.analysis import cells
 from jsae.classifier import Head
 from jsae.classifier.forward import LogitsAndActs, LogitsFromActs
 from jsae.runtime import artifacts, passes, settings, stages
@@ -45,6 +44,7 @@ KEPT = (  # what the passes return
 RANGES = {
     "n_features": settings.COUNT,
     "features": settings.NOT_NEGATIVE,
+    "n_blurred_features": settings.NONE_OR_MORE,
     "max_images": settings.COUNT,
     "sigma_px": settings.POSITIVE,
     "size_cells": settings.COUNT,
@@ -80,7 +80,7 @@ def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
     chosen = choice.choose(columns, config.ablation.n_features, config.ablation.features)
     found = ablation.pass_over_test(chosen)
     inside = ablation.in_feature_space(found["pairs"], chosen)
-    outside = ablation.in_input_space(inside, chosen)
+    outside = ablation.in_input_space(found["pairs"], chosen)
     everything = found["all_features"] if ablation.head else ablation.by_forward_passes(chosen.top_classes)
     results, written = tables_of(config, chosen, inside, outside, everything, ablation.context)
     truth_tables, truth = ablation.on_twins()
@@ -155,40 +155,45 @@ class Ablation:
             **self.batches,
         )
 
-    def in_input_space(
-        self, inside: pairs.FeatureEffects, chosen: choice.Chosen
-    ) -> patches.InputEffects | None:
-        """The images blurred where the features fire; None for bare activations, which have no images."""
+    def in_input_space(self, found: dict[str, Any], chosen: choice.Chosen) -> patches.InputEffects | None:
+        """The images blurred for the first features chosen; None for bare activations, without images."""
         c = self.config.ablation
         if "classifier" in stages.skipped(self.config):
             self.context.log.info("ablation: no input space, since bare activations have no images")
             return None
-        split, stride_px = self.study.data["test"], self.study.params.model.stride_px(self.study.site)
+        split = self.study.data["test"]
         if list(split.ids) != list(self.test.image_ids):
             raise ValueError(
                 f"the {len(split.ids)} test images of config.data are not the {self.test.n_images} whose "
                 f"activations lie in {self.test.folder}; extract them again with --restart=activations"
             )
-        rows = patches.choose_images(inside.features, inside.images, c.max_images, self.config.seed)
-        images = inside.images[rows]
-        return self.keep("input_space", patches.effects_of_blurring)(
+        of_them = np.flatnonzero(np.isin(found["feature"], chosen.features[: c.n_blurred_features]))
+        features, images = found["feature"][of_them], found["image"][of_them]
+        rows = patches.choose_images(features, images, c.max_images, self.config.seed)
+        features, images = features[rows], images[rows]
+        localised = self.study.table("localisation") if self.study.has_table("localisation") else None
+        where = marks.marks_of(split, localised)
+        effects = self.keep("input_space", patches.effects_of_blurring)(
             LogitsAndActs(self.study.params, self.study.site),
             self.study.sae,
             lambda numbers: split.images[numbers],
-            features=inside.features[rows],
+            features=features,
             images=images,
-            peaks=inside.peaks[rows],
             labels=self.test.labels[images],
-            top_classes=chosen.top_classes[inside.features[rows]],
-            grid=self.test.grid,
-            stride_px=stride_px,
+            top_classes=chosen.top_classes[features],
+            stride_px=self.study.params.model.stride_px(self.study.site),
             sigma_px=c.sigma_px,
             size_cells=c.size_cells,
-            on_foreground=cells.foreground_cells(split, self.test.grid, stride_px),
+            placements=placements.of_marks(None if where is None else where.name),
+            marks=where,
             mesh=self.study.mesh,
             label="ablation: input space",
             **self.batches,
         )
+        self.context.log.info(
+            "ablation: input space, %d pairs, %d forward passes", len(images), effects.n_passes
+        )
+        return effects
 
     def by_forward_passes(self, top_classes: np.ndarray) -> totals.AllFeatureEffects:
         """All features on the first n_all_features_images images in an order drawn from the seed."""
@@ -265,11 +270,10 @@ def tables_of(
         | {"attribution": all_features_table.attribution_agreement(everything, *drawn)},
     }
     if outside is not None:
-        columns[input_space_table.TABLE] = input_space_table.columns(outside, features, n_active, *drawn)
+        blurred = features[: config.ablation.n_blurred_features]
+        columns[input_space_table.TABLE] = input_space_table.columns(outside, blurred, n_active, *drawn)
         results["n_pairs"]["input_space"] = len(outside.features)
-        results["input_space"] = headline(
-            outside.features, outside.images, outside.deltas, known, selective, *drawn
-        )
+        results["input_space"] = input_space_table.headline(outside, known, selective, *drawn)
     if everything.curves is not None:
         columns[cumulative.TABLE] = cumulative.columns(everything.curves, *drawn)
     counts = results["all_features"]

@@ -30,6 +30,7 @@ def make_config(model_axis=1, **ablation):
         "n_features": 4,
         "features": (),
         "max_images": 6,
+        "n_blurred_features": 3,
         "sigma_px": 3.0,
         "size_cells": 1,
         "batch_size": 16,
@@ -143,13 +144,15 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
     stage.run(config, workdir)
     results = stages.results(config, workdir, "ablation")
     json.dumps(results, allow_nan=False)
-    for space in ("feature_space", "input_space"):
-        numbers = results[space]
-        assert numbers["n_features"] == 4 and numbers["n_images"] > 0
-        low, high = numbers["mean_delta_margin_ci95"]
-        assert low <= numbers["mean_delta_margin"] <= high
-        assert numbers["mean_effect_minus_control_margin"] is not None
-    assert results["input_space"]["control_feature_mean_delta_margin"] is None
+    numbers = results["feature_space"]
+    assert numbers["n_features"] == 4 and numbers["n_images"] > 0
+    low, high = numbers["mean_delta_margin_ci95"]
+    assert low <= numbers["mean_delta_margin"] <= high
+    assert numbers["mean_effect_minus_control_margin"] is not None
+    numbers = results["input_space"]
+    assert numbers["n_features"] == 3 and results["n_pairs"]["input_space"] == 18
+    assert numbers["fall_median"] is not None and 0 <= numbers["qualified_share"] <= 1
+    assert set(numbers["placements"]) == {"peak", "active", "mask"}
     assert set(results["splice"]["clean"]) == {
         "accuracy",
         "mean_per_class_accuracy",
@@ -158,11 +161,11 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
     }
     assert set(results["all_features"]["mean_margin"]) == {"clean", "all_removed"}
     rows = read(workdir, "feature_space").to_pylist()
-    assert len(rows) == 4 * 2 * 3 * 4 and len(read(workdir, "input_space")) == 4 * 3 * 4
+    assert len(rows) == 4 * 2 * 3 * 4 and len(read(workdir, "input_space")) == 3 * 6 * 3 * 4
     margin = [r for r in rows if (r["scope"], r["target"], r["measure"]) == ("map", "label", "margin")]
     mean = np.mean([row["mean_delta"] for row in margin])
     assert results["feature_space"]["mean_delta_margin"] == pytest.approx(mean)
-    assert {row["n_images"] for row in read(workdir, "input_space").to_pylist()} == {6}
+    assert {row["n_pairs"] for row in read(workdir, "input_space").to_pylist()} == {6}
     everything = read(workdir, "all_features").to_pylist()
     assert len(everything) == F and results["all_features"]["n_pairs"] == N * F
     for row in margin:  # the closed form beside the patched forward pass
@@ -243,7 +246,7 @@ def test_a_given_dead_feature_has_rows_of_nulls(make_workdir, parts):
     rows = [row for row in read(workdir, "feature_space").to_pylist() if row["feature"] == 3]
     assert len(rows) == 24 and all(r["n_active"] == 0 and r["mean_delta"] is None for r in rows)
     rows = read(workdir, "input_space").to_pylist()
-    assert [row["n_images"] for row in rows] == [0] * 12 + [6] * 12
+    assert [row["n_pairs"] for row in rows] == [0] * 72 + [6] * 72
 
 
 def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monkeypatch):

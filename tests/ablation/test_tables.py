@@ -7,12 +7,10 @@ import pytest
 import scipy.stats
 
 from jsae.ablation import choice
-from jsae.ablation.effects import MEASURES, TARGETS, Named, make_effects
+from jsae.ablation.effects import MEASURES, TARGETS, make_effects
 from jsae.ablation.feature_space import table as feature_space_table
 from jsae.ablation.feature_space.pairs import KINDS, SCOPES, FeatureEffects
 from jsae.ablation.headline import headline
-from jsae.ablation.input_space import patches
-from jsae.ablation.input_space import table as input_space_table
 from jsae.tables import documentation
 
 
@@ -66,8 +64,7 @@ def test_tables_are_documented_and_hold_nulls(effects):
         assert table.num_rows == 24 * len(of_features)
         assert table["mean_delta"].null_count == 8 * len(of_features)
         assert not any(v != v for v in table["mean_delta"].to_pylist() if v is not None)
-    for table in (feature_space_table.TABLE, input_space_table.TABLE):
-        assert all(len(doc) > 5 for doc in documentation(table.schema).values())
+    assert all(len(doc) > 5 for doc in documentation(feature_space_table.TABLE.schema).values())
 
 
 def test_named_axes():
@@ -81,41 +78,6 @@ def test_named_axes():
     for unknown in ({"scope": "map"}, {"kind": "c"}):
         with pytest.raises(KeyError, match="there is no"):
             deltas.at(**unknown)
-
-
-@pytest.fixture
-def blurred(effects):
-    rows = np.r_[0:30, 60:72, 100:105]
-    rng = np.random.default_rng(1)
-    deltas = rng.normal(size=(len(rows), 2, 3, 4)) * 0.1
-    deltas[:30, 0, 2] -= 0.5
-    matched = np.arange(len(rows)) % 7 != 0
-    deltas[~matched, 1] = np.nan
-    falls = np.full((len(rows), 2), 0.5)
-    falls[0] = np.nan
-    flips = rng.random((len(rows), 2)) < 0.3
-    deltas, flips = make_effects(deltas, flips, kind=patches.KINDS)
-    falls = Named(falls, {"kind": patches.KINDS})
-    return patches.InputEffects(
-        effects.features[rows], effects.images[rows], deltas, flips, falls, matched, matched, ~matched
-    )
-
-
-def test_input_space_rows(blurred):
-    columns = input_space_table.columns(blurred, [4, 7, 9], {4: 60, 7: 40, 9: 5}, 300, 0)
-    rows = input_space_table.TABLE.make(columns).to_pylist()
-    assert len(rows) == 3 * len(TARGETS) * len(MEASURES)
-    (row,) = pick(rows, feature=4, target="top_class", measure="margin")
-    d, m = blurred.deltas.values[:30, :, 2, 1], blurred.matched[:30]
-    assert row["n_images"] == 30 and row["mean_delta"] == pytest.approx(d[:, 0].mean())
-    assert row["effect_minus_control"] == pytest.approx((d[m, 0] - d[m, 1]).mean())
-    assert row["control_mean_delta"] == pytest.approx(d[m, 1].mean())
-    assert row["feature_fall"] == 0.5 and row["energy_matched_share"] == pytest.approx(m.mean())
-    assert row["p"] < 1e-4 and row["q"] >= row["p"]
-    (few,) = pick(rows, feature=7, target="label", measure="logit")
-    assert few["n_images"] == 12 and few["mean_delta"] is not None  # fires on 40, 12 were blurred
-    (null,) = pick(rows, feature=9, target="label", measure="logit")
-    assert null["mean_delta"] is None and null["p"] is None
 
 
 def test_headline(effects):
@@ -135,12 +97,6 @@ def test_headline(effects):
     nothing = headline(effects.features, effects.images, at_map, [], [], 200, 0)
     assert nothing["n_features"] == 0 and all(nothing[name] is None for name in names)
     assert nothing["mean_delta_logit_ci95"] is None
-
-
-def test_headline_of_input_space_has_no_matched_feature(blurred):
-    found = headline(blurred.features, blurred.images, blurred.deltas, [4], [4], 200, 0)
-    assert found["control_feature_mean_delta_margin"] is None
-    assert found["control_mean_delta_margin"] is not None
 
 
 def features_table():

@@ -3,6 +3,27 @@
 from tests.report.fake_world import N_FEATURES, N_IMAGES
 
 
+def blurred() -> dict:
+    """The numbers of input space: two placements, only one of which takes features away."""
+    of_peak = {
+        "n_pairs": 480,
+        "n_qualified": 17,
+        "n_matched": 431,
+        "n_compared": 15,
+        "share_qualified": 0.0354,
+    }
+    of_peak |= {"area_share": 0.0278, "fall_median": 0.0371, "control_fall_median": 0.0123}
+    of_peak |= {"matched_fall_median": 0.0382}
+    of_mask = of_peak | {"n_qualified": 311, "share_qualified": 0.648, "fall_median": 0.734}
+    for name, value in (("mean_delta", -0.823), ("effect_minus_control", -1.23)):
+        key = f"{name}_label_margin"
+        of_peak |= {key: None, f"{key}_ci95": None}
+        of_mask |= {key: value, f"{key}_ci95": [value - 0.12, value + 0.04]}
+    own = {"fall_median": 0.0371, "qualified_share": 0.0354, "control_fall_median": 0.0123}
+    placements = {"peak": {"cell": of_peak}, "mask": {"mask": of_mask}}
+    return own | {"n_features": 10, "n_images": N_IMAGES, "placements": placements}
+
+
 def results() -> dict:
     """Stage -> what it would pass to `finish`."""
     means = {
@@ -35,8 +56,8 @@ def results() -> dict:
         "analysis": {"n_features_alive": 57, "n_class_selective": 17},
         "ablation": {
             "feature_space": space,
-            "input_space": space | {"mean_effect_minus_control_margin_ci95": [-1.34, 0.02]},
             "ground_truth": truth,
+            "input_space": blurred(),
             "all_features": {"attribution": {"spearman": 0.83, "spearman_ci95": [0.61, 0.93]}},
             "splice": dict(zip(("clean", "spliced", "mean_ablated"), rows, strict=True))
             | {"kl": 0.05, "accuracy_recovered": 0.967, "ce_recovered": 0.964},

@@ -138,7 +138,16 @@ def feature_space_table() -> pa.Table:
 
 
 def input_space_table() -> pa.Table:
-    return fill("input_space", (row for f in (0, 1, 2, 5) for row in _effects(feature=f, n_images=31)))
+    places = [(p, a) for p in ("peak", "active", "mask") for a in ("cell", "mask")]
+    return fill(
+        "input_space",
+        (
+            row
+            for f in (0, 1, 2, 5)
+            for placement, area in places
+            for row in _effects(feature=f, placement=placement, area=area, n_pairs=31)
+        ),
+    )
 
 
 def all_features_table() -> pa.Table:

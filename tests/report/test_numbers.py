@@ -123,10 +123,9 @@ def test_numbers_of_a_feature_page_are_those_of_the_tables(report):
         for stem in stems:
             assert str(interval(effect[f"{stem}_low"], effect[f"{stem}_high"]))[17:-7] in text
     for effect in (r for r in input_space if r["feature"] == 1):
-        values += [effect[k] for k in ("mean_delta", "control_mean_delta", "effect_minus_control", "p", "q")]
-    margin = (1, "top_class", "margin")
-    head = next(r for r in input_space if (r["feature"], r["target"], r["measure"]) == margin)
-    values += [head["feature_fall"], head["control_feature_fall"], head["energy_matched_share"]]
+        if (effect["target"], effect["measure"]) == ("top_class", "margin"):
+            names = ("mean_delta", "effect_minus_control", "area_share", "share_qualified", "fall_median")
+            values += [effect[name] for name in (*names, "matched_fall_median", "control_fall_median")]
     missing = [value for value in values if number(value) not in text]
     assert len(values) > 250
     assert not missing

@@ -106,7 +106,7 @@ def test_nan_becomes_null_and_a_half_known_pair_is_unknown(tmp_path, monkeypatch
     workdir = fake_study.make_workdir(tmp_path)
     results = fake_results.results()
     results["sae"]["fvu"] = float("nan")
-    results["ablation"]["input_space"]["mean_delta_margin_ci95"] = [float("-inf"), 0.5]
+    results["ablation"]["feature_space"]["mean_delta_margin_ci95"] = [float("-inf"), 0.5]
     monkeypatch.setattr(
         stages,
         "read_manifest",
@@ -114,4 +114,4 @@ def test_nan_becomes_null_and_a_half_known_pair_is_unknown(tmp_path, monkeypatch
     )
     summary = write_summary(fake_study.CONFIG, workdir)
     assert summary["sae"]["fvu"] is None
-    assert summary["ablation"]["input_space"]["mean_delta_margin_ci95"] is None
+    assert summary["ablation"]["feature_space"]["mean_delta_margin_ci95"] is None

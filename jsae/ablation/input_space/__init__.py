@@ -1,4 +1,4 @@
-"""Single features in the image: patches blurred under their peaks, control patches, the table."""
+"""Single features in the image: where to blur, whether that lowers the feature, and what it does then."""
 
 from jsae import lazy_modules
 

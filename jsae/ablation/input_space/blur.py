@@ -1,6 +1,23 @@
-"""Gaussian blur of images, and the soft-edged patches that it is confined to."""
+"""Gaussian blur of images, and the soft edge of the areas that it is confined to, both as matrices.
 
+Both act along one axis; `blurred` takes a matrix for the rows and one for the columns.
+"""
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jsae.data import augment
+
+
+def blurred(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """x [B, S, T, channels] with matrices of one axis [S, S] and [T, T] applied; float32 products."""
+    return jnp.einsum("sp,tq,bpqc->bstc", rows, columns, x, precision="float32")
+
+
+def normalised(images: jax.Array) -> jax.Array:
+    """Images [B, S, T, 3] as the model sees them: uint8 is normalised, floats are so already."""
+    return augment.normalise(images) if images.dtype == jnp.uint8 else images
 
 
 def blur_matrix(n_px: int, sigma_px: float) -> np.ndarray:
@@ -15,15 +32,18 @@ def blur_matrix(n_px: int, sigma_px: float) -> np.ndarray:
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def patch_profiles(n_cells: int, n_px: int, stride_px: int, size_cells: int) -> np.ndarray:
-    """alpha along one axis for a patch around each cell: float32 [n_cells, n_px].
+def feather_matrix(n_px: int, half_px: int) -> np.ndarray:
+    """Running mean over 2 * half_px + 1 pixels, float32 [n_px, n_px]; what falls off the end is mirrored.
 
-    1 in the inside, falling linearly over a quarter of a cell to 0 at the patch's border.
-
-    Raises ValueError if size_cells is not positive.
+    Rows and columns sum to 1, so a feathered area has the sum of the area, at the image's edge as well.
     """
-    if size_cells < 1:
-        raise ValueError(f"size_cells is at least 1, got {size_cells}")
-    centres = (np.arange(n_cells)[:, None] + 0.5) * stride_px
-    distance = np.abs(np.arange(n_px)[None, :] + 0.5 - centres)
-    return np.clip((size_cells * stride_px / 2 - distance) / max(stride_px / 4, 1.0), 0, 1).astype(np.float32)
+    steps = np.arange(n_px)[:, None] + np.arange(-half_px, half_px + 1)[None, :]
+    steps = steps % (2 * n_px)
+    found = np.zeros((n_px, n_px))
+    np.add.at(found, (np.arange(n_px)[:, None], np.minimum(steps, 2 * n_px - 1 - steps)), 1)
+    return (found / (2 * half_px + 1)).astype(np.float32)
+
+
+def half_feather_px(stride_px: int) -> int:
+    """How far an area's soft edge reaches to either side: an eighth of a cell, so that it takes a quarter."""
+    return stride_px // 8

@@ -1,53 +1,65 @@
-"""The control of a blurred patch: another patch of the same image that loses as much to the blur."""
+"""The control of a blurred area: the same shape elsewhere on the image, which loses as much to the blur.
 
-from typing import NamedTuple
+It shares no pixel with the area, its blur energy ||alpha * (x - blur(x))||^2 is within 20% of the area's, and
+where the foreground is known, the share of it that lies there is within 10 percentage points of the area's.
+An area without such a place has no control.
+"""
 
 import numpy as np
+import scipy.ndimage
+from numpy.lib.stride_tricks import sliding_window_view
 
 ENERGY_TOLERANCE = 0.2
+COVERAGE_TOLERANCE = 0.1
 
 
-class ControlPatches(NamedTuple):
-    """The control patch of each of M pairs.
-
-    Attributes:
-      cells: int [M, 2], the cell (y, x) it lies around.
-      matched: bool [M], there is one at all.
-      energy_matched: bool [M], its blur energy is within 20%.
-      on_foreground: bool [M], it lies on the foreground; False where that is not known.
-    """
-
-    cells: np.ndarray
-    matched: np.ndarray
-    energy_matched: np.ndarray
-    on_foreground: np.ndarray
+def feathered(area: np.ndarray, half_px: int) -> np.ndarray:
+    """alpha of an area: float64 [S, T] in 0..1, of the same sum, from bool [S, T]."""
+    alpha, ones = area.astype(np.float64), np.ones(2 * half_px + 1)
+    for axis in (0, 1):  # sums of ones, so that what the edge does not reach is exactly 0
+        alpha = scipy.ndimage.correlate1d(alpha, ones, axis, mode="reflect")
+    return alpha / len(ones) ** 2
 
 
-def choose_patches(
-    energy: np.ndarray, peaks: np.ndarray, size_cells: int, foreground: np.ndarray | None
-) -> ControlPatches:
-    """The patch of nearest blur energy among those that do not overlap the peak's.
+def weigh(alpha: np.ndarray, loss: np.ndarray, foreground: np.ndarray | None) -> tuple[float, float]:
+    """(blur energy, share on the foreground or NaN) of alpha [S, T].
 
     Args:
-      energy: ||alpha * (x - blur(x))||^2 of the patch around each cell, [M, H, W].
-      peaks: int [M, 2].
-      size_cells: side of the patches.
-      foreground: bool [M, H, W]: which cells are on it; None if nobody knows.
+      loss: ||x - blur(x)||^2 over the colours of each pixel, [S, T].
+      foreground: bool [S, T]; None if nobody knows.
     """
-    m, height, width = energy.shape
-    y, x = peaks.T
-    apart_y = np.abs(np.arange(height)[None, :] - y[:, None]) >= size_cells  # [M, H]
-    apart_x = np.abs(np.arange(width)[None, :] - x[:, None]) >= size_cells
-    allowed = apart_y[:, :, None] | apart_x[:, None, :]
-    on_foreground = np.zeros(m, bool)
+    coverage = np.nan if foreground is None else float((alpha * foreground).sum() / alpha.sum())
+    return float((np.square(alpha) * loss).sum()), coverage
+
+
+def choose_shift(
+    area: np.ndarray, loss: np.ndarray, foreground: np.ndarray | None, *, half_px: int, step_px: int
+) -> tuple[int, int] | None:
+    """How far (down, right) the area's control lies: the nearest blur energy; None if no place will do.
+
+    Args:
+      area: bool [S, T].
+      loss, foreground: as for `weigh`.
+      half_px: of the soft edge, which stays inside the image.
+      step_px: places are tried in these steps.
+    """
+    alpha = feathered(area, half_px)
+    energy, coverage = weigh(alpha, loss, foreground)
+    (top, bottom), (left, right) = (np.flatnonzero(area.any(axis))[[0, -1]] for axis in (1, 0))
+    kernel = feathered(np.pad(area[top : bottom + 1, left : right + 1], half_px), half_px)
+    if any(k > n for k, n in zip(kernel.shape, area.shape, strict=True)):
+        return None
+
+    def sums(weights: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        windows = sliding_window_view(pixels, weights.shape)[::step_px, ::step_px]
+        return np.einsum("yxhw,hw->yx", windows, weights)
+
+    gap = np.abs(sums(np.square(kernel), loss) - energy)
+    fits = (gap <= ENERGY_TOLERANCE * energy) & (sums(kernel, alpha) == 0)
     if foreground is not None:
-        on = allowed & foreground
-        on_foreground = on.any((1, 2))
-        allowed = np.where(on_foreground[:, None, None], on, allowed)
-    of_peak = energy[np.arange(m), y, x].astype(np.float64)
-    gap = np.where(allowed, np.abs(energy - of_peak[:, None, None]), np.inf).reshape(m, -1)
-    best = gap.argmin(1)
-    matched = allowed.any((1, 2))
-    energy_matched = matched & (gap[np.arange(m), best] <= ENERGY_TOLERANCE * of_peak)
-    cells = np.stack(np.unravel_index(best, (height, width)), 1)
-    return ControlPatches(cells, matched, energy_matched, on_foreground)
+        covered = sums(kernel, foreground.astype(np.float64)) / kernel.sum()
+        fits &= np.abs(covered - coverage) <= COVERAGE_TOLERANCE
+    if not fits.any():
+        return None
+    y, x = np.unravel_index(np.where(fits, gap, np.inf).argmin(), gap.shape)
+    return int(y) * step_px + half_px - int(top), int(x) * step_px + half_px - int(left)

@@ -1,21 +1,21 @@
-"""What single features do, in input space: the image is blurred where the feature fires.
+"""What single features do, in input space: the image is blurred, and the feature with it.
 
-The patch of size_cells x size_cells cells around the feature's peak cell (cut off at the image's edge) is
-replaced by a Gaussian blur of the image, with a feathered edge: x' = x + alpha * (blur(x) - x). Images are
-blurred as the model sees them, normalised; the blur's weights sum to 1, also at the border, so it commutes
-with normalisation. alpha is 1 inside and falls linearly to 0 towards the patch's own border, so patches that
-do not overlap touch no common pixel.
+Where to blur is a question of its own, so several placements (`placements`) stand side by side, each with two
+areas: a patch of cells, and as many pixels as the thing's mask or box has. The area is replaced by a Gaussian
+blur of the image: x' = x + alpha * (blur(x) - x), alpha the area with a soft edge of a quarter of a cell, so
+that its sum is the area. Images are blurred as the model sees them, normalised; the blur's weights sum to 1,
+also at the border, so it commutes with normalisation.
 
-The control blurs another patch of the same size on the same image that does not overlap the first: the one
-whose blur energy ||alpha * (x - blur(x))||^2 is nearest (`energy_matched`: within 20%), on the foreground if
-it is known where that is and any such patch lies there. The energies of all patches come out of the clean
-pass as box sums. Beside the effects on the class stands the fall of the feature itself at its peak cell.
-Images are dealt over the devices.
+Whether the blur took the feature away is measured: the fall is 1 - (mean of the feature after the blur over
+the cells where it was active) / (its mean over them before), active: at least half its maximum on the image.
+Pairs with a fall of at least one half qualify; effects are those of qualified pairs. The control is the same
+shape elsewhere on the image, equal in area, blur energy and foreground (`controls`). Images are dealt over
+the devices.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,28 +24,31 @@ import numpy as np
 
 from jsae.ablation import dealt
 from jsae.ablation.effects import MEASURES, TARGETS, Named, changes, flips_of, make_effects
-from jsae.ablation.input_space import blur, controls
+from jsae.ablation.input_space import blur, layout
+from jsae.ablation.input_space.layout import CELL, KINDS
+from jsae.ablation.input_space.marks import Marks
+from jsae.ablation.input_space.placements import Placement, active_cells
 from jsae.classifier.forward import as_argument
-from jsae.data import augment
 from jsae.runtime import mesh as meshes
 from jsae.runtime.batches import map_rows
+from jsae.runtime.context import RunContext
 
-KINDS = ("effect", "patch")  # the patch under the peak, then its control
+MIN_FALL = 0.5  # of a pair that qualifies
 
 
 @dataclasses.dataclass(frozen=True)
 class InputEffects:
-    """Effects of M (feature, image) pairs, on the host.
+    """Effects of M (feature, image) pairs, on the host; NaN where there is no such number.
 
     Attributes:
       features, images: int32 [M].
-      deltas: float32 [M, kind, target, measure], blurred minus clean; NaN where there is no such number.
-      flips: bool [M, kind], the prediction changed.
-      falls: [M, kind], relative fall of the feature at its peak cell; NaN where it is not above 0 on the
-        clean image.
-      energy_matched: bool [M], the control's blur energy is within 20%.
-      matched: bool [M], there is a control patch at all.
-      on_foreground: bool [M], the control lies on the foreground; False where that is not known.
+      deltas: float32 [M, placement, area, kind, target, measure], blurred minus clean.
+      flips: bool [M, placement, area, kind], the prediction changed; False where deltas are NaN.
+      falls: [M, placement, area, kind], of the feature over its active cells.
+      area_shares: [M, placement, area, kind], pixels of the area (the sum of alpha) over those of the image.
+      energies: [M, placement, area, kind], ||alpha * (x - blur(x))||^2.
+      coverages: [M, placement, area, kind], share of the area on the foreground.
+      n_passes: images that went through the network, clean and blurred.
     """
 
     features: np.ndarray
@@ -53,9 +56,10 @@ class InputEffects:
     deltas: Named
     flips: Named
     falls: Named
-    energy_matched: np.ndarray
-    matched: np.ndarray
-    on_foreground: np.ndarray
+    area_shares: Named
+    energies: Named
+    coverages: Named
+    n_passes: int
 
 
 def effects_of_blurring(
@@ -65,119 +69,144 @@ def effects_of_blurring(
     *,
     features: np.ndarray,
     images: np.ndarray,
-    peaks: np.ndarray,
     labels: np.ndarray,
     top_classes: np.ndarray,
-    grid: tuple[int, int],
     stride_px: int,
     sigma_px: float,
     size_cells: int,
-    on_foreground: Callable[[np.ndarray], np.ndarray] | None = None,
+    placements: Mapping[str, Placement],
+    marks: Marks | None = None,
     **settings: Any,
 ) -> InputEffects:
-    """Effects of blurring under the feature's peak, and of the control patch, for M pairs.
+    """Effects of blurring at each placement, and of its control, for M pairs.
 
     Args:
       forward: images float32 [B, S, T, 3] normalised -> (logits [B, L], acts [B, H, W, C]).
       dictionary: the SAE of the site.
       read_images: image numbers [n] -> [n, S, T, 3], uint8 or normalised floats.
       features, images: int [M], the pairs.
-      peaks: int [M, 2], the cell (y, x) to blur.
       labels, top_classes: int [M], targets of each pair; -1 where there is none.
-      grid: (H, W); stride_px: pixels per cell.
-      sigma_px, size_cells: the blur and the patch.
-      on_foreground: image numbers [n] -> bool [n, H, W], or None if it is not known.
+      stride_px: pixels per cell.
+      sigma_px, size_cells: the blur, and the side of the patch of cells.
+      placements: by name (`placements.of_marks`).
+      marks: where the things lie; None if that is not known.
       settings: of `map_rows`: batch_size, mesh, context, label.
 
-    Raises ValueError for a negative sigma or a size below 1.
+    Raises ValueError for a negative sigma.
     """
+    axes = {"placement": tuple(placements), "area": (CELL,) if marks is None else (CELL, marks.name)}
     if not len(images):
-        return _no_effects()
+        return _no_effects(axes)
     names, column = np.unique(np.asarray(features, np.int32), return_inverse=True)
     unique, row = np.unique(images, return_inverse=True)
     sides = read_images(unique[:1]).shape[1:3]
-    profiles = [blur.patch_profiles(n, px, stride_px, size_cells) for n, px in zip(grid, sides, strict=True)]
-    fixed = (as_argument(forward), dictionary, names, *(blur.blur_matrix(px, sigma_px) for px in sides))
-    shown = (*fixed, *profiles)
+    matrices = [blur.blur_matrix(px, sigma_px) for px in sides]
+    edges = [blur.feather_matrix(px, blur.half_feather_px(stride_px)) for px in sides]
+    fixed = (as_argument(forward), dictionary)
+    shown, soft = (*fixed, names), (*fixed, *matrices, *edges)
     if settings.get("mesh") is not None:
-        fixed, shown = meshes.replicate(settings["mesh"], (fixed, shown))
+        shown, soft = meshes.replicate(settings["mesh"], (shown, soft))
     read_clean = lambda rows: {"images": read_images(unique[rows])}  # noqa: E731
     clean = map_rows(functools.partial(_clean, *shown), read_clean, len(unique), **settings)
-    known = None if on_foreground is None else on_foreground(unique)[row]
-    chosen = controls.choose_patches(clean["energy"][row], peaks, size_cells, known)
-    cells, m = np.concatenate([peaks, chosen.cells]), len(images)  # KINDS one after the other
+    maps = clean["maps"][row, :, :, column]  # [M, H, W]
+    laid = layout.lay_out(
+        read_images,
+        features,
+        images,
+        maps,
+        placements=placements,
+        marks=marks,
+        stride_px=stride_px,
+        size_cells=size_cells,
+        blurs=(matrices[0], matrices[1]),
+        context=settings.get("context") or RunContext(),
+    )
+    area_of, active = np.r_[np.arange(len(laid.pair)), np.flatnonzero(laid.matched)], active_cells(maps)
 
     def read(rows):
-        pair = rows % m
-        alphas = (profile[cells[rows, axis]] for axis, profile in enumerate(profiles))
-        of_pair = {"y": peaks[pair, 0], "x": peaks[pair, 1], "column": column[pair]}
-        return dict(zip(("alpha_rows", "alpha_columns"), alphas, strict=True)) | {
+        pair = laid.pair[area_of[rows]]
+        return {
+            "area": laid.pixels(area_of[rows], rows >= len(laid.pair)),
             "images": read_images(images[pair]),
-            **{name: value.astype(np.int32) for name, value in of_pair.items()},
+            "feature": features[pair].astype(np.int32),
+            "active": active[pair].astype(np.float32),
         }
 
-    blurred = map_rows(functools.partial(_blurred, *fixed), read, len(KINDS) * m, **settings)
-    blurred = {name: value.reshape(len(KINDS), m, *value.shape[1:]) for name, value in blurred.items()}
-    before = clean["maps"][row, peaks[:, 0], peaks[:, 1], column].astype(np.float64)
-    fired, after = before > 0, blurred["value"].T.astype(np.float64)
-    falls = Named(np.full((m, len(KINDS)), np.nan), {"kind": KINDS})
-    falls.values[fired] = (1 - after[fired] / before[fired, None]).astype(np.float32)
-    changed = _changes(clean["logits"][row], blurred["logits"], labels, np.maximum(top_classes, 0))
-    deltas, flips = make_effects(*changed, kind=KINDS)
-    for target, classes in (("label", labels), ("top_class", top_classes)):
-        deltas.forget(np.asarray(classes) < 0, target=target)
-    for unknown in (deltas, flips, falls):
-        unknown.forget(~chosen.matched, kind="patch")
+    blurred = map_rows(functools.partial(_blurred, *soft), read, len(area_of), **settings)
+    if blurred is None:  # no feature fires on its images, as the network sees them today
+        blurred = {"logits": clean["logits"][:1], "value": np.zeros(1, np.float32)}
+    return _effects(features, images, (labels, top_classes), axes, clean["logits"][row], maps, laid, blurred)
+
+
+def _effects(features, images, classes, axes, clean, maps, laid, blurred) -> InputEffects:
+    """The numbers of each pair from those of the areas (`blurred`: all areas, then the controls)."""
+    labels, top_classes = classes
+    control = np.full(len(laid.pair), -1)
+    control[laid.matched] = len(laid.pair) + np.arange(laid.matched.sum())
+    there = laid.index >= 0  # [M, placement, area]
+    place = np.stack([laid.index, np.where(there, np.append(control, -1)[laid.index], -1)], -1)  # ..., kind
+    known, kinds = place >= 0, axes | {"kind": KINDS}
+    changed = _changes(
+        clean, np.moveaxis(blurred["logits"][place], 0, -2), labels, np.maximum(top_classes, 0)
+    )
+    deltas, flips = make_effects(*changed, **kinds)
+    for target, of_pair in (("label", labels), ("top_class", top_classes)):
+        deltas.forget(np.asarray(of_pair) < 0, target=target)
+    deltas.values[~known], flips.values[~known] = np.nan, False
+    active = active_cells(maps)
+    before = (maps * active).sum((1, 2), dtype=np.float64) / np.maximum(active.sum((1, 2)), 1)
+    before = np.where(before > 0, before, np.nan)[:, None, None, None]
+    falls = np.where(known, 1 - blurred["value"][place].astype(np.float64) / before, np.nan)
+
+    def of_areas(values: np.ndarray) -> Named:
+        padded = np.vstack([values, np.full((1, len(KINDS)), np.nan)])
+        return Named(padded[laid.index], kinds)
+
     return InputEffects(
-        features=np.asarray(features),
-        images=np.asarray(images),
+        features=np.asarray(features, np.int32),
+        images=np.asarray(images, np.int32),
         deltas=deltas,
         flips=flips,
-        falls=falls,
-        energy_matched=chosen.energy_matched,
-        matched=chosen.matched,
-        on_foreground=chosen.on_foreground,
+        falls=Named(falls, kinds),
+        area_shares=of_areas(laid.area_px / np.prod(laid.sides)),
+        energies=of_areas(laid.energy),
+        coverages=of_areas(laid.coverage),
+        n_passes=len(np.unique(images)) + len(blurred["value"]),
     )
 
 
-def _pass(forward, dictionary, names, blur_rows, blur_columns, images, alpha=None):
-    """One forward pass of images [B, S, T, 3] blurred where alpha [B, S, T] says.
-
-    Returns (logits [B, L], maps [B, H, W, K] of the features `names`, what the blur changes [B, S, T, 3]).
-    """
-    images = augment.normalise(images) if images.dtype == jnp.uint8 else images
+def _look(forward, images) -> tuple:
+    """(logits [B, L], acts [B, H, W, C]) of normalised images, with float32 products."""
     with jax.default_matmul_precision("float32"):
-        change = jnp.einsum("sp,tq,bpqc->bstc", blur_rows, blur_columns, images) - images
-        logits, acts = forward(images if alpha is None else images + alpha[..., None] * change)
-        return logits, dealt.feature_maps(dictionary, dictionary.encode(acts), names), change
+        return forward(images)
 
 
 @jax.jit
-def _clean(forward, dictionary, names, blur_rows, blur_columns, profile_rows, profile_columns, batch) -> dict:
-    """Logits [B, L], maps [B, H, W, K] and the blur energy of the patch around every cell [B, H, W]."""
-    logits, maps, change = _pass(forward, dictionary, names, blur_rows, blur_columns, batch["images"])
-    loss, squares = jnp.square(change).sum(-1), [jnp.square(p) for p in (profile_rows, profile_columns)]
-    energy = jnp.einsum("ys,xt,bst->byx", *squares, loss, precision="float32")
-    return {"logits": logits, "maps": maps, "energy": energy}
+def _clean(forward, dictionary, names, batch) -> dict:
+    """Logits [B, L] and maps [B, H, W, K] of the features `names` [K]."""
+    logits, acts = _look(forward, blur.normalised(batch["images"]))
+    return {"logits": logits, "maps": dealt.feature_maps(dictionary, dictionary.encode(acts), names)}
 
 
 @jax.jit
-def _blurred(forward, dictionary, names, blur_rows, blur_columns, batch) -> dict:
-    """Logits [B, L], and the value [B] of each pair's feature at its peak, with the pair's patch blurred."""
-    alpha = batch["alpha_rows"][:, :, None] * batch["alpha_columns"][:, None, :]
-    logits, maps, _ = _pass(forward, dictionary, names, blur_rows, blur_columns, batch["images"], alpha)
-    flat = maps.reshape(len(maps), -1)  # [B, H * W * K]
-    at = (batch["y"] * maps.shape[2] + batch["x"]) * maps.shape[3] + batch["column"]
-    return {"logits": logits, "value": jnp.take_along_axis(flat, at[:, None], axis=1)[:, 0]}
+def _blurred(forward, dictionary, blur_rows, blur_columns, edge_rows, edge_columns, batch) -> dict:
+    """Logits [B, L] with each row's area [B, S, T] blurred, and its feature's mean [B] over active cells."""
+    images, area = blur.normalised(batch["images"]), batch["area"].astype(jnp.float32)[..., None]
+    alpha = blur.blurred(area, edge_rows, edge_columns)
+    change = blur.blurred(images, blur_rows, blur_columns) - images
+    logits, acts = _look(forward, images + alpha * change)
+    maps = dealt.map_per_image(dictionary, dictionary.encode(acts), batch["feature"])  # [B, H, W]
+    cells = batch["active"]
+    return {"logits": logits, "value": (maps * cells).sum((1, 2)) / cells.sum((1, 2))}
 
 
 @jax.jit
 def _changes(clean, blurred, labels, tops):
-    """Deltas [M, kind, target, measure] and flips [M, kind] of logits clean [M, L], blurred [kind, M, L]."""
+    """Deltas [M, ..., target, measure] and flips [M, ...] of logits clean [M, L], blurred [..., M, L]."""
     prediction = jnp.argmax(clean, -1)
     targets = jnp.stack([labels, prediction.astype(labels.dtype), tops.astype(labels.dtype)])
     deltas = jnp.moveaxis(changes(clean, blurred, targets), -1, 0)
-    return deltas, flips_of(prediction, blurred).T
+    return deltas, jnp.moveaxis(flips_of(prediction, blurred), -1, 0)
 
 
 def choose_images(features: np.ndarray, images: np.ndarray, max_images: int, seed: int) -> np.ndarray:
@@ -200,8 +229,10 @@ def choose_images(features: np.ndarray, images: np.ndarray, max_images: int, see
     return np.concatenate(kept) if kept else np.zeros(0, np.int64)
 
 
-def _no_effects() -> InputEffects:
-    none, pairs = np.zeros(0, bool), np.zeros(0, np.int32)
-    shape = (0, len(KINDS), len(TARGETS), len(MEASURES))
-    deltas, flips = make_effects(np.zeros(shape, np.float32), np.zeros(shape[:2], bool), kind=KINDS)
-    return InputEffects(pairs, pairs, deltas, flips, Named(np.zeros(shape[:2]), {"kind": KINDS}), *[none] * 3)
+def _no_effects(axes: dict[str, tuple[str, ...]]) -> InputEffects:
+    pairs, kinds = np.zeros(0, np.int32), axes | {"kind": KINDS}
+    shape = (0, *map(len, kinds.values()))
+    sizes = (*shape, len(TARGETS), len(MEASURES))
+    deltas, flips = make_effects(np.zeros(sizes, np.float32), np.zeros(shape, bool), **kinds)
+    nothing = Named(np.zeros(shape), kinds)
+    return InputEffects(pairs, pairs, deltas, flips, nothing, nothing, nothing, nothing, 0)

@@ -68,7 +68,7 @@ def feature_data(results: Results, feature: int, image_page: dict[int, str]) -> 
             for scope, text in SCOPES.items()
             if (groups := by_target(results.rows("feature_space", feature, scope=scope)))
         },
-        "blurred": by_target(results.rows("input_space", feature)),
+        "blurred": results.rows("input_space", feature, target="top_class", measure="margin"),
         "all_features": next(iter(results.rows("all_features", feature)), None),
         "targets": TARGETS,
         "measures": MEASURES[:-1],  # of the table of all features, which is on every page
@@ -122,7 +122,7 @@ def nearest(results: Results, feature: int) -> list[tuple[str, str, list[dict]]]
 
 
 def by_target(rows: list[dict]) -> dict[str, list[dict]]:
-    """The target in words -> its rows of feature_space.parquet or input_space.parquet, by measure."""
+    """The target in words -> its rows of feature_space.parquet, by measure."""
     groups = {
         text: sorted(
             (row for row in rows if row["target"] == target), key=lambda row: MEASURES.index(row["measure"])
@@ -155,21 +155,17 @@ def by_class(results: Results, feature: int) -> dict | None:
 
 
 def two_spaces(results: Results, feature: int) -> dict | None:
-    """The top class's margin, feature removed at its peak beside patch blurred, each with its control."""
-    rows = []
-    for table, equal, control, n, name in (
-        (
-            "feature_space",
-            {"scope": "peak"},
-            "control_direction_mean_delta",
-            "n_active",
-            "feature removed at its peak",
-        ),
-        ("input_space", {}, "control_mean_delta", "n_images", "patch under its peak blurred"),
-    ):
-        row = results.main_effect(feature, table, **equal)
-        if row and is_known(row["mean_delta"]):
-            rows.append(row | {"name": name, "control": row[control], "n": row[n]})
+    """The top class's margin: feature removed at its peak, then each placement whose blur has an effect."""
+    removed = results.main_effect(feature, scope="peak")
+    names = {"name": "feature removed at its peak"}
+    rows = [] if removed is None else [names | removed | {"control": removed["control_direction_mean_delta"]}]
+    for row in results.rows("input_space", feature, target="top_class", measure="margin"):
+        names = {
+            "name": f"blurred: {row['placement']}, area of the {row['area']}",
+            "n_active": row["n_qualified"],
+        }
+        rows.append(row | names | {"control": row["control_mean_delta"]})
+    rows = [row for row in rows if is_known(row["mean_delta"])]
     if not rows:
         return None
     return {"rows": rows, "axis": strips.forest(rows, "mean_delta", "control")}

@@ -6,6 +6,7 @@ no number is rounded or compared twice; only purity16, which can be filtered by 
 
 import json
 
+from jsae.ablation.input_space.table import OWN
 from jsae.analysis.features import MAX_Q
 from jsae.report.formatting import is_known, number, shown_p
 from jsae.report.results import Results
@@ -29,7 +30,7 @@ COLUMNS = (  # head, table ("features": of `Results.features`), column; those th
 )
 _ROWS = {  # table -> the rows shown: the margin of the top class, removed at every position or blurred
     "feature_space": {"scope": "map", "target": "top_class", "measure": "margin"},
-    "input_space": {"target": "top_class", "measure": "margin"},
+    "input_space": {**OWN, "target": "top_class", "measure": "margin"},
     "all_features": {},
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jinja2
 
 from jsae import metrics
-from jsae.ablation.input_space import controls
+from jsae.ablation.input_space import controls, patches
 from jsae.analysis import features
 from jsae.report import formatting
 
@@ -36,6 +36,8 @@ def _environment() -> jinja2.Environment:
         "min_auroc": features.MIN_AUROC,
         "n_purity": metrics.N_PURITY,
         "energy_tolerance": controls.ENERGY_TOLERANCE,
+        "coverage_tolerance": controls.COVERAGE_TOLERANCE,
+        "min_fall": patches.MIN_FALL,
     }
     return environment
 

@@ -37,7 +37,7 @@ _SPLICED = (
 _MEANS = (
     ("mean_delta_logit", "logit of the label"),
     ("mean_delta_margin", "margin of the label"),
-    ("control_mean_delta_margin", "control: margin, direction of equal norm or matched patch"),
+    ("control_mean_delta_margin", "control: margin, direction of equal norm"),
     ("control_feature_mean_delta_margin", "control: margin, matched feature"),
     ("mean_delta_confidence", "confidence in the label"),
     ("mean_effect_minus_control_margin", "margin of the top class, effect − control, class-selective only"),
@@ -132,16 +132,31 @@ def effects_section(results: Results) -> tuple[dict, dict]:
     rows = results.all_rows("cumulative")
     most = max((row["m"] for row in rows), default=0)
     ends = [row | {"text": _ORDERS[row["order"]]} for row in rows if row["m"] in (0, most // 2, most)]
-    spaces = [results.summary["ablation"][space] for space in ("feature_space", "input_space")]
+    space = results.summary["ablation"]["feature_space"]
+    blurred = results.finished("ablation").get("input_space") or {}
     finished = results.finished("ablation").get("all_features") or {}
     return {
-        "means": [(text, [(space[key], space[f"{key}_ci95"]) for space in spaces]) for key, text in _MEANS],
+        "means": [(text, [(space[key], space[f"{key}_ci95"])]) for key, text in _MEANS],
+        "blurred": blurred,
+        "placements": [
+            {"placement": placement, "area": area} | numbers | _ends(numbers)
+            for placement, areas in (blurred.get("placements") or {}).items()
+            for area, numbers in areas.items()
+        ],
         "forest": _forest(results),
         "cumulative_rows": [row for i, row in enumerate(ends) if row["m"] or i == 0],
         "attribution": finished.get("attribution") or {},
         "parts": any_table(results.tables.get("parts"), hidden=_HIDDEN),
         "baselines": any_table(results.tables.get("baselines")),
     }, _cumulative(rows)
+
+
+def _ends(numbers: dict) -> dict:
+    """NAME_low and NAME_high of every NAME_ci95."""
+    stems = [name.removesuffix("_ci95") for name in numbers if name.endswith("_ci95")]
+    return {
+        f"{s}_{end}": (numbers[f"{s}_ci95"] or (None, None))[i] for s in stems for i, end in enumerate(ENDS)
+    }
 
 
 def _forest(results: Results) -> dict | None:
