@@ -386,6 +386,10 @@ class Study:
         """Add `amount` (raw units) to features at every position."""
         return edits.steer(self.sae, features, amount, mode=mode)
 
+    def set_to(self, features: ArrayLike, values: ArrayLike, *, mode: str = "delta") -> edits.FeatureEdit:
+        """Set features to another run's values, [B, H, W, F] or [B, H, W, n] (raw units); see jsae.edits."""
+        return edits.set_to(self.sae, features, values, mode=mode)
+
     def show(self, feature: int, n_patches: int = 12) -> "FeatureCard":
         """A card of one feature, which a notebook displays: numbers, top patches with maps, effect.
 
