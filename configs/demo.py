@@ -120,6 +120,7 @@ def get_config(form: str = "full") -> ConfigDict:
         n_bootstrap=1000,
         n_joint=32,  # features removed together, at most
         n_all_features_images=128,  # where all features take forward passes, not the closed form
+        mediation=dict(n_images=256),  # of train, to choose features; of test, to score them
     )
     config.report = dict(
         n_features=1000,  # features with a page of their own; the table has all

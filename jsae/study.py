@@ -76,6 +76,7 @@ TABLES = {
         "ablation",
         "it exists at a classifier's last site only; feature_space has the features chosen",
     ),
+    "mediation": Listed("jsae.ablation.mediation.table", "ablation", _BARE),
     "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
 }

@@ -53,6 +53,7 @@ from jsae.metrics.logits import (
     mean_per_class_accuracy,
     measures,
 )
+from jsae.metrics.mediation import error_path, mediated_share, total_effect_is_clear
 from jsae.metrics.reconstruction import (
     Moments,
     SaeSums,
@@ -96,6 +97,7 @@ __all__ = [
     "confusion",
     "covariance",
     "cross_entropy",
+    "error_path",
     "faithfulness",
     "gamma",
     "isolated",
@@ -108,6 +110,7 @@ __all__ = [
     "mean_max_cosine",
     "mean_per_class_accuracy",
     "measures",
+    "mediated_share",
     "moments",
     "monosemanticity",
     "pca_fvu",
@@ -124,6 +127,7 @@ __all__ = [
     "stability",
     "standard_error",
     "t_interval",
+    "total_effect_is_clear",
     "tracking",
     "twin_gate",
     "wilson",
