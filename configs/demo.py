@@ -126,6 +126,7 @@ def get_config(form: str = "full") -> ConfigDict:
             n_test=256,  # that they are scored on
             n_candidates=64,  # features of a pair that are tried one by one where no closed form is
         ),
+        mediation=dict(n_images=256),  # of train, to choose features; of test, to score them
     )
     config.report = dict(
         n_features=1000,  # features with a page of their own; the table has all

@@ -18,9 +18,10 @@ ablations at once, sharing the network before the site.
     logits, _ = classifier(images, edits={site: edit})
     one_each = jax.vmap(lambda m: classifier(images, edits={site: keep(sae, m)})[0])(masks)   # [M, B, L]
 
-`at` restricts an edit to positions or images. Several edits of one SAE at one site are joined by `compose`:
-features are encoded once and mapped through all of them in order. Chaining the calls instead, b(a(x)),
-encodes again what a has changed.
+`set_to` gives features the values that they have in another run of the same images, so that only what they
+carry of the difference between the two runs arrives. `at` restricts an edit to positions or images. Several
+edits of one SAE at one site are joined by `compose`: features are encoded once and mapped through all of them
+in order. Chaining the calls instead, b(a(x)), encodes again what a has changed.
 """
 
 import dataclasses
@@ -72,6 +73,18 @@ def _check_channels(acts: jax.Array, sae) -> None:
         )
 
 
+def _check_positions(feats: jax.Array, values: jax.Array) -> None:
+    try:
+        fits = np.broadcast_shapes(values.shape, feats.shape) == feats.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the features that arrive are {list(feats.shape)}, this edit is of {list(values.shape)}: "
+            "values or masks of single positions belong to the same images and the same grid"
+        )
+
+
 @pytree
 class FeatureEdit:
     """f -> keep * f + shift for the features of one SAE; made by the functions below.
@@ -89,10 +102,15 @@ class FeatureEdit:
     mode: str = dataclasses.field(default="delta", metadata={"static": True})
 
     def __call__(self, acts: jax.Array) -> jax.Array:
-        """Edited activations, of the shape and dtype of acts [..., C]. Raises ValueError on another C."""
+        """Edited activations, of the shape and dtype of acts [..., C].
+
+        Raises ValueError on another C, and on images or a grid that keep or shift do not broadcast to.
+        """
         _check_channels(acts, self.sae)
         feats = self.sae.encode(acts)  # [..., F]
         keep, shift = _align(self.keep, feats.ndim), _align(self.shift, feats.ndim)
+        _check_positions(feats, keep)
+        _check_positions(feats, shift)
         if self.mode == "replace":
             return self.sae.decode(keep * feats + shift).astype(acts.dtype)
         change = (1 - keep) * feats - shift  # [..., F]
@@ -179,9 +197,14 @@ def _of_each(value, numbers: jax.Array, name: str) -> jax.Array:
         raise ValueError(
             f"{name} is a number, or one for each of the {n} features, got shape {list(array.shape)}"
         )
-    if array.shape == (n,) and not isinstance(numbers, jax.core.Tracer) and len(np.unique(numbers)) < n:
-        raise ValueError(f"a feature is named twice, and {name} has a number for each: {np.asarray(numbers)}")
+    if array.shape == (n,):
+        _check_named_once(numbers, name)
     return array
+
+
+def _check_named_once(numbers: jax.Array, name: str) -> None:
+    if not isinstance(numbers, jax.core.Tracer) and len(np.unique(numbers)) < len(numbers):
+        raise ValueError(f"a feature is named twice, and {name} has a number for each: {np.asarray(numbers)}")
 
 
 def _make(sae, keep, shift, mode) -> FeatureEdit:
@@ -248,6 +271,44 @@ def steer(sae: Any, features: ArrayLike, amount: ArrayLike, *, mode: str = "delt
     return _make(sae, ones, (0 * ones).at[numbers].set(_of_each(amount, numbers, "amount")), mode)
 
 
+def set_to(sae: Any, features: ArrayLike, values: ArrayLike, *, mode: str = "delta") -> FeatureEdit:
+    """Set the named features, position by position, to the values that they have in another run.
+
+        changed = sae.encode(classifier(changed_images)[1][site])       # [B, H, W, F]
+        logits, _ = classifier(images, edits={site: set_to(sae, [12, 407], changed)})
+
+    is what the change of the images does by way of these two features; the other way round it is how much
+    of its effect they are needed for. In mode "delta" x' = x + sum over them of (value - f) * w_dec, so where
+    a value equals f, to the last bit, x stays as it is; f is encoded from the activations that arrive, and
+    programs compiled apart may round differently. With all features in mode "replace", x' = decode(values).
+
+    Args:
+      sae: the SAE.
+      features: n feature numbers.
+      values: raw units; all features of the other run [B, H, W, F], of which the named ones are taken, or
+        [B, H, W, n] in the order named; or anything that broadcasts to the latter (a number is `clamp`).
+      mode: "delta" or "replace".
+
+    Raises TypeError for features that are no whole numbers or values that are no numbers, ValueError for a
+    feature that the SAE does not have, another last axis, more than 4 axes, or an unknown mode; the edit
+    raises ValueError when it meets other images or another grid than those of the values.
+    """
+    ones, numbers, values = _ones(sae), check_features(sae, features), _floats(values, "values")
+    n, n_features = len(numbers), len(ones)
+    last = values.shape[-1] if values.ndim else 1
+    if values.ndim > 4 or last not in (1, n, n_features):
+        raise ValueError(
+            f"values are [B, H, W, {n_features}], all features of another run, or one for each of the {n} "
+            f"named, [B, H, W, {n}], or broadcastable to that; got {list(values.shape)}"
+        )
+    if last == n_features:
+        values = values[..., numbers]
+    elif last == n:
+        _check_named_once(numbers, "values")
+    shift = jnp.zeros((*values.shape[:-1], n_features), jnp.float32).at[..., numbers].set(values)
+    return _make(sae, ones.at[numbers].set(0.0), shift, mode)
+
+
 def at(edit: FeatureEdit, where: ArrayLike) -> FeatureEdit:
     """The edit at chosen positions or images only; elsewhere features stay as they are.
 
@@ -260,8 +321,8 @@ def at(edit: FeatureEdit, where: ArrayLike) -> FeatureEdit:
     where = jnp.asarray(where, jnp.float32)
     if where.ndim not in (2, 3):
         raise ValueError(f"positions are [H, W] or [B, H, W], got {list(where.shape)}")
-    where = where[..., None]  # [..., H, W, 1]
-    keep, shift = _align(edit.keep, where.ndim), _align(edit.shift, where.ndim)
+    ndim = max(where.ndim + 1, edit.keep.ndim, edit.shift.ndim)
+    where, keep, shift = (_align(each, ndim) for each in (where[..., None], edit.keep, edit.shift))
     return dataclasses.replace(edit, keep=1 - where * (1 - keep), shift=where * shift)
 
 

@@ -79,6 +79,7 @@ TABLES = {
     ),
     "counterfactual": Listed("jsae.ablation.counterfactual.table", "ablation", _UNDRAWN),
     "counterfactual_response": Listed("jsae.ablation.counterfactual.response", "ablation", _UNDRAWN),
+    "mediation": Listed("jsae.ablation.mediation.table", "ablation", _BARE),
     "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
 }
@@ -390,6 +391,10 @@ class Study:
     def steer(self, features: ArrayLike, amount: ArrayLike, *, mode: str = "delta") -> edits.FeatureEdit:
         """Add `amount` (raw units) to features at every position."""
         return edits.steer(self.sae, features, amount, mode=mode)
+
+    def set_to(self, features: ArrayLike, values: ArrayLike, *, mode: str = "delta") -> edits.FeatureEdit:
+        """Set features to another run's values, [B, H, W, F] or [B, H, W, n] (raw units); see jsae.edits."""
+        return edits.set_to(self.sae, features, values, mode=mode)
 
     def show(self, feature: int, n_patches: int = 12) -> "FeatureCard":
         """A card of one feature, which a notebook displays: numbers, top patches with maps, effect.

@@ -146,6 +146,76 @@ def test_edits_at_positions_compose(sae, acts):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())  # another product
 
 
+@pytest.fixture
+def other(acts):
+    """The same images in another run."""
+    return acts + jax.random.normal(jax.random.key(7), acts.shape)
+
+
+def test_set_to_moves_the_named_features_to_another_runs_values_and_nothing_else(sae, acts, other):
+    f, values, w = (np.asarray(each) for each in (sae.encode(acts), sae.encode(other), sae.w_dec))
+    named = [7, 2]
+    expected = np.asarray(acts) + (values - f)[..., named] @ w[named]
+    for given in (values, values[..., named]):
+        np.testing.assert_allclose(edits.set_to(sae, named, given)(acts), expected, atol=1e-5)
+    one = edits.set_to(sae, named, values[1:2, :1, :, :])(acts)  # broadcast over images and rows
+    expected = np.asarray(acts) + (values[1:2, :1] - f)[..., named] @ w[named]
+    np.testing.assert_allclose(one, expected, atol=1e-5)
+    clamped = edits.clamp(sae, named, 1.5)(acts)
+    for number in (1.5, np.full((1, 1, 1, 1), 1.5), np.full(2, 1.5)):
+        np.testing.assert_array_equal(edits.set_to(sae, named, number)(acts), clamped)
+    whole = edits.set_to(sae, range(F), values, mode="replace")(acts)
+    np.testing.assert_array_equal(bits(whole), bits(sae.decode(sae.encode(other))))
+
+
+def test_set_to_the_values_that_are_there_is_the_identity_bit_for_bit(sae, acts):
+    for identity in (
+        edits.set_to(sae, range(F), sae.encode(acts)),
+        edits.set_to(sae, [3, 1], sae.encode(acts)[..., [3, 1]]),
+        edits.set_to(sae, [], sae.encode(acts + 1)),
+        edits.set_to(sae, [], 2.0),
+    ):
+        np.testing.assert_array_equal(bits(identity(acts)), bits(acts))
+
+
+def test_set_to_composes_is_restricted_and_has_a_gradient(sae, acts, other):
+    values = sae.encode(other)
+    f, w, v = np.asarray(sae.encode(acts)), np.asarray(sae.w_dec), np.asarray(values)
+    both = edits.compose(edits.set_to(sae, [1, 4], values), edits.suppress(sae, [4, 5], keep=0.5))
+    changed = np.array(f)
+    changed[..., 1], changed[..., 4], changed[..., 5] = v[..., 1], v[..., 4] / 2, f[..., 5] / 2
+    np.testing.assert_allclose(both(acts), np.asarray(acts) + (changed - f) @ w, atol=1e-5)
+    where = np.indices(acts.shape[1:3]).sum(0) % 2
+    whole, part = edits.set_to(sae, [1, 4], values), edits.at(edits.set_to(sae, [1, 4], values), where)
+    np.testing.assert_array_equal(part(acts)[:, where == 0], acts[:, where == 0])
+    np.testing.assert_array_equal(part(acts)[:, where == 1], whole(acts)[:, where == 1])
+    weights = jax.random.normal(jax.random.key(4), acts.shape)
+    slopes = jax.jit(jax.grad(lambda v: jnp.sum(weights * edits.set_to(sae, [4], v)(acts))))(values[..., [4]])
+    expected = (np.asarray(weights) @ w[4])[..., None]  # also where a value is the clean one
+    np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-5)
+    numbered = jax.jit(lambda i: edits.set_to(sae, i, values)(acts))(jnp.int32(4))
+    np.testing.assert_allclose(numbered, edits.set_to(sae, [4], values)(acts), atol=1e-6)
+
+
+def test_set_to_says_which_values_it_takes(sae, acts):
+    f = sae.encode(acts)
+    with pytest.raises(ValueError, match=r"values are \[B, H, W, 12\], .* each of the 2 named.* got \[3\]"):
+        edits.set_to(sae, [1, 2], np.ones(3))
+    with pytest.raises(ValueError, match=r"got \[1, 3, 2, 4, 12\]"):
+        edits.set_to(sae, [1, 2], f[None])
+    with pytest.raises(ValueError, match="named twice, and values has a number for each"):
+        edits.set_to(sae, [1, 1], f[..., :2])
+    with pytest.raises(TypeError, match="values is a number or an array of numbers, got 'a'"):
+        edits.set_to(sae, [1], "a")
+    with pytest.raises(ValueError, match=r"no feature 12; features are 0 \.\. 11"):
+        edits.set_to(sae, [12], f)
+    with pytest.raises(ValueError, match="no mode 'zero'"):
+        edits.set_to(sae, [1], f, mode="zero")
+    for images in (acts[:2], acts[:1], acts[:, :1]):  # the second would broadcast to three images
+        with pytest.raises(ValueError, match=r"this edit is of \[3, 2, 4, 12\]: .* the same grid"):
+            edits.set_to(sae, [1], f)(images)
+
+
 def test_compose_refuses_what_cannot_be_one_edit(sae):
     other = dataclasses.replace(sae, w_dec=sae.w_dec + 1)
     with pytest.raises(ValueError, match="different SAEs"):
@@ -274,6 +344,7 @@ def test_what_numbers_no_features_is_refused(sae, features, words):
         edits.keep_only,
         lambda *a: edits.clamp(*a, 1.0),
         lambda *a: edits.steer(*a, 1.0),
+        lambda *a: edits.set_to(*a, 1.0),
     ):
         with pytest.raises(TypeError, match=words):
             make(sae, features)

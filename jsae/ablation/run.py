@@ -3,9 +3,10 @@
 Reads features.parquet, the stores of train (for the covariance) and test, the test images, the classifier and
 the SAE. Writes feature_space.parquet and input_space.parquet for the chosen features, and
 all_features.parquet and all_features_by_class.parquet for all of them; where only pooling and a linear head
-follow on the site, cumulative.parquet for many at once; of drawn data counterfactual.parquet and
-counterfactual_response.parquet, for which an SAE with a frozen decoder is trained. Hands the headline numbers
-to the manifest. The work is dealt over all devices; an interrupted stage goes on behind the last whole pass.
+follow on the site, cumulative.parquet for many at once; mediation.parquet with what sets of features carry of
+the effect of changed images; of drawn data counterfactual.parquet and counterfactual_response.parquet, for
+which an SAE with a frozen decoder is trained. Hands the headline numbers to the manifest. The work is dealt
+over all devices; an interrupted stage goes on behind the last whole pass.
 """
 
 import functools
@@ -26,6 +27,9 @@ from jsae.ablation.feature_space import table as feature_space_table
 from jsae.ablation.headline import headline
 from jsae.ablation.input_space import marks, patches, placements
 from jsae.ablation.input_space import table as input_space_table
+from jsae.ablation.mediation import changed as mediation_images
+from jsae.ablation.mediation import passes as mediation_passes
+from jsae.ablation.mediation import table as mediation_table
 from jsae.classifier import Head
 from jsae.classifier.forward import LogitsAndActs, LogitsFromActs
 from jsae.runtime import artifacts, passes, settings, stages
@@ -40,6 +44,7 @@ KEPT = (  # what the passes return
     totals.AllFeatureEffects,
     closed_form.EffectMoments,
     cumulative.Curves,
+    mediation_passes.Scores,
 )
 RANGES = {
     "n_features": settings.COUNT,
@@ -58,6 +63,7 @@ TWIN_RANGES = {
     "n_test": settings.at_least(2, "of which the standard error is made"),
     "n_candidates": settings.at_least(max(ground_truth.M), "the largest set of features"),
 }
+MEDIATION_RANGES = {"n_images": settings.at_least(2, "of train and of test; 256 is usual")}
 
 
 def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
@@ -82,7 +88,8 @@ def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
     inside = ablation.in_feature_space(found["pairs"], chosen)
     outside = ablation.in_input_space(found["pairs"], chosen)
     everything = found["all_features"] if ablation.head else ablation.by_forward_passes(chosen.top_classes)
-    results, written = tables_of(config, chosen, inside, outside, everything, ablation.context)
+    scores = ablation.mediation()
+    results, written = tables_of(config, chosen, inside, outside, everything, scores, ablation.context)
     truth_tables, truth = ablation.on_twins()
     written |= truth_tables
     for name, table in written.items():
@@ -96,6 +103,7 @@ def check_config(config: Any) -> None:
     settings.check("config", config, {"seed": settings.SEED})
     settings.check("config.ablation", c, RANGES)
     settings.check("config.ablation.counterfactual", c.get("counterfactual", {}), TWIN_RANGES)
+    settings.check("config.ablation.mediation", c.mediation, MEDIATION_RANGES)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     meshes.check_batch(mesh, c.batch_size, "config.ablation.batch_size")
     choice.check_given(c.features, config.sae.n_features)
@@ -195,6 +203,31 @@ class Ablation:
         )
         return effects
 
+    def mediation(self) -> mediation_passes.Scores | None:
+        """Images blurred, masked and drawn as twins; None for bare activations, or without labels."""
+        if "classifier" in stages.skipped(self.config):
+            return None
+        study, c, seed = self.study, self.config.ablation, self.config.seed
+        inputs = {
+            split: mediation_images.make_inputs(study.data[split], study.twins, c.mediation.n_images, seed)
+            for split in ("train", "test")
+        }
+        if any(len(images.numbers) < 2 for images in inputs.values()):
+            self.context.log.warning("ablation: no mediation, since the images have no labels")
+            return None
+        stride_px = study.params.model.stride_px(study.site)
+        return self.keep("mediation", mediation_passes.measure)(
+            LogitsAndActs(study.params, study.site),
+            self.logits_from_acts,
+            self.head,
+            study.sae,
+            **inputs,
+            change=mediation_images.make_change(inputs["train"], c.sigma_px, stride_px),
+            seed=seed,
+            mesh=study.mesh,
+            **self.batches,
+        )
+
     def by_forward_passes(self, top_classes: np.ndarray) -> totals.AllFeatureEffects:
         """All features on the first n_all_features_images images in an order drawn from the seed."""
         n = min(self.config.ablation.n_all_features_images, self.test.n_images)
@@ -244,6 +277,7 @@ def tables_of(
     inside: pairs.FeatureEffects,
     outside: patches.InputEffects | None,
     everything: totals.AllFeatureEffects,
+    scores: mediation_passes.Scores | None,
     context: RunContext,
 ) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     """(results, table name -> table) of what the passes found."""
@@ -264,6 +298,7 @@ def tables_of(
     results: dict[str, Any] = {
         "feature_space": headline(inside.features, inside.images, at_map, known, selective, *drawn),
         "input_space": None,
+        "mediation": None,
         "n_features_ablated": len(features),
         "n_pairs": {"feature_space": len(inside.features), "input_space": 0},
         "all_features": totals.headline(everything)
@@ -278,4 +313,9 @@ def tables_of(
         columns[cumulative.TABLE] = cumulative.columns(everything.curves, *drawn)
     counts = results["all_features"]
     context.log.info("ablation: all features, %d pairs, %d guarded", counts["n_pairs"], counts["n_guarded"])
-    return results, {table.name: table.make(values) for table, values in columns.items()}
+    written = {table.name: table.make(values) for table, values in columns.items()}
+    if scores is not None:
+        rows = mediation_table.rows(scores, *drawn)
+        written[mediation_table.TABLE.name] = mediation_table.TABLE.of_rows(rows)
+        results["mediation"] = mediation_table.results(rows)
+    return results, written

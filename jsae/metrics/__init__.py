@@ -56,6 +56,7 @@ from jsae.metrics.logits import (
     mean_per_class_accuracy,
     measures,
 )
+from jsae.metrics.mediation import error_path, mediated_share, total_effect_is_clear
 from jsae.metrics.reconstruction import (
     Moments,
     SaeSums,
@@ -101,6 +102,7 @@ __all__ = [
     "confusion",
     "covariance",
     "cross_entropy",
+    "error_path",
     "faithfulness",
     "gamma",
     "holm",
@@ -115,6 +117,7 @@ __all__ = [
     "mean_of_parts",
     "mean_per_class_accuracy",
     "measures",
+    "mediated_share",
     "moments",
     "monosemanticity",
     "pca_fvu",
@@ -132,6 +135,7 @@ __all__ = [
     "stability",
     "standard_error",
     "t_interval",
+    "total_effect_is_clear",
     "tracking",
     "twin_gate",
     "wilson",

@@ -37,6 +37,7 @@ def make_config(model_axis=1, **ablation):
         "n_bootstrap": 100,
         "n_joint": 5,
         "n_all_features_images": 12,
+        "mediation": {"n_images": 24},
     }
     return ml_collections.ConfigDict(
         {
@@ -88,7 +89,7 @@ def make_workdir(tmp_path, parts, monkeypatch):
     """A function config, changes of the table, the SAE -> a workdir whose upper stages are complete."""
     params, model, split, x, logits = parts
     monkeypatch.setattr("jsae.classifier.load", lambda folder: params)
-    monkeypatch.setattr(identity, "splits_of", lambda *_: {"test": split})
+    monkeypatch.setattr(identity, "splits_of", lambda *_: {"train": split, "test": split})
 
     def make(config, model=model, **columns):
         monkeypatch.setattr("jsae.sae.load", lambda folder, mesh: over_mesh(model, mesh))
@@ -153,6 +154,13 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
     assert numbers["n_features"] == 3 and results["n_pairs"]["input_space"] == 18
     assert numbers["fall_median"] is not None and 0 <= numbers["qualified_share"] <= 1
     assert set(numbers["placements"]) == {"peak", "active", "mask"}
+    assert results["mediation"]["m"] == [1, 4, 16]
+    for name in ("blurred", "masked"):
+        numbers = results["mediation"][name]
+        assert (numbers["area"], numbers["n_images"]) == ("mask", 24)
+        rows = [row for row in read(workdir, "mediation").to_pylist() if row["input"] == name]
+        assert [row["m"] for row in rows] == [1, 4, 16, F]
+        assert [row["mediated_share"] for row in rows[:3]] == numbers["mediated_share"]
     assert set(results["splice"]["clean"]) == {
         "accuracy",
         "mean_per_class_accuracy",
@@ -296,6 +304,7 @@ def test_bare_activations_with_a_head_have_all_but_the_input_space(make_workdir,
     results = stages.results(config, workdir, "ablation")
     json.dumps(results, allow_nan=False)
     assert results["input_space"] is None and results["n_pairs"]["input_space"] == 0
+    assert results["mediation"] is None and not (workdir / "ablation" / "mediation.parquet").exists()
     assert results["all_features"]["n_guarded"] == 0 and results["splice"]["ce_recovered"] is not None
     everything = read(workdir, "all_features").to_pylist()
     assert not (workdir / "ablation" / "input_space.parquet").exists()
