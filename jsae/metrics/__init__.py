@@ -15,10 +15,11 @@ from jsae import lazy_modules
 from jsae.metrics.class_selectivity import (
     N_PURITY,
     auroc,
+    auroc_by_class,
     label_entropy,
     monosemanticity,
+    monosemanticity_null,
     polysemanticity,
-    polysemanticity_by_parts,
     purity16,
     selectivity,
 )
@@ -53,6 +54,7 @@ from jsae.metrics.logits import (
     mean_per_class_accuracy,
     measures,
 )
+from jsae.metrics.probes import pattern
 from jsae.metrics.reconstruction import (
     Moments,
     SaeSums,
@@ -86,6 +88,7 @@ __all__ = [
     "accuracy",
     "add_sums",
     "auroc",
+    "auroc_by_class",
     "benjamini_hochberg",
     "calibration",
     "carried_share",
@@ -110,10 +113,11 @@ __all__ = [
     "measures",
     "moments",
     "monosemanticity",
+    "monosemanticity_null",
+    "pattern",
     "pca_fvu",
     "pointing",
     "polysemanticity",
-    "polysemanticity_by_parts",
     "purity16",
     "recovered",
     "recovery",

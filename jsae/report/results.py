@@ -29,7 +29,7 @@ _MORE = {  # table of the analysis -> the name of a column of `Results.features`
         "part_pointing": "pointing",
     },
     "receptive": {name: name for name in ("erf_share", "uniform_share")},
-    "monosemanticity": {name: name for name in ("monosemanticity", "monosemanticity_random")},
+    "monosemanticity": {name: name for name in ("monosemanticity", "monosemanticity_z")},
 }
 _N_DRAWS = 4000  # random sets of images for purity by chance
 

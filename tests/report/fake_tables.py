@@ -66,7 +66,7 @@ def features_table() -> pa.Table:
         alive, density = feature % 9 != 4, float(10 ** rng.uniform(-4, -0.3))
         eligible = alive and density > 1e-3
         means = rng.exponential(0.2, len(CLASSES)) + 2.0 * (np.arange(len(CLASSES)) == feature % len(CLASSES))
-        row = {"feature": feature, "alive": alive, "eligible": eligible, "n_parts": None}
+        row = {"feature": feature, "alive": alive, "eligible": eligible}
         row |= {"class_mean": (means * alive).tolist(), "class_max": (2 * means).tolist()}
         row |= {"class_selective": bool(eligible and rng.uniform() < 0.4)}
         if alive:
@@ -76,7 +76,7 @@ def features_table() -> pa.Table:
         else:
             row |= {"n_active_images": 0, "density": 0.0, "density_train": 0.0, "max": 0.0, "mean": 0.0}
         if alive and not eligible:
-            row |= dict.fromkeys(("auroc", "auroc_p", "auroc_q"))
+            row |= dict.fromkeys(("auroc", "auroc_train", "auroc_train_q"))
         rows.append(row | {"unknown": not alive})
     return fill("features", rows)
 

@@ -113,7 +113,8 @@ def test_numbers_of_a_feature_page_are_those_of_the_tables(report):
     row = fake_tables.features_table().to_pylist()[1]
     text = Parsed(report / "features" / "feature-1.html").text
     names = ("purity16", "selectivity", "selectivity_null", "selectivity_excess", "selectivity_z", "density")
-    names += ("label_entropy", "label_entropy_null", "auroc", "auroc_p", "auroc_q", "max", "mean_active")
+    names += ("label_entropy", "label_entropy_null", "auroc", "auroc_train", "auroc_train_q")
+    names += ("max", "mean_active")
     values = [row[name] for name in names]
     for effect in (r for r in feature_space if r["feature"] == 1):
         stems = ("mean_delta", "effect_minus_direction", "effect_minus_feature")

@@ -23,7 +23,6 @@ COLUMNS = (  # head, table ("features": of `Results.features`), column; those th
     ("q", "feature_space", "q_direction"),
     ("blurred − control", "input_space", "effect_minus_control"),
     ("poly\u00adsemanticity", "features", "polysemanticity"),
-    ("parts found", "features", "n_parts"),
     ("erf share", "features", "erf_share"),
     ("part auroc", "features", "part_auroc"),
 )
