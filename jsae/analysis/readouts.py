@@ -72,7 +72,7 @@ def patterns(rows: np.ndarray, train: Cells) -> np.ndarray:
     """The pattern of each filter [P, C] over the train cells that count for its part; NaN rows stay NaN."""
     found = np.full(rows.shape, np.nan)
     for part in np.flatnonzero(np.isfinite(rows).all(1)):
-        found[part] = metrics.pattern(rows[part], np.cov(train.of_part(part)[0].T, bias=True))
+        found[part] = metrics.pattern(rows[part], np.cov(train.of_part(int(part))[0].T, bias=True))
     return found
 
 
