@@ -27,7 +27,7 @@ def of_feature_space(
 ) -> dict[str, Any]:
     """The numbers of feature space; None where there is none.
 
-    n_class_selective, and mean and median over that many features of `own_class_margin` (the margin of the
+    n_own_class, and mean and median over that many features of `own_class_margin` (the margin of the
     top class, images of that class on which the feature fires) and `label_margin` (all images on which it
     fires): all eligible class-selective features, of those with at least 20 such images. Where all features
     took forward passes, on few images, these are the class-selective ones among the ablated.
@@ -76,7 +76,7 @@ def of_feature_space(
             name: np.where(n >= statistics.MIN_ACTIVE, mean, np.nan)[chosen.all_selective]
             for name, (n, mean) in of_each.items()
         }
-    numbers["n_class_selective"] = int(np.isfinite(found["own_class_margin"]).sum())
+    numbers["n_own_class"] = int(np.isfinite(found["own_class_margin"]).sum())
     for name, values in found.items():
         values = values[np.isfinite(values)]
         for statistic in (np.mean, np.median):

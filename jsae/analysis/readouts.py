@@ -24,7 +24,7 @@ from jsae.analysis.cells import PartCells
 from jsae.analysis.directions import Directions
 
 KINDS = ("mean_difference", "probe")
-_RIDGE = 1e-3  # of the mean squared activation
+RIDGE = 1e-3  # of the mean squared activation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def fit(train: Cells) -> dict[str, np.ndarray]:
             continue
         rows["mean_difference"][part] = acts[is_part].mean(0) - acts[~is_part].mean(0)
         centred = acts - acts.mean(0)[None, :]
-        ridge = sklearn.linear_model.Ridge(_RIDGE * np.square(centred).sum() / centred.shape[1])
+        ridge = sklearn.linear_model.Ridge(RIDGE * np.square(centred).sum() / centred.shape[1])
         rows["probe"][part] = ridge.fit(centred, is_part.astype(np.float64)).coef_
     return rows
 

@@ -88,11 +88,13 @@ class Results:
         return sorted(self.rows("top_patches", feature), key=lambda row: row["rank"])
 
     def main_effect(self, feature: int, table: str = "feature_space", **equal: str) -> dict | None:
-        """The row for the margin of the top class, None if the feature was not ablated.
+        """The row for the margin of a target, None if the feature was not ablated.
 
-        Of feature_space.parquet `scope="map"` or `scope="peak"` is needed, too.
+        Args:
+          feature, table: which.
+          equal: `target`, and of feature_space.parquet `scope`.
         """
-        return next(iter(self.rows(table, feature, target="top_class", measure="margin", **equal)), None)
+        return next(iter(self.rows(table, feature, measure="margin", **equal)), None)
 
     def class_means(self, feature: int) -> np.ndarray | None:
         """Mean pooled activation by class, float [L]; None where no class is known."""

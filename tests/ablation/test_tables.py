@@ -175,7 +175,7 @@ def test_the_headline_of_feature_space_is_over_the_images_of_the_class(effects):
         (margin[:60].mean() + margin[60:100].mean()) / 2, rel=1e-4
     )
     # over all eligible class-selective features, of which one alone was ablated
-    assert found["n_class_selective"] == 4
+    assert found["n_own_class"] == 4
     assert (found["own_class_margin_mean"], found["own_class_margin_median"]) == (-19 / 4, -3.5)
     assert (found["label_margin_mean"], found["label_margin_median"]) == (-0.5, -0.5)
     top = at_map.select(target="top_class", measure="margin")
@@ -186,7 +186,7 @@ def test_the_headline_of_feature_space_is_over_the_images_of_the_class(effects):
         assert low < found[f"own_class_minus_{kind}_margin"] < high < -1.8
         assert found[f"control_{kind}_mean_delta_margin"] is not None
     few = of_feature_space(effects, everything(n_own=19), CHOSEN, 200, 0)
-    assert few["n_class_selective"] == 0 and few["own_class_margin_mean"] is None
+    assert few["n_own_class"] == 0 and few["own_class_margin_mean"] is None
     nothing = of_feature_space(effects, everything(), CHOSEN._replace(features=[], selective=[]), 200, 0)
     assert (
         nothing["n_features"] == 0 and nothing["mean_delta_logit"] is nothing["mean_delta_logit_ci95"] is None
@@ -197,7 +197,7 @@ def test_where_all_features_take_forward_passes_the_headline_is_of_those_ablated
     on_few_images = dataclasses.replace(everything(), curves=None)
     found = of_feature_space(effects, on_few_images, CHOSEN, 200, 0)
     top = effects.deltas.at(scope="map", kind="effect", target="top_class", measure="margin")
-    assert found["n_class_selective"] == 1
+    assert found["n_own_class"] == 1
     assert found["own_class_margin_mean"] == pytest.approx(top[:60:2].mean(), rel=1e-5)
 
 

@@ -11,7 +11,7 @@ from jsae import study
 from jsae.classifier import evaluate
 from tests.report.fake_world import CLASSES, GRID, LABELS, N_FEATURES, N_IMAGES
 
-TARGETS = ("label", "prediction", "top_class")
+TARGETS = ("label", "prediction", "top_class")  # of feature_space also own_class
 MEASURES = ("logit", "margin", "confidence", "log_confidence")
 
 
@@ -55,8 +55,9 @@ def _value(field: pa.Field, row: dict, rng: np.random.Generator):
     return f"any {field.name}"
 
 
-def _effects(**columns):
-    return ({"target": target, "measure": measure} | columns for target in TARGETS for measure in MEASURES)
+def _effects(*more_targets, **columns):
+    targets = (*TARGETS, *more_targets)
+    return ({"target": target, "measure": measure} | columns for target in targets for measure in MEASURES)
 
 
 def features_table() -> pa.Table:
@@ -129,7 +130,7 @@ def feature_space_table() -> pa.Table:
     rows = []
     for feature in range(10):
         for scope in ("map", "peak"):
-            for row in _effects(feature=feature, scope=scope):
+            for row in _effects("own_class", feature=feature, scope=scope):
                 effect = float(rng.normal(-0.8, 0.5))
                 known = {"n_active": 31, "mean_delta": effect, "effect_minus_direction": 0.9 * effect}
                 known |= {f"{name}_direction": float(10 ** rng.uniform(-4, 0)) for name in "pq"}

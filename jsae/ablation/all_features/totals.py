@@ -109,8 +109,9 @@ def own_class_margin(effects: AllFeatureEffects, top_classes: np.ndarray) -> Eff
     """
     known, statistic = top_classes >= 0, STATISTICS.index("top_class_margin")
     at = np.maximum(top_classes, 0), np.arange(len(top_classes))
-    mean, m2 = (np.moveaxis(part, 1, 2)[at][:, statistic] for part in effects.by_class[1:])
-    return EffectMoments(np.where(known, effects.by_class.n[at], 0), mean, m2)
+    n, mean, m2 = (np.asarray(part) for part in effects.by_class)
+    mean, m2 = (np.moveaxis(part, 1, 2)[at][:, statistic] for part in (mean, m2))
+    return EffectMoments(np.where(known, n[at], 0), mean, m2)
 
 
 def headline(effects: AllFeatureEffects) -> dict[str, Any]:
