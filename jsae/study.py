@@ -417,7 +417,7 @@ class Study:
         store, images = self.activations("test"), None
         if "classifier" not in stages.skipped(self.config):
             images = [self.data["test"].images[patch["image"]] for patch in patches]
-        wanted = {"scope": "map", "target": "top_class", "measure": "margin"}
+        wanted = {"scope": "map", "target": "own_class", "measure": "margin"}
         effects = [
             row
             for row in self._rows("feature_space", feature)

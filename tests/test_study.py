@@ -97,9 +97,9 @@ def test_show_takes_one_feature_and_says_so(study):
 def test_a_feature_that_was_not_chosen_has_the_effect_of_the_table_of_all(study):
     chosen = set(study.table("feature_space")["feature"].to_pylist())
     rows = study.table("all_features").to_pylist()
-    row = next(r for r in rows if r["feature"] not in chosen and r["map_top_class_margin"] is not None)
+    row = next(r for r in rows if r["feature"] not in chosen and r["own_class_margin"] is not None)
     html = study.show(row["feature"]).html
-    assert formatting.number(row["map_top_class_margin"]) in html
+    assert formatting.number(row["own_class_margin"]) in html
     assert "not among the features that were ablated beside a control" in html
 
 

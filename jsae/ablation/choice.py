@@ -15,19 +15,31 @@ class Chosen(NamedTuple):
     Attributes:
       features: in the order of their evidence.
       selective: those of them that are class-selective.
+      all_selective: all class-selective features that are eligible, chosen or not.
       top_classes: of all features, int32 [F]; -1 for one without.
+      auroc_train: of all features for these classes on train [F]; NaN for one without.
     """
 
     features: list[int]
     selective: list[int]
+    all_selective: list[int]
     top_classes: np.ndarray
+    auroc_train: np.ndarray
 
 
 def choose(table: Mapping[str, Sequence[Any]], n_features: int, given: Sequence[int] = ()) -> Chosen:
     """The features to ablate, with what is known of them; arguments as for `choose_features`."""
     features = choose_features(table, n_features, given)
     tops = np.array([-1 if top is None else top for top in table["top_class"]], np.int32)
-    return Chosen(features, [f for f in features if table["class_selective"][f]], tops)
+    selective = np.array([bool(value) for value in table["class_selective"]], bool)
+    eligible = np.array([bool(value) for value in table["eligible"]], bool)
+    return Chosen(
+        features,
+        [f for f in features if selective[f]],
+        np.flatnonzero(selective & eligible).tolist(),
+        tops,
+        np.array([np.nan if a is None else a for a in table["auroc_train"]], np.float64),
+    )
 
 
 def choose_features(
@@ -35,10 +47,9 @@ def choose_features(
 ) -> list[int]:
     """The features to ablate, in the order of their evidence.
 
-    If none are given: first the class-selective ones by falling AUROC, then the other eligible ones by
-    falling mean when active; at most `n_features`. Features that fire on fewer than 20 test images
-    (not eligible) are never chosen, as no effect could be reported. AUROC is measured on test, but it knows
-    nothing about the classifier's logits, so the choice does not favour features with an effect.
+    If none are given: first the class-selective ones by falling AUROC on train, then the other eligible ones
+    by falling mean when active; at most `n_features`. Features that fire on fewer than 20 test images
+    (not eligible) are never chosen, as no effect could be reported. Nothing else of test chooses.
 
     Args:
       table: columns of features.parquet, name -> list over all F features.
@@ -54,7 +65,7 @@ def choose_features(
         return list(dict.fromkeys(int(feature) for feature in given))
     eligible = np.array([bool(value) for value in table["eligible"]], bool)
     selective = np.array([bool(value) for value in table["class_selective"]], bool) & eligible
-    first = np.where(selective, _numbers(table["auroc"]), -np.inf)
+    first = np.where(selective, _numbers(table["auroc_train"]), -np.inf)
     then = _numbers(table["mean_active"])
     order = np.lexsort((np.arange(total), -then, -first, ~selective))
     chosen = [int(i) for i in order if eligible[i]][: max(n_features, 0)]

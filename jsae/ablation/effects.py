@@ -49,6 +49,11 @@ class Named:
         axes = {axis: entries for axis, entries in self.axes.items() if axis not in names}
         return Named(self.at(**names), axes)
 
+    def only(self, axis: str, name: str) -> "Named":
+        """The same with one entry of an axis, which stays."""
+        place = list(self.axes).index(axis) + 1
+        return Named(np.expand_dims(self.at(**{axis: name}), place), self.axes | {axis: (name,)})
+
     def rows(self, rows: np.ndarray) -> "Named":
         """Some of the rows, int or bool."""
         return Named(self.values[rows], self.axes)

@@ -12,15 +12,16 @@ from jsae import metrics
 from jsae.ablation import statistics
 from jsae.tables import Column, interval
 
+MEASURE = Column(
+    "measure",
+    pa.string(),
+    "of the target: logit, margin (minus the best other), confidence (softmax), log_confidence",
+)
 KEYS = (
     Column(
         "target", pa.string(), "which class: label, the clean prediction, or the feature's top class on train"
     ),
-    Column(
-        "measure",
-        pa.string(),
-        "of the target: logit, margin (minus the best other), confidence (softmax), log_confidence",
-    ),
+    MEASURE,
 )
 
 

@@ -24,7 +24,7 @@ from jsae.ablation.counterfactual import comparators, ground_truth
 from jsae.ablation.effects import Named
 from jsae.ablation.feature_space import controls, pairs
 from jsae.ablation.feature_space import table as feature_space_table
-from jsae.ablation.headline import headline
+from jsae.ablation.headline import of_feature_space
 from jsae.ablation.input_space import marks, patches, placements
 from jsae.ablation.input_space import table as input_space_table
 from jsae.ablation.mediation import changed as mediation_images
@@ -40,6 +40,7 @@ from jsae.study import Study
 KEPT = (  # what the passes return
     Named,
     pairs.FeatureEffects,
+    controls.Candidates,
     patches.InputEffects,
     totals.AllFeatureEffects,
     closed_form.EffectMoments,
@@ -150,13 +151,19 @@ class Ablation:
 
     def in_feature_space(self, found: dict[str, Any], chosen: choice.Chosen) -> pairs.FeatureEffects:
         """Each chosen feature removed from the activations it fires on, beside its controls."""
+        train, root = self.study.activations("train"), self.keep("covariance", self._covariance_root)()
         return self.keep("feature_space", pairs.effects_of_pairs)(
             self.logits_from_acts,
             self.study.sae,
             self.test,
             found,
             top_classes=chosen.top_classes,
-            root=self.keep("covariance", self._covariance_root)(),
+            auroc_train=chosen.auroc_train,
+            candidates=self.keep("directions", controls.draw_candidates)(
+                self.key, root, train, functools.partial(self.study.run_pass, "train", **self.batches)
+            ),
+            mean=train.mean,
+            root=root,
             key=self.key,
             mesh=self.study.mesh,
             label="ablation: feature space",
@@ -287,16 +294,15 @@ def tables_of(
     selective = [f for f in known if f in chosen.selective]
     if not selective:
         context.log.warning(
-            "ablation: no class-selective feature was ablated; mean_effect_minus_control_margin is null"
+            "ablation: no class-selective feature was ablated; the effects on their own class are null"
         )
-    at_map = inside.deltas.select(scope="map")
     columns = {
         feature_space_table.TABLE: feature_space_table.columns(inside, features, *drawn),
         all_features_table.TABLE: all_features_table.columns(everything, chosen.top_classes),
         table_by_class.TABLE: table_by_class.columns(everything),
     }
     results: dict[str, Any] = {
-        "feature_space": headline(inside.features, inside.images, at_map, known, selective, *drawn),
+        "feature_space": of_feature_space(inside, everything, chosen, *drawn),
         "input_space": None,
         "mediation": None,
         "n_features_ablated": len(features),

@@ -93,6 +93,8 @@ def mean_over_features(
     images: np.ndarray,
     n_bootstrap: int,
     rng: np.random.Generator,
+    *,
+    per: np.ndarray | None = None,
 ) -> tuple[float, float, float] | None:
     """Mean over features of each feature's mean over its images, interval by resampling images.
 
@@ -100,12 +102,15 @@ def mean_over_features(
       values: [M], one per (feature, image) pair; NaN pairs are left out.
       features: [M] feature numbers.
       images: [M] image numbers.
+      per: [M], > 0; of each feature the sum of its values is divided by the sum of these, not by its images.
 
     Returns:
       (mean, low, high); None without any pair.
     """
     values, features, images = (np.asarray(a) for a in (values, features, images))
     known = ~np.isnan(values)
+    per = np.ones(len(values)) if per is None else np.asarray(per)
+    per = per[known].astype(np.float64)
     values, features, images = values[known].astype(np.float64), features[known], images[known]
     if not len(values):
         return None
@@ -114,7 +119,7 @@ def mean_over_features(
     totals = np.zeros((len(clusters), len(names)))
     counts = np.zeros_like(totals)
     np.add.at(totals, (row, column), values)
-    np.add.at(counts, (row, column), 1)
+    np.add.at(counts, (row, column), per)
     mean = float(np.mean(totals.sum(0) / counts.sum(0)))
     weights = bootstrap_weights(len(clusters), n_bootstrap, rng)
     n = weights @ counts  # [n_bootstrap, features]

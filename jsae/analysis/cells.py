@@ -1,6 +1,7 @@
 """Which cells of the grid are on the foreground and on its parts, where masks or boxes say so.
 
-A cell is positive for a mask that covers at least 10% of it; a box counts as a mask of the foreground.
+A cell is positive for a mask that covers at least 10% of it and negative for one that covers nothing of it;
+in between it is neither. A box counts as a mask of the foreground.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,20 +38,26 @@ class PartCells:
         foreground detector would find every part. The foreground is compared with the rest of the image.
         """
         images = np.asarray(images)
-        on_foreground = self.on_foreground(images).reshape(len(images), -1, 1)
+        foreground = self._of_foreground(images).reshape(len(images), -1, 1)
+        on_foreground, off_foreground = foreground >= COVERED, foreground == 0
         if self._split.masks is None:
-            return on_foreground, ~on_foreground
+            return on_foreground, off_foreground
         masks = self._masks(images)
-        parts = [self._covered(masks >> bit & 1) for bit in range(len(self.names) - 1)]
+        parts = [self._share(masks >> bit & 1) for bit in range(len(self.names) - 1)]
         parts = np.stack(parts, -1).reshape(len(images), -1, len(parts))  # [n, H * W, P - 1]
         has = parts_visible(self._split, images)
-        negative = on_foreground & ~parts & has[:, None, :]
-        return np.concatenate([parts, on_foreground], -1), np.concatenate([negative, ~on_foreground], -1)
+        negative = on_foreground & (parts == 0) & has[:, None, :]
+        positive = parts >= COVERED
+        return np.concatenate([positive, on_foreground], -1), np.concatenate([negative, off_foreground], -1)
 
     def on_foreground(self, images: np.ndarray) -> np.ndarray:
-        """Cells on the foreground of image numbers [n], bool [n, H, W]."""
+        """Cells that the foreground covers by 10% in image numbers [n], bool [n, H, W]."""
+        return self._of_foreground(images) >= COVERED
+
+    def _of_foreground(self, images: np.ndarray) -> np.ndarray:
+        """The share of each cell that the foreground covers, [n, H, W]."""
         if self._split.masks is not None:
-            return self._covered(self._masks(images) >> FOREGROUND_BIT & 1)
+            return self._share(self._masks(images) >> FOREGROUND_BIT & 1)
         x0, y0, x1, y1 = np.asarray(self._split.boxes[images], np.float64).T
 
         def cover(low, high, n):
@@ -59,16 +66,16 @@ class PartCells:
             return np.clip(inside, 0, None) / self._stride_px
 
         height, width = self._grid
-        return cover(y0, y1, height)[:, :, None] * cover(x0, x1, width)[:, None, :] >= COVERED
+        return cover(y0, y1, height)[:, :, None] * cover(x0, x1, width)[:, None, :]
 
     def _masks(self, images) -> np.ndarray:
         height, width = (cells * self._stride_px for cells in self._grid)
         return np.asarray(self._split.masks[images])[:, :height, :width]
 
-    def _covered(self, mask) -> np.ndarray:
-        """Whether a mask of 0 and 1 [n, S, S] covers each cell, bool [n, H, W]."""
+    def _share(self, mask) -> np.ndarray:
+        """The share of each cell that a mask of 0 and 1 [n, S, S] covers, [n, H, W]."""
         (height, width), px = self._grid, self._stride_px
-        return mask.reshape(len(mask), height, px, width, px).mean((2, 4)) >= COVERED
+        return mask.reshape(len(mask), height, px, width, px).mean((2, 4))
 
 
 def parts_visible(split: Any, images: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
     features = relu((x - mean) @ rows.T)      x_hat = mean + features @ rows
 
+or with rows of their own to read along, as supervised directions have (`jsae.analysis.readouts`).
 Whatever is measured of an SAE can be measured of them. Units are those of the activations (raw).
 """
 
@@ -25,12 +26,14 @@ class Directions:
       mean: [C], raw units.
       nearest_only: the largest feature of a vector alone fires; static.
       mesh: over whose axis `model` the rows are dealt, None for none; static.
+      w_enc: rows [F, C] that the features are projections on; None: those of w_dec.
     """
 
     w_dec: jax.Array | np.ndarray
     mean: jax.Array
     nearest_only: bool = dataclasses.field(default=False, metadata={"static": True})
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+    w_enc: jax.Array | np.ndarray | None = None
 
     @property
     def n_features(self) -> int:
@@ -40,7 +43,8 @@ class Directions:
     def encode(self, x: jax.Array) -> jax.Array:
         """Features [..., F] of raw activations [..., C], >= 0, raw units."""
         centred = x.astype(jnp.float32) - self.mean.reshape((1,) * (x.ndim - 1) + (-1,))
-        feats = jax.nn.relu(jnp.matmul(centred, self.w_dec.T, precision="float32"))
+        rows = self.w_dec if self.w_enc is None else self.w_enc
+        feats = jax.nn.relu(jnp.matmul(centred, rows.T, precision="float32"))
         if self.nearest_only:
             feats = jnp.where(feats == feats.max(-1, keepdims=True), feats, 0)
         return feats

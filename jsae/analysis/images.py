@@ -55,7 +55,9 @@ def tables_of(
     written[receptive.TABLE.name] = _receptive(study, config, patches, features, stride_px, settings)
     if config.analysis.embedding_workdir:
         embeddings = _embeddings(study, embedding_folder(config), settings)
-        written[monosemanticity.TABLE.name] = monosemanticity.table(pooled, embeddings)
+        written[monosemanticity.TABLE.name] = monosemanticity.table(
+            pooled, embeddings, config.analysis.n_permutations, config.seed
+        )
     return results, written
 
 
@@ -84,8 +86,8 @@ def check_embeddings(config: Any, workdir: Any) -> None:
 
 
 def _receptive(study: Study, config, patches, features, stride_px: int, settings: dict) -> pa.Table:
-    """receptive.parquet of the class-selective features, by falling AUROC."""
-    rows = zip(features["feature"], features["class_selective"], features["auroc"], strict=True)
+    """receptive.parquet of the class-selective features, by falling AUROC on train."""
+    rows = zip(features["feature"], features["class_selective"], features["auroc_train"], strict=True)
     rows = [(f.as_py(), auroc.as_py()) for f, selective, auroc in rows if selective.as_py()]
     chosen = [f for f, _ in sorted(rows, key=lambda row: -row[1])][: config.analysis.n_receptive]
     images, step = study.data["test"].images, _shares(study.site, stride_px)

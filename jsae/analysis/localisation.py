@@ -4,7 +4,8 @@ Part AUROC: over cells on the foreground, in the images that have the part (the 
 all cells of all images). Pointing game: is the feature's peak in the part. Train chooses, test reports, and
 beside the SAE stand the best of as many random directions chosen on train in the same way, and priors that
 look at no activation: the nearness of a cell to the centre of the image, and how often the part covered the
-cell on train. A split is looked at through evenly spaced images, as many as fit into a fixed memory.
+cell on train. It measures where a feature fires, mostly a matter of position, and not what it stands for: a
+table for an appendix. A split is looked at through evenly spaced images, as many as fit into a fixed memory.
 """
 
 import dataclasses
@@ -29,9 +30,9 @@ TABLE = Table(
         Column(
             "auroc_train",
             pa.float64(),
-            "AUROC of the feature for cells that the part covers by 10% against the other cells on the "
-            "foreground, "
-            "in train images that have the part; of the foreground: against all other cells",
+            "AUROC of the feature for cells that the part covers by 10% against the cells on the foreground "
+            "of which it covers nothing, in train images that have the part; of the foreground: against all "
+            "cells outside it",
         ),
         Column("auroc", pa.float64(), "the same on test"),
         Column(

@@ -5,22 +5,26 @@ Two directions per part, fitted on the cells of train that count for it (`jsae.a
     mean_difference  from the mean of the other cells on the foreground to the mean of the part's cells: the
                      direction along which the activations differ most plainly between the two
     probe            the weights of a ridge regression of "the part covers this cell": the direction that
-                     tells best, whether or not anything downstream uses it
+                     tells best
 
-They are ceilings and no nulls: if no direction with labels finds a part, no SAE need.
+They are ceilings and no nulls: if no direction with labels finds a part, no SAE need. A probe is a filter,
+which reads; what is removed of the activations lies along its pattern (`metrics.pattern`), so the dictionary
+of `as_dictionary` encodes by the one and decodes by the other.
 """
 
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import sklearn.linear_model
 
 from jsae import metrics
 from jsae.analysis.cells import PartCells
+from jsae.analysis.directions import Directions
 
 KINDS = ("mean_difference", "probe")
-_RIDGE = 1e-3  # of the mean squared activation
+RIDGE = 1e-3  # of the mean squared activation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +63,28 @@ def fit(train: Cells) -> dict[str, np.ndarray]:
             continue
         rows["mean_difference"][part] = acts[is_part].mean(0) - acts[~is_part].mean(0)
         centred = acts - acts.mean(0)[None, :]
-        ridge = sklearn.linear_model.Ridge(_RIDGE * np.square(centred).sum() / centred.shape[1])
+        ridge = sklearn.linear_model.Ridge(RIDGE * np.square(centred).sum() / centred.shape[1])
         rows["probe"][part] = ridge.fit(centred, is_part.astype(np.float64)).coef_
     return rows
+
+
+def patterns(rows: np.ndarray, train: Cells) -> np.ndarray:
+    """The pattern of each filter [P, C] over the train cells that count for its part; NaN rows stay NaN."""
+    found = np.full(rows.shape, np.nan)
+    for part in np.flatnonzero(np.isfinite(rows).all(1)):
+        found[part] = metrics.pattern(rows[part], np.cov(train.of_part(int(part))[0].T, bias=True))
+    return found
+
+
+def as_dictionary(filters: np.ndarray, patterns: np.ndarray, mean: np.ndarray) -> Directions:
+    """Features relu((x - mean) . w) along w_dec, w a filter and w_dec its pattern scaled to unit norm.
+
+    filters, patterns: rows [F, C]; rows with NaN give 0.
+    """
+    norms = np.nan_to_num(np.linalg.norm(patterns, axis=1, keepdims=True))
+    rows, reads = np.nan_to_num(patterns) / np.where(norms > 0, norms, 1), np.nan_to_num(filters) * norms
+    w_dec, w_enc, mean = (np.asarray(each, np.float32) for each in (rows, reads, mean))
+    return Directions(w_dec, jnp.asarray(mean), w_enc=w_enc)
 
 
 def auroc(rows: np.ndarray, test: Cells) -> np.ndarray:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jsae.analysis import features, images, localisation, nearest, top_patches
-from jsae.analysis.strength import KeepPooled, MeasureStrength, Strength
+from jsae.analysis import features, images, nearest, top_patches
+from jsae.analysis.strength import KeepPooled, MeasureStrength, Strength, spaced
 from jsae.analysis.top_patches import KeepTopPatches, TopPatches
 from jsae.runtime import artifacts, passes, settings, stages
 from jsae.runtime import mesh as meshes
@@ -23,6 +23,7 @@ from jsae.runtime.context import RunContext
 from jsae.study import Study
 
 MIN_TOP = 16
+_VALUES = 2**28  # of train's pooled features, 4 bytes each on the host; more images are thinned out evenly
 RANGES = {
     "n_top": settings.at_least(MIN_TOP, "which purity16 looks at"),
     "n_permutations": settings.at_least(2, "which a null needs; 100 is usual"),
@@ -73,7 +74,7 @@ def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
     written |= {
         "top_patches": found.patches,
         "nearest": nearest.TABLE.make(alike),
-        "features": features.with_parts(found.features, written.get(localisation.TABLE.name)),
+        "features": found.features,
     }
     for name, table in written.items():
         artifacts.write_table(stage.folder / f"{name}.parquet", table, stage.manifest)
@@ -112,8 +113,8 @@ def analyze(
 ) -> Analysis:
     """What each feature of a dictionary sees, from one pass over train and one over test.
 
-    The test split's pooled activations [n_test, F] are kept in host memory, 4 bytes each, for ranks and
-    permutations; everything else is bounded by the batch or by a block of features.
+    The pooled activations [n, F] of test are kept in host memory, 4 bytes each, for ranks and permutations,
+    those of train up to 1 GiB; everything else is bounded by the batch or by a block of features.
 
     Args:
       study: has activations(split).
@@ -130,10 +131,11 @@ def analyze(
         )
         n_top = n_test
     strength = MeasureStrength(n_classes)
-    train = pass_over("train", {"strength": strength}, label="analysis of train")["strength"]
+    reducers = {"strength": strength, "pooled": KeepPooled(_VALUES)}
+    train = pass_over("train", reducers, label="analysis of train")
     kept = {"strength": strength, "top": KeepTopPatches(n_top), "pooled": KeepPooled()}
     test = pass_over("test", kept, label="analysis of test")
-    n_features = len(train.fires)
+    n_features, train_labels = len(train["strength"].fires), np.asarray(study.activations("train").labels)
     with context.progress(n_features, label="analysis: nulls", unit="feature") as progress:
 
         def step(n: int) -> None:
@@ -141,9 +143,11 @@ def analyze(
             context.check_here()
 
         columns = features.describe(
-            train,
+            train["strength"],
             test["strength"],
             test["top"],
+            train["pooled"],
+            train_labels[spaced(len(train_labels), n_features, _VALUES)],
             test["pooled"],
             test_store.labels,
             n_permutations=n_permutations,
@@ -152,7 +156,10 @@ def analyze(
         )
     counts = features.headline(columns)
     results = counts | {"n_images": n_test, "n_vectors": test["strength"].n_vectors, "n_top": n_top}
-    context.log.info("analysis: of %d features %d alive, %d eligible, %d class-selective", *counts.values())
+    context.log.info(
+        "analysis: of %d features %d alive, %d eligible, %d class-selective (%d others excluded by q)",
+        *counts.values(),
+    )
     return Analysis(
         top_patches.table(test["top"], test_store),
         features.table(columns, test_store.class_names),

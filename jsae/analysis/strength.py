@@ -83,20 +83,37 @@ class MeasureStrength(Reducer):
         return dataclasses.replace(total, **means)
 
 
+def spaced(n_images: int, n_features: int, max_values: int | None) -> np.ndarray:
+    """Evenly spaced rows of a pass, all if they have no more than `max_values` pooled features together."""
+    every = 1 if max_values is None else max(1, -(-n_images * n_features // max_values))
+    return np.arange(0, n_images, every)
+
+
 @pytree
 class KeepPooled(Reducer):
-    """The mean over the grid of every feature in every image, float32 [n, F] on the host."""
+    """The mean over the grid of every feature in every image, float32 [n, F] on the host.
 
-    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> np.ndarray:
-        return np.zeros((len(images), dictionary.n_features), np.float32)
+    With `max_values`, static, in the `spaced` images only.
+    """
+
+    max_values: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def start(self, store: Any, dictionary: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kept = spaced(len(images), dictionary.n_features, self.max_values)
+        return kept, np.zeros((len(kept), dictionary.n_features), np.float32)
 
     def step(self, dictionary: Any, carry: Any, batch: Encoded) -> tuple[Any, jax.Array]:
         feats = batch.feats
         return carry, feats.reshape(feats.shape[0], -1, feats.shape[-1]).mean(axis=1)
 
-    def add(self, total: np.ndarray, part: np.ndarray, rows: slice, n: int) -> np.ndarray:
-        total[rows] = part[:n]
+    def add(self, total: tuple, part: np.ndarray, rows: slice, n: int) -> tuple:
+        kept, pooled = total
+        first, last = np.searchsorted(kept, [rows.start, rows.start + n])
+        pooled[first:last] = part[kept[first:last] - rows.start]
         return total
+
+    def finish(self, carry: Any, total: tuple) -> np.ndarray:
+        return total[1]
 
 
 @pytree

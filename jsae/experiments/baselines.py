@@ -2,12 +2,18 @@
 
     sae               the study's
     channels, pca, rotation, kmeans, nmf, class_mean, random   see `jsae.analysis.dictionaries`
+    class_probe, part_probe    ridge regressions on the labels of train images and the masks of their parts;
+                      filters read and their patterns are removed (`jsae.analysis.readouts`)
     frozen_decoder, frozen_encoder    SAEs with a random matrix that is never trained (arXiv 2602.14111)
     untrained         the SAE of an untrained classifier, on that one's activations (arXiv 2501.17727)
 
 SAEs that are trained for this lie in WORKDIR/baselines/, the untrained classifier's whole study in
 WORKDIR/baselines/untrained. What removing a feature does is measured on the study's classifier; the
 untrained one tells no classes, so that number is null there.
+
+Dictionaries differ in how often and how much they fire, and a feature that takes more away does more. So
+density and firing share stand in the table, and effects are divided by the size of what is removed; so are
+those of the controls, which take the same size from the same images.
 """
 
 import copy
@@ -22,12 +28,11 @@ from etils import epath
 
 from jsae import metrics
 from jsae import sae as saes
-from jsae.ablation import choice
+from jsae.ablation import choice, statistics
 from jsae.ablation.feature_space import controls, pairs
-from jsae.ablation.headline import headline
 from jsae.ablation.statistics import BOOTSTRAP, MIN_ACTIVE
 from jsae.activations import run as activations_run
-from jsae.analysis import cells, dictionaries, directions, localisation, parts
+from jsae.analysis import cells, dictionaries, directions, localisation, parts, readouts
 from jsae.analysis import run as analysis_run
 from jsae.analysis.strength import KeepMaps
 from jsae.classifier import run as classifier_run
@@ -41,9 +46,10 @@ from jsae.study import Study
 from jsae.tables import Column, Table, interval
 
 FOLDER = "baselines"
-DETECTORS = ("class_mean", "random")  # they reconstruct nothing
+DETECTORS = ("class_mean", "class_probe", "part_probe", "random")  # they reconstruct nothing
 FROZEN = ("decoder", "encoder")
-MADE = ("channels", "pca", "rotation", "kmeans", "nmf", "class_mean", "random")
+MADE = ("channels", "pca", "rotation", "kmeans", "nmf", *DETECTORS)
+_PER_NORM = "sum over images divided by the sum of removed_norm, mean over features"
 NAMES = ("sae", *MADE, *(f"frozen_{name}" for name in FROZEN), "untrained")
 TABLE = Table(
     "baselines",
@@ -51,29 +57,65 @@ TABLE = Table(
         Column("dictionary", pa.string(), "which one"),
         Column("n_features", pa.int32(), "F; a signed direction counts as two"),
         Column("l0", pa.float64(), "mean number of features active on a test vector"),
+        Column(
+            "density", pa.float64(), "share of test vectors on which a feature fires, mean over those alive"
+        ),
+        Column(
+            "firing_share",
+            pa.float64(),
+            "share of test images in which an alive feature fires, their mean",
+        ),
         Column("fvu", pa.float64(), "on test; null for detectors, which reconstruct nothing"),
         Column("purity16", pa.float64(), "mean over eligible features of purity16"),
         Column("class_selective_share", pa.float64(), "class-selective features, share of the alive ones"),
         Column(
             "class_auroc",
             pa.float64(),
-            "mean over classes of the largest test AUROC of the features whose top class it is",
+            "mean over classes of the test AUROC of one eligible feature whose top class it is, that of the "
+            "largest AUROC on train; 0.5 for a class without one",
         ),
         Column(
             "part_auroc",
             pa.float64(),
-            "mean over parts of the test part AUROC of the feature chosen on train",
+            "mean over parts of the test part AUROC of the feature chosen on train: where, not what",
         ),
         Column(
-            "effect_minus_control",
+            "n_removed",
+            pa.int32(),
+            "class-selective features that are removed one by one, those of the largest AUROC on train; all "
+            f"that follows is over the images of their class on which they fire, at least {MIN_ACTIVE}",
+        ),
+        Column(
+            "removed_norm",
             pa.float64(),
-            "mean over class-selective features of removing the feature minus a direction of equal norm, "
-            "margin of the feature's top class",
+            "size of what is removed, mean over the grid of f times the norm of its row, raw units: mean "
+            "over images, then features",
+        ),
+        Column("own_class_margin", pa.float64(), "change of the margin of the class, the same mean"),
+        Column(
+            "margin_per_norm",
+            pa.float64(),
+            f"own_class_margin at equal removed norm: {_PER_NORM}",
+            interval=BOOTSTRAP,
+        ),
+        Column(
+            "minus_direction_per_norm",
+            pa.float64(),
+            "the same of the difference to what is there along a direction drawn from the covariance",
+            interval=BOOTSTRAP,
+        ),
+        Column(
+            "minus_auroc_per_norm",
+            pa.float64(),
+            "the same of the difference to what is there along a direction of equal class AUROC on train",
             interval=BOOTSTRAP,
         ),
         Column("seconds", pa.float64(), "of making and measuring it"),
     ),
 )
+
+
+_EFFECTS = TABLE.names[TABLE.names.index("n_removed") : TABLE.names.index("seconds")]
 
 
 def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
@@ -130,11 +172,13 @@ class Setting:
             sae_run.run(point, self.workdir, self.context, where=where)
             return self.scores(self.study, saes.load(where, self.mesh))
         dictionary = self.study.sae if name == "sae" else self.make(name)
+        if dictionary is None:
+            return {column: np.nan for column in TABLE.names if column not in ("dictionary", "seconds")}
         row = self.scores(self.study, dictionary)
         return row | {"fvu": np.nan} if name in DETECTORS else row
 
     def make(self, name: str) -> Any:
-        """One of MADE, from train vectors."""
+        """One of MADE, from train vectors; None for part_probe where no part has masks."""
         mean, seed, n_features = self.train.mean, self.config.seed, self.study.sae.n_features
         if name == "random":
             return directions.random(mean, n_features, seed)
@@ -143,7 +187,12 @@ class Setting:
         if name == "rotation":
             return dictionaries.rotation(mean, seed)
         if name == "class_mean":
-            return dictionaries.class_mean(self._class_means(), mean)
+            return dictionaries.class_mean(self._of_labels[0], mean)
+        if name == "class_probe":
+            _, filters, covariance = self._of_labels
+            return readouts.as_dictionary(filters, metrics.pattern(filters, covariance), mean)
+        if name == "part_probe":
+            return self._part_probe()
         vectors = dictionaries.sample(self.train)
         if name == "pca":
             return dictionaries.pca(vectors, mean)
@@ -165,17 +214,24 @@ class Setting:
             context=self.context,
         )
         features, counts = analysis.features.to_pydict(), analysis.results
+        alive = np.array(features["alive"], bool)
+        fires = {
+            name: np.array(features[column], float)[alive].mean() if alive.any() else np.nan
+            for name, column in (("density", "density"), ("firing_share", "n_active_images"))
+        }
+        fires["firing_share"] /= study.activations("test").n_images
         purity = [p for p, e in zip(features["purity16"], features["eligible"], strict=True) if e and p]
         reducers = {"sums": MeasureReconstruction()}
         fit = metrics.sae_metrics(pass_over("test", reducers, label="baselines: fvu")["sums"].sae)
         row = {
             "n_features": dictionary.n_features,
             **{name: np.nan if fit[name] is None else fit[name] for name in ("l0", "fvu")},
+            **fires,
             "purity16": float(np.mean(purity)) if purity else np.nan,
             "class_selective_share": counts["n_class_selective"] / max(counts["n_features_alive"], 1),
             "class_auroc": class_auroc(features, len(study.activations("test").class_names)),
             "part_auroc": self._part_auroc(study, pass_over, dictionary.n_features),
-            **interval("effect_minus_control", np.nan, np.nan, np.nan),
+            **dict.fromkeys(_EFFECTS, np.nan),
         }
         return row | (self._effect(dictionary, features) if of_classifier else {})
 
@@ -184,24 +240,38 @@ class Setting:
 
     def _part_auroc(self, study: Study, pass_over, n_features: int) -> float:
         """NaN without masks of parts."""
-        stores = {split: study.activations(split) for split in ("train", "test")}
-        stride_px = self.study.params.model.stride_px(self.study.site)
-        where = cells.of_stores(self.study.data, stores, stride_px)
-        if where is None or len(where["test"].names) == 1:
+        if self._cells is None:
             return np.nan
         scores = {}
-        for split, store in stores.items():
-            images, label = localisation.images_of(store, n_features), f"baselines: cells of {split}"
+        for split, where in self._cells.items():
+            images = localisation.images_of(study.activations(split), n_features)
+            label = f"baselines: cells of {split}"
             maps = pass_over(split, {"maps": KeepMaps()}, label=label, images=images)["maps"]
-            scores[split] = localisation.score(maps, where[split], images)
+            scores[split] = localisation.score(maps, where, images)
         return float(np.nanmean(parts.best_of(scores)["auroc"][:-1]))
 
+    @functools.cached_property
+    def _cells(self) -> dict[str, cells.PartCells] | None:
+        """Of train and test; None without masks of parts."""
+        stores = {"train": self.train, "test": self.test}
+        stride_px = self.study.params.model.stride_px(self.study.site)
+        where = cells.of_stores(self.study.data, stores, stride_px)
+        return None if where is None or len(where["test"].names) == 1 else where
+
+    def _part_probe(self) -> Any:
+        if self._cells is None:
+            return None
+        images = localisation.images_of(self.train, self.study.sae.n_features)
+        train = readouts.read(self.train, self._cells["train"], images)
+        filters = readouts.fit(train)["probe"]
+        return readouts.as_dictionary(filters, readouts.patterns(filters, train), self.train.mean)
+
     def _effect(self, dictionary, features: dict) -> dict[str, Any]:
-        """Removing class-selective features, against a direction of equal norm."""
+        """Removing the most class-selective features, beside controls of equal size."""
         c, seed = self.config.ablation, self.config.seed
         chosen = choice.choose(features, c.n_features)
         if not chosen.selective:
-            return {}
+            return {"n_removed": 0}
         batches = {"batch_size": c.batch_size, "context": self.context, "label": "baselines: effects"}
         reducers = {"pairs": pairs.FindPairs(np.array(chosen.selective, np.int32))}
         found = self.study.run_pass("test", reducers, dictionary=dictionary, **batches)["pairs"]
@@ -211,42 +281,87 @@ class Setting:
             self.test,
             found,
             top_classes=chosen.top_classes,
+            auroc_train=chosen.auroc_train,
+            candidates=self._candidates,
+            mean=self.train.mean,
             root=self._covariance_root,
             key=jax.random.key(seed),
             mesh=self.mesh,
             **batches,
         )
-        known = [f for f in chosen.selective if (inside.features == f).sum() >= MIN_ACTIVE]
-        at_map = inside.deltas.select(scope="map")
-        numbers = headline(inside.features, inside.images, at_map, known, known, c.n_bootstrap, seed)
-        value = numbers["mean_effect_minus_control_margin"]
-        ends = numbers["mean_effect_minus_control_margin_ci95"]
-        return {} if value is None else interval("effect_minus_control", value, *ends)
+        return effects_on_own_class(inside, c.n_bootstrap, seed)
+
+    @functools.cached_property
+    def _candidates(self) -> controls.Candidates:
+        c = self.config.ablation
+        pass_over = functools.partial(
+            self.study.run_pass, "train", batch_size=c.batch_size, context=self.context
+        )
+        key = jax.random.key(self.config.seed)
+        return controls.draw_candidates(key, self._covariance_root, self.train, pass_over)
 
     @functools.cached_property
     def _covariance_root(self) -> np.ndarray:
         return controls.covariance_root(self.train, self.config.ablation.batch_size, self.context)
 
-    def _class_means(self) -> np.ndarray:
-        """Mean train vector of each class [L, C]; NaN for a class without images."""
-        n_classes = len(self.train.class_names)
-        sums, counts = np.zeros((n_classes, self.train.n_channels)), np.zeros(n_classes)
+    @functools.cached_property
+    def _of_labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(mean of each class, its ridge filter, the covariance) of train images averaged over the grid.
+
+        [L, C], [L, C] and [C, C], from sums over one pass; NaN for a class without images.
+        """
+        n_classes, n_channels = len(self.train.class_names), self.train.n_channels
+        sums, counts = np.zeros((n_classes, n_channels)), np.zeros(n_classes)
+        squares, offset = np.zeros((n_channels, n_channels)), np.asarray(self.train.mean, np.float64)
         for batch in self.train.batches(self.config.ablation.batch_size):
-            one_hot = (batch.labels[:, None] == np.arange(n_classes)[None, :]).astype(np.float64)
-            sums += one_hot.T @ batch.acts.mean((1, 2), dtype=np.float64)
+            pooled = batch.acts.mean((1, 2), dtype=np.float64) - offset[None, :]
+            known = batch.labels >= 0
+            one_hot = np.eye(n_classes)[batch.labels[known]]
+            sums += one_hot.T @ pooled[known]
             counts += one_hot.sum(0)
-        return sums / np.where(counts > 0, counts, np.nan)[:, None]
+            squares += pooled[known].T @ pooled[known]
+        n, mean = max(counts.sum(), 1), sums.sum(0) / max(counts.sum(), 1)
+        covariance = squares / n - np.outer(mean, mean)
+        ridge = readouts.RIDGE * np.trace(covariance) / n_channels
+        means = sums / np.where(counts > 0, counts, np.nan)[:, None]
+        of_target = (means - mean[None, :]) * (counts / n)[:, None]  # covariance with "is of the class"
+        filters = np.linalg.solve(covariance + ridge * np.eye(n_channels), np.nan_to_num(of_target).T).T
+        return means + offset[None, :], np.where(counts[:, None] > 0, filters, np.nan), covariance
+
+
+def effects_on_own_class(effects: pairs.FeatureEffects, n_bootstrap: int, seed: int) -> dict[str, Any]:
+    """The columns of what removing features does, over the images of their class; see `TABLE`."""
+    own = effects.own_class & (effects.norms > 0)
+    n_own = {f: int((own & (effects.features == f)).sum()) for f in np.unique(effects.features).tolist()}
+    own &= np.isin(effects.features, [f for f, n in n_own.items() if n >= MIN_ACTIVE])
+    at_map = effects.deltas.select(scope="map", target="top_class", measure="margin").rows(own)
+    features, images, norms = effects.features[own], effects.images[own], effects.norms[own]
+
+    def mean(values: np.ndarray, per: np.ndarray | None = None) -> tuple[float, float, float]:
+        rng = np.random.default_rng([seed, 3])
+        found = statistics.mean_over_features(values, features, images, n_bootstrap, rng, per=per)
+        return found or (np.nan,) * 3
+
+    effect = at_map.at(kind="effect").astype(np.float64)
+    found: dict[str, Any] = {"n_removed": len(np.unique(features))}
+    found |= {"removed_norm": mean(norms)[0], "own_class_margin": mean(effect)[0]}
+    found |= interval("margin_per_norm", *mean(effect, norms))
+    for kind in ("direction", "auroc"):
+        found |= interval(f"minus_{kind}_per_norm", *mean(effect - at_map.at(kind=kind), norms))
+    return found
 
 
 def class_auroc(features: dict[str, list], n_classes: int) -> float:
-    """Mean over classes of the best test AUROC of the eligible features whose top class it is; none: 0.5."""
-    best = np.full(n_classes, 0.5)
-    for top, value, eligible in zip(
-        features["top_class"], features["auroc"], features["eligible"], strict=True
-    ):
-        if eligible and top is not None and value is not None:
-            best[top] = max(best[top], value)
-    return float(best.mean())
+    """Mean over classes of the test AUROC of the eligible feature of the largest train AUROC; none: 0.5.
+
+    Of the features whose top class it is.
+    """
+    best: list[tuple[float, float]] = [(0.0, 0.5)] * n_classes
+    columns = (features[name] for name in ("top_class", "auroc_train", "auroc", "eligible"))
+    for top, on_train, on_test, eligible in zip(*columns, strict=True):
+        if eligible and None not in (top, on_train, on_test):
+            best[top] = max(best[top], (on_train, on_test), key=lambda pair: pair[0])
+    return float(np.mean([on_test for _, on_test in best]))
 
 
 def untrained_config(config: Any) -> Any:
@@ -265,12 +380,16 @@ def load(config: Any, workdir: Any) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as markdown; unknown numbers are dashes."""
-    shown = ("n_features", "l0", "fvu", "purity16", "class_selective_share", "class_auroc", "part_auroc")
-    lines = ["| | " + " | ".join((*shown, "effect - control [95%]")) + " |", "|---" * (len(shown) + 2) + "|"]
+    shown = ("n_features", "l0", "firing_share", "fvu", "purity16", "class_selective_share")
+    shown += ("class_auroc", "part_auroc", "n_removed", "removed_norm", "own_class_margin")
+    with_ends = ("margin_per_norm", "minus_direction_per_norm", "minus_auroc_per_norm")
+    heads = [*shown, *(f"{name} [95%]" for name in with_ends)]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for row in rows:
         cells = [_text(row[name]) for name in shown]
-        effect = [_text(row[f"effect_minus_control{end}"]) for end in ("", "_low", "_high")]
-        cells.append("–" if effect[0] == "–" else f"{effect[0]} [{effect[1]}, {effect[2]}]")
+        for name in with_ends:
+            value, low, high = (_text(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+            cells.append("–" if value == "–" else f"{value} [{low}, {high}]")
         lines.append(f"| {row['dictionary']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -15,10 +15,11 @@ from jsae import lazy_modules
 from jsae.metrics.class_selectivity import (
     N_PURITY,
     auroc,
+    auroc_by_class,
     label_entropy,
     monosemanticity,
+    monosemanticity_null,
     polysemanticity,
-    polysemanticity_by_parts,
     purity16,
     selectivity,
 )
@@ -57,6 +58,7 @@ from jsae.metrics.logits import (
     measures,
 )
 from jsae.metrics.mediation import error_path, mediated_share, total_effect_is_clear
+from jsae.metrics.probes import pattern
 from jsae.metrics.reconstruction import (
     Moments,
     SaeSums,
@@ -92,6 +94,7 @@ __all__ = [
     "accuracy",
     "add_sums",
     "auroc",
+    "auroc_by_class",
     "benjamini_hochberg",
     "calibration",
     "carried_share",
@@ -120,10 +123,11 @@ __all__ = [
     "mediated_share",
     "moments",
     "monosemanticity",
+    "monosemanticity_null",
+    "pattern",
     "pca_fvu",
     "pointing",
     "polysemanticity",
-    "polysemanticity_by_parts",
     "purity16",
     "recovered",
     "recovery",

@@ -8,7 +8,6 @@ from numpy.typing import ArrayLike
 from jsae.metrics.sums import divide
 
 N_PURITY = 16  # top images that `purity16` counts
-N_PARTS_AUROC = 0.8  # above it a feature finds a part
 
 
 def selectivity(class_means: ArrayLike, top_class: ArrayLike) -> np.ndarray:
@@ -58,36 +57,54 @@ def polysemanticity(top_labels: ArrayLike) -> np.ndarray:
     return 1.0 - _commonest_share(np.asarray(top_labels))
 
 
-def polysemanticity_by_parts(auroc: ArrayLike) -> np.ndarray:
-    """How many parts a feature finds, [F]: those with a part AUROC [F, P] above 0.8; NaN counts as none."""
-    return (np.nan_to_num(np.asarray(auroc)) > N_PARTS_AUROC).sum(-1)
+def monosemanticity(pooled: ArrayLike, embeddings: ArrayLike) -> np.ndarray:
+    """Activation-weighted mean cosine of two images' embeddings, [F].
 
-
-def monosemanticity(pooled: ArrayLike, embeddings: ArrayLike) -> tuple[np.ndarray, float]:
-    """Activation-weighted mean cosine of two images' embeddings, and what a random feature has.
+    Sum of w_i w_k cos(e_i, e_k) over pairs i != k, divided by the sum of w_i w_k (arXiv 2504.02821).
 
     Args:
       pooled: [n, F], >= 0, a feature's weight of an image.
       embeddings: [n, D]; their mean is taken out, else all images are alike.
 
     Returns:
-      ([F], the value for equal weights): sum of w_i w_k cos(e_i, e_k) over pairs i != k, divided by the sum
-      of w_i w_k (arXiv 2504.02821). NaN where fewer than two images have a weight.
+      [F]; NaN where fewer than two images have a weight.
     """
-    w, e = np.asarray(pooled, np.float64), np.asarray(embeddings, np.float64)
+    w, e = _shares(pooled), _centred_unit(embeddings)
+    squares = np.square(w)
+    selves = np.square(e).sum(1) @ squares  # pairs of an image with itself
+    pairs = np.square(w.sum(0)) - squares.sum(0)
+    value = divide(np.square(w.T @ e).sum(1) - selves, pairs)
+    return np.where((w > 0).sum(0) > 1, value, np.nan)
+
+
+def monosemanticity_null(
+    pooled: ArrayLike, embeddings: ArrayLike, n_permutations: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`monosemanticity` when a feature's activations are shuffled over the images.
+
+    The mean over all permutations is the mean cosine of all pairs of images, whatever the feature (each pair
+    of weights meets each pair of images equally often); what differs between features is the spread.
+
+    Returns:
+      (mean, standard deviation) over `n_permutations` >= 2 permutations, the same for all features, [F] each.
+    """
+    embeddings, rng = np.asarray(embeddings), np.random.default_rng([seed, 0x6D6F6E6F])
+    drawn = [
+        monosemanticity(pooled, embeddings[rng.permutation(len(embeddings))]) for _ in range(n_permutations)
+    ]
+    return np.mean(drawn, axis=0), np.std(drawn, axis=0, ddof=1)
+
+
+def _shares(pooled: ArrayLike) -> np.ndarray:
+    """Weights [n, F] relative to the largest of their feature, which keeps their squares in range."""
+    w = np.asarray(pooled, np.float64)
+    return w / np.maximum(w.max(0), np.finfo(np.float64).tiny)[None, :]
+
+
+def _centred_unit(embeddings: ArrayLike) -> np.ndarray:
+    e = np.asarray(embeddings, np.float64)
     e = e - e.mean(0)[None, :]
-    e = e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-
-    def mean_cosine(w: np.ndarray) -> np.ndarray:  # [n, F]
-        squares = np.square(w)
-        selves = np.square(e).sum(1) @ squares  # pairs of an image with itself
-        pairs = np.square(w.sum(0)) - squares.sum(0)
-        value = divide(np.square(w.T @ e).sum(1) - selves, pairs)
-        return np.where((w > 0).sum(0) > 1, value, np.nan)
-
-    return mean_cosine(w / np.maximum(w.max(0), np.finfo(np.float64).tiny)[None, :]), float(
-        mean_cosine(np.ones((len(e), 1)))[0]
-    )
+    return e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _commonest_share(labels: np.ndarray) -> np.ndarray:
@@ -128,3 +145,22 @@ def auroc(values: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarra
     z = np.nan_to_num(divide(np.maximum(np.abs(u - n1 * n2 / 2) - 0.5, 0), sigma))
     p = np.minimum(2 * scipy.stats.norm.sf(z), 1.0)
     return divide(u, n1 * n2), np.where(n1 * n2 > 0, p, np.nan)
+
+
+def auroc_by_class(values: ArrayLike, labels: ArrayLike, n_classes: int) -> np.ndarray:
+    """`auroc` of every column for every class against the others, without p-values, [F, L].
+
+    Args:
+      values: [n, F].
+      labels: int [n]; rows of unknown class, -1, are left out.
+      n_classes: L.
+
+    Returns:
+      [F, L]; NaN for a class without rows, or with all of them.
+    """
+    values, labels = np.asarray(values), np.asarray(labels)
+    values, labels = values[labels >= 0], labels[labels >= 0]
+    member = np.eye(n_classes)[labels]  # [n, L]
+    n1 = member.sum(0)
+    ranks = scipy.stats.rankdata(values, axis=0) if len(values) else np.zeros(values.shape)
+    return divide(ranks.T @ member - (n1 * (n1 + 1) / 2)[None, :], (n1 * (len(labels) - n1))[None, :])

@@ -29,7 +29,7 @@ _MORE = {  # table of the analysis -> the name of a column of `Results.features`
         "part_pointing": "pointing",
     },
     "receptive": {name: name for name in ("erf_share", "uniform_share")},
-    "monosemanticity": {name: name for name in ("monosemanticity", "monosemanticity_random")},
+    "monosemanticity": {name: name for name in ("monosemanticity", "monosemanticity_z")},
 }
 _N_DRAWS = 4000  # random sets of images for purity by chance
 
@@ -88,11 +88,13 @@ class Results:
         return sorted(self.rows("top_patches", feature), key=lambda row: row["rank"])
 
     def main_effect(self, feature: int, table: str = "feature_space", **equal: str) -> dict | None:
-        """The row for the margin of the top class, None if the feature was not ablated.
+        """The row for the margin of a target, None if the feature was not ablated.
 
-        Of feature_space.parquet `scope="map"` or `scope="peak"` is needed, too.
+        Args:
+          feature, table: which.
+          equal: `target`, and of feature_space.parquet `scope`.
         """
-        return next(iter(self.rows(table, feature, target="top_class", measure="margin", **equal)), None)
+        return next(iter(self.rows(table, feature, measure="margin", **equal)), None)
 
     def class_means(self, feature: int) -> np.ndarray | None:
         """Mean pooled activation by class, float [L]; None where no class is known."""

@@ -12,26 +12,24 @@ from etils import epath
 from jsae.runtime import artifacts, stages
 
 _SAE_KEYS = ("variant", "n_channels", "n_features", "l0", "fvu", "pca_fvu", "dead_fraction")
-_EFFECT_MEANS = (
-    "mean_delta_logit",
-    "mean_delta_margin",
-    "mean_delta_confidence",
-    "control_mean_delta_margin",
-    "control_feature_mean_delta_margin",
-    "mean_effect_minus_control_margin",
-)
-_EFFECTS = (
-    "n_features",
-    "n_images",
-    *_EFFECT_MEANS,
-    *(f"{mean}_ci95" for mean in _EFFECT_MEANS),
-)
 _TWINS = ("n_pairs", "twin_accuracy", "m")
 _COMPARED = ("supervised", "sae", "frozen_decoder", "rotation", "channels", "pca", "random_matched")
 _CARRIED = ("share", "leak", "tracking", "isolated")  # lists over m
 _PUT_TO = ("zero", "mean", "set_to")
 _MANIPULATION = ("fall_median", "qualified_share", "control_fall_median")
 _EXPERIMENTS = ("planted", "seeds")  # each with its own WORKDIR/NAME/results.json
+_OF_THE_ABLATED = (
+    *(f"mean_delta_{measure}" for measure in ("logit", "margin", "confidence")),
+    *(f"control_{kind}_mean_delta_margin" for kind in ("direction", "auroc", "feature")),
+    "ablated_own_class_margin",
+    *(f"own_class_minus_{kind}_margin" for kind in ("direction", "auroc", "feature")),
+)
+_FEATURE_SPACE = (
+    *("n_own_class", "own_class_margin_mean", "own_class_margin_median"),
+    *("label_margin_mean", "label_margin_median", "n_features", "n_images"),
+    *_OF_THE_ABLATED,
+    *(f"{mean}_ci95" for mean in _OF_THE_ABLATED),
+)
 # Of each stage: seconds of all attempts, those of them that were lost when an attempt was cut short, MiB.
 _COSTS = (
     "seconds",
@@ -70,9 +68,12 @@ def summarise(config: Any, workdir: str | epath.Path) -> dict:
         | _picked(classifier, ("test_accuracy", "test_mean_per_class_accuracy")),
         "sae": _picked(results["sae"], _SAE_KEYS)
         | _picked(ablation.get("splice"), ("accuracy_recovered", "ce_recovered")),
-        "analysis": _picked(results["analysis"], ("n_features_alive", "n_class_selective")),
+        "analysis": _picked(
+            results["analysis"], ("n_features_alive", "n_class_selective", "n_excluded_by_q")
+        ),
         "ablation": {
-            space: _picked(ablation.get(space), _EFFECTS) for space in ("feature_space", "input_space")
+            "feature_space": _picked(ablation.get("feature_space"), _FEATURE_SPACE),
+            "input_space": _picked(ablation.get("input_space"), ("n_features", "n_images", *_MANIPULATION)),
         },
         "ground_truth": _ground_truth(ablation, epath.Path(workdir)),
         "device": _picked(made_by.get("device"), ("kind", "count")),

@@ -124,7 +124,7 @@ def make_workdir(tmp_path, parts, monkeypatch):
             "feature": list(range(F)),
             "eligible": (n_active >= 20).tolist(),
             "class_selective": [i % 2 == 0 for i in range(F)],
-            "auroc": np.linspace(0.5, 1, F).tolist(),
+            "auroc_train": np.linspace(0.5, 1, F).tolist(),
             "mean_active": np.linspace(2, 1, F).tolist(),
             "top_class": [i % L for i in range(F)],
         }
@@ -149,7 +149,6 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
     assert numbers["n_features"] == 4 and numbers["n_images"] > 0
     low, high = numbers["mean_delta_margin_ci95"]
     assert low <= numbers["mean_delta_margin"] <= high
-    assert numbers["mean_effect_minus_control_margin"] is not None
     numbers = results["input_space"]
     assert numbers["n_features"] == 3 and results["n_pairs"]["input_space"] == 18
     assert numbers["fall_median"] is not None and 0 <= numbers["qualified_share"] <= 1
@@ -169,7 +168,7 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
     }
     assert set(results["all_features"]["mean_margin"]) == {"clean", "all_removed"}
     rows = read(workdir, "feature_space").to_pylist()
-    assert len(rows) == 4 * 2 * 3 * 4 and len(read(workdir, "input_space")) == 3 * 6 * 3 * 4
+    assert len(rows) == 4 * 2 * 4 * 4 and len(read(workdir, "input_space")) == 3 * 6 * 3 * 4
     margin = [r for r in rows if (r["scope"], r["target"], r["measure"]) == ("map", "label", "margin")]
     mean = np.mean([row["mean_delta"] for row in margin])
     assert results["feature_space"]["mean_delta_margin"] == pytest.approx(mean)
@@ -235,9 +234,7 @@ def test_without_an_eligible_feature_the_numbers_are_null(make_workdir, parts, c
     workdir = make_workdir(config, model=dead)
     with caplog.at_level(logging.WARNING, "jsae"):
         stage.run(config, workdir)
-    assert (
-        "no feature fires on 20" in caplog.text and "mean_effect_minus_control_margin is null" in caplog.text
-    )
+    assert "no feature fires on 20" in caplog.text and "effects on their own class are null" in caplog.text
     results = stages.results(config, workdir, "ablation")
     assert (
         results["feature_space"]["n_features"] == 0 and results["feature_space"]["mean_delta_logit"] is None
@@ -252,7 +249,7 @@ def test_a_given_dead_feature_has_rows_of_nulls(make_workdir, parts):
     workdir = make_workdir(config, model=dead)
     stage.run(config, workdir)
     rows = [row for row in read(workdir, "feature_space").to_pylist() if row["feature"] == 3]
-    assert len(rows) == 24 and all(r["n_active"] == 0 and r["mean_delta"] is None for r in rows)
+    assert len(rows) == 32 and all(r["n_active"] == 0 and r["mean_delta"] is None for r in rows)
     rows = read(workdir, "input_space").to_pylist()
     assert [row["n_pairs"] for row in rows] == [0] * 72 + [6] * 72
 
@@ -333,6 +330,7 @@ def test_a_stopped_stage_repeats_no_pass_that_was_finished(make_workdir, monkeyp
     assert {path.stem for path in (folder / "passes").glob("*.npz")} == {
         "ablation-of-test",
         "covariance",
+        "directions",
         "feature_space",
     }
     with monkeypatch.context() as patched:

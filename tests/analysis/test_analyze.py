@@ -12,7 +12,7 @@ from configs import demo
 from jsae import metrics
 from jsae.activations import run_pass
 from jsae.analysis import class_statistics, run
-from jsae.analysis.strength import KeepPooled, MeasureStrength
+from jsae.analysis.strength import KeepPooled, MeasureStrength, spaced
 from jsae.analysis.top_patches import KeepTopPatches
 from jsae.runtime import artifacts, preemption
 from jsae.runtime import mesh as meshes
@@ -119,21 +119,24 @@ def test_features_table_is_the_naive_one(data):
     np.testing.assert_allclose(_floats(got["density_train"]), (learned > 0).mean((0, 1)))
     np.testing.assert_allclose(_floats(got["mean"]), seen.mean((0, 1)), rtol=1e-5)
     np.testing.assert_allclose(_floats(got["max"]), seen.max((0, 1)), rtol=1e-5)
+    p_train = np.full(8, np.nan)
     for j in np.flatnonzero(alive):
         m = np.array([pooled[test.labels == c, j].mean() for c in range(4)])
         rest = np.delete(m, top[j]).mean()
         p = m[m > 0] / m.sum()
         assert got["selectivity"][j] == pytest.approx((m[top[j]] - rest) / (m[top[j]] + rest), rel=1e-4)
         assert got["label_entropy"][j] == pytest.approx(-(p * np.log(p)).sum() / np.log(4), rel=1e-4)
-        area, p_value = metrics.auroc(pooled[:, [j]].astype(np.float32), test.labels == top[j])
-        assert got["auroc"][j] == pytest.approx(area[0]) and got["auroc_p"][j] == pytest.approx(p_value[0])
+        area, _ = metrics.auroc(pooled[:, [j]].astype(np.float32), test.labels == top[j])
+        assert got["auroc"][j] == pytest.approx(area[0])
+        area, p = metrics.auroc(learned.mean(1)[:, [j]].astype(np.float32), train.labels == top[j])
+        p_train[j] = p[0]
+        assert got["auroc_train"][j] == pytest.approx(area[0])
         assert got["mean_active"][j] == pytest.approx(seen[:, :, j][seen[:, :, j] > 0].mean(), rel=1e-5)
         strongest = test.labels[np.argsort(-seen[:, :, j].max(1), kind="stable")[:16]]
         if got["n_active_images"][j] >= 16:
             assert got["purity16"][j] == np.bincount(strongest).max() / 16
             assert got["polysemanticity"][j] == pytest.approx(1 - got["purity16"][j])  # n_top is 16
-    q = metrics.benjamini_hochberg(_floats(got["auroc_p"]), got["eligible"].astype(bool))
-    np.testing.assert_array_equal(_floats(got["auroc_q"]), q)
+    np.testing.assert_allclose(_floats(got["auroc_train_q"]), metrics.benjamini_hochberg(p_train), rtol=1e-6)
     assert results["n_features"] == 8 and results["n_features_alive"] == alive.sum() < 8
     assert results["n_class_selective"] == got["class_selective"].sum()
 
@@ -150,6 +153,35 @@ def test_features_that_are_the_class_are_class_selective():
     assert min(rows["auroc"].to_pylist()[:4]) == 1.0
     assert min(rows["purity16"].to_pylist()[:4]) == 1.0
     assert min(rows["selectivity_z"].to_pylist()[:4]) > 3 > -3 > max(rows["label_entropy_z"].to_pylist()[:4])
+
+
+def test_a_class_is_chosen_on_train_and_test_chooses_nothing():
+    """Channel 0 is plainly class 0 on test only, channel 1 class 1 on train only."""
+    train, test = toy.store(0, n=80), toy.store(1, n=80)
+    for split in (train, test):
+        split.labels[...] = np.arange(80) % 4
+        split.acts[...] = np.random.default_rng(5).random(split.acts.shape) * 0.1
+    train.acts[train.labels == 0, :, :, 0] += 0.006  # its top class, but hardly
+    test.acts[test.labels == 0, :, :, 0] += 5.0
+    train.acts[train.labels == 1, :, :, 1] += 5.0
+    _, rows, results = _analyze(train, test, toy.sae_of_channels())
+    got = _columns(rows)
+    assert list(got["class_selective"][:2]) == [False, True]
+    assert got["auroc"][0] == pytest.approx(1) and got["auroc_train"][1] == 1 and got["auroc"][1] < 0.7
+    assert results["n_excluded_by_q"] == 0
+    train.labels[(train.labels == 1) & (np.arange(80) > 1)] = -1  # one image of class 1 is left
+    _, rows, results = _analyze(train, test, toy.sae_of_channels())
+    assert rows["auroc_train"][1].as_py() == 1 and rows["auroc_train_q"][1].as_py() > 0.05
+    above = sum(value >= 0.8 for value in rows["auroc_train"].to_pylist())
+    assert results["n_class_selective"] == 0 and results["n_excluded_by_q"] == above >= 1
+
+
+def test_pooled_features_of_evenly_spaced_images(data):
+    train, _, sae = data
+    whole = _strength(train, sae)["pooled"]
+    few = run_pass(train, sae, {"it": KeepPooled(8 * 31)}, batch_size=7)["it"]
+    assert list(spaced(90, 8, 8 * 31)) == list(range(0, 90, 3)) and len(spaced(90, 8, None)) == 90
+    np.testing.assert_allclose(few, whole[::3], rtol=1e-5)  # float32 at another batch size
 
 
 def test_nulls_are_those_of_permuting_the_labels_by_hand(data):
@@ -243,7 +275,7 @@ def test_edges_give_nulls_and_never_nan(case):
     if case == "fires once":
         assert set(got["n_active_images"]) == {1} and set(got["eligible"]) == {False}
         assert len(patches) == 5 and set(patches["image"].to_pylist()) == {7}
-        assert set(got["purity16"]) == {None} and set(got["auroc_q"]) == {None}
+        assert set(got["purity16"]) == {None} and set(got["class_selective"]) == {False}
         assert set(got["mean_active"]) == {4.0} and set(got["top_class"]) == {int(train.labels[7])}
         assert set(got["selectivity"]) <= {1.0, -1.0}
     if case == "one class":

@@ -4,12 +4,10 @@ import functools
 import types
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from jsae.activations.store import make_batches
-from jsae.analysis import cells, directions, features, localisation, parts, readouts
+from jsae.analysis import cells, directions, localisation, parts, readouts
 from jsae.tables import documentation
 from tests.analysis import toy
 
@@ -79,8 +77,21 @@ def test_foreground_cells_from_masks_and_boxes():
     where = cells.PartCells(split, (3, 4), 8)
     assert np.argwhere(where.on_foreground(np.array([0, 1]))).tolist() == [[0, 1, 2]]
     positive, negative = where(np.array([0, 1]))
-    assert where.names == ("foreground",) and positive.shape == (2, 12, 1) and (positive ^ negative).all()
+    assert where.names == ("foreground",) and positive.shape == (2, 12, 1)
+    assert np.argwhere(~(positive | negative)[..., 0]).tolist() == [[1, 0]]  # 6% of it: neither
     assert cells.foreground_cells(types.SimpleNamespace(masks=None, boxes=None), (3, 4), 8) is None
+
+
+def test_a_cell_that_is_hardly_covered_counts_as_neither():
+    masks = np.full((1, 8, 32), 1 << 15, np.uint16)
+    masks[0, :, :8] |= 1  # the part: all of cell 0, 9.4% of cell 1, nothing of cells 2 and 3
+    masks[0, :6, 8] |= 1
+    masks[0, :, 24:] &= 1  # cell 3: 9.4% of it foreground, and so no part of the comparison
+    masks[0, :6, 24] = 1 << 15
+    split = types.SimpleNamespace(masks=masks, boxes=None, part_names=("a",))
+    positive, negative = cells.PartCells(split, (1, 4), 8)(np.array([0]))
+    assert positive[0].T.tolist() == [[True, False, False, False], [True, True, True, False]]
+    assert negative[0].T.tolist() == [[False, False, True, False], [False, False, False, False]]
 
 
 def test_a_part_is_compared_with_the_rest_of_the_aircraft_where_it_is(setting):
@@ -114,20 +125,6 @@ def test_the_channel_of_a_part_finds_it(measured):
     assert rows[5]["auroc"] == 1 and rows[1]["auroc"] < 0.9 and rows[6]["auroc"] is None
     best = parts.TABLE.make(columns)
     assert all(documentation(table).values()) and all(documentation(best).values())
-
-
-def test_the_features_table_counts_the_parts_a_feature_finds(measured):
-    _, localised = measured
-    is_whole = pc.equal(localised["part"], "foreground")
-    at = localised.column_names.index("auroc")
-    localised = localised.set_column(at, "auroc", pc.if_else(is_whole, 0.95, localised["auroc"]))
-    rows = pa.table([pa.nulls(6, kind) for kind in features.TABLE.schema.types], schema=features.TABLE.schema)
-    found = features.with_parts(rows, localised)
-    # relu(u) and relu(-u) of three channels; the aircraft as a whole, which all of them find, is no part
-    assert found["n_parts"].to_pylist() == [1, 1, 0, 0, 0, 0]
-    assert found.schema.equals(features.TABLE.schema, check_metadata=True)
-    for without_masks in (None, localised.filter(is_whole)):
-        assert features.with_parts(rows, without_masks)["n_parts"].null_count == 6
 
 
 def test_random_directions_are_chosen_on_train_too(setting, measured):

@@ -43,13 +43,15 @@ def test_the_table_has_a_row_per_feature_from_the_other_studys_embeddings(settin
     acts = jax.jit(lambda x: classifier.apply(params, augment.normalise(x))[1]["stage4"])(split.images)
     # float32 at batches of 8, the last one padded, against all 20 at once
     np.testing.assert_allclose(embeddings, acts.mean((1, 2)), atol=1e-5)
-    table = monosemanticity.table(pooled, embeddings)
-    expected, random = metrics.monosemanticity(pooled, acts.mean((1, 2)))
+    table = monosemanticity.table(pooled, embeddings, 30, 0)
+    expected = metrics.monosemanticity(pooled, acts.mean((1, 2)))
     assert table["feature"].to_pylist() == list(range(8)) and table["monosemanticity"][0].as_py() is None
     found = np.array(table["monosemanticity"].to_pylist(), np.float64)  # NaN for null
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.isfinite(found).sum() >= 4
-    np.testing.assert_allclose(table["monosemanticity_random"].to_pylist(), [random] * 8, atol=1e-5)
+    null, spread = metrics.monosemanticity_null(pooled, acts.mean((1, 2)), 30, 0)
+    z = np.array(table["monosemanticity_z"].to_pylist(), np.float64)
+    np.testing.assert_allclose(z, (expected - null) / spread, rtol=1e-2, atol=1e-2)  # float32 embeddings
     assert all(documentation(table).values())
 
 

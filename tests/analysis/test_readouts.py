@@ -1,5 +1,7 @@
 """Directions that know the masks: a plain and a subtle part, by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,32 @@ def test_rows_follow_their_definitions(cells):
     gradient = x.T @ (x @ rows["probe"][1] - y) + ridge * rows["probe"][1]
     np.testing.assert_allclose(gradient, 0, atol=1e-9 * np.abs(x.T @ y).max())
     assert all(np.isnan(row[2]).all() for row in rows.values())  # train shows no cell of it
+
+
+def test_a_probe_reads_along_its_filter_and_is_removed_along_its_pattern(cells):
+    """Channels 1 to 3 carry the part and, ten times as strong, channel 0, which the filter has to cancel."""
+    train, test = (
+        dataclasses.replace(each, acts=each.acts + each.acts[:, :1] * np.array([[0, 1, 1, 1, 0]]))
+        for each in (cells["a"], cells["b"])
+    )
+    filters = readouts.fit(train)["probe"]
+    found = readouts.patterns(filters, train)
+    acts, is_part = train.of_part(0)
+    shift = acts[is_part].mean(0) - acts[~is_part].mean(0)
+
+    def cosine(a):
+        return a @ shift / np.linalg.norm(a) / np.linalg.norm(shift)
+
+    assert cosine(found[0]) > 0.99 and cosine(filters[0]) < 0.7
+    assert np.isnan(found[2]).all()
+    dictionary = readouts.as_dictionary(filters, found, acts.mean(0))
+    np.testing.assert_allclose(np.linalg.norm(dictionary.w_dec, axis=1), [1, 1, 0, 1], rtol=1e-5)
+    read = np.asarray(dictionary.encode(acts.astype(np.float32)))[:, 0]
+    # removing what it reads along the pattern takes the filter's output, where it is above 0, to 0
+    left = acts - read[:, None] * np.asarray(dictionary.w_dec)[:1]
+    output = (left - acts.mean(0)[None, :]) @ filters[0]
+    np.testing.assert_allclose(output, np.minimum((acts - acts.mean(0)[None, :]) @ filters[0], 0), atol=1e-4)
+    assert readouts.auroc(filters, test)[0] > 0.9  # where it reads, it is still the filter
 
 
 def test_the_probe_tells_what_the_difference_of_means_hides(cells):

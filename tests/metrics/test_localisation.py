@@ -43,12 +43,23 @@ def test_monosemanticity_is_the_weighted_mean_over_pairs():
     pooled, e = np.maximum(rng.normal(size=(12, 3)), 0), rng.normal(size=(12, 5))
     pooled[:, 2] = 0
     pooled[4, 2] = 1  # one image has no pair
-    found, random = metrics.monosemanticity(pooled, e)
+    found = metrics.monosemanticity(pooled, e)
     unit = e - e.mean(0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    for w, value in ((pooled[:, 0], found[0]), (pooled[:, 1], found[1]), (np.ones(12), random)):
+    for w, value in ((pooled[:, 0], found[0]), (pooled[:, 1], found[1])):
         pairs = [(i, k) for i in range(12) for k in range(12) if i != k]
         weight = np.array([w[i] * w[k] for i, k in pairs])
         cosine = np.array([unit[i] @ unit[k] for i, k in pairs])
         np.testing.assert_allclose(value, (weight * cosine).sum() / weight.sum(), rtol=1e-10)  # float64
     assert np.isnan(found[2])
+
+
+def test_the_null_of_monosemanticity_has_the_mean_of_all_pairs_and_the_features_own_spread():
+    rng = np.random.default_rng(0)
+    pooled, e = np.ones((30, 3)), rng.normal(size=(30, 5))
+    pooled[:, 0] = rng.random(30)
+    pooled[3:, 1] = 0  # fires in three images
+    mean, spread = metrics.monosemanticity_null(pooled, e, 2000, 0)
+    all_pairs = metrics.monosemanticity(np.ones((30, 1)), e)[0]
+    assert (np.abs(mean - all_pairs) <= 4 * spread / 2000**0.5 + 1e-12).all()
+    assert spread[1] > 3 * spread[0] > 0 and spread[2] < 1e-12

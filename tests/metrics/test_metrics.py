@@ -255,8 +255,6 @@ def test_purity_counts_16_images_and_polysemanticity_all_of_them():
     labels[2, :3] = [7, 7, 1]
     np.testing.assert_allclose(metrics.purity16(labels), [12 / 16, 9 / 16, np.nan, np.nan])
     np.testing.assert_allclose(metrics.polysemanticity(labels), [8 / 20, 7 / 16, 1 / 3, np.nan])
-    by_parts = metrics.polysemanticity_by_parts([[0.81, 0.8, np.nan], [0.9, 0.1, 1.0], [np.nan] * 3])
-    assert by_parts.tolist() == [1, 2, 0]
 
 
 def test_auroc_and_p_are_those_of_scipy_with_ties():
@@ -274,6 +272,30 @@ def test_auroc_and_p_are_those_of_scipy_with_ties():
         assert p[j] == pytest.approx(exact.pvalue, rel=1e-9)
     pairs = values[positive[:, 0], 0][:, None] - values[~positive[:, 0], 0][None, :]
     assert area[0] == pytest.approx((np.sign(pairs) + 1).mean() / 2)
+
+
+def test_auroc_by_class_is_auroc_class_by_class():
+    rng = np.random.default_rng(0)
+    values = np.maximum(rng.normal(size=(60, 5)), 0)
+    labels = rng.integers(-1, 3, 60)
+    found = metrics.auroc_by_class(values, labels, 4)
+    known = labels >= 0
+    for c in range(3):
+        np.testing.assert_allclose(found[:, c], metrics.auroc(values[known], labels[known] == c)[0])
+    assert np.isnan(found[:, 3]).all() and np.isnan(metrics.auroc_by_class(values, 0 * labels, 1)).all()
+
+
+def test_a_pattern_is_the_regression_of_the_activations_on_the_output():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4))
+    filters = rng.normal(size=(2, 4))
+    found = metrics.pattern(filters, np.cov(x.T, bias=True))
+    for w, row in zip(filters, found, strict=True):
+        y = (x - x.mean(0)) @ w
+        slopes = [np.polyfit(y, channel, 1)[0] for channel in x.T]
+        np.testing.assert_allclose(row, slopes, rtol=1e-8)  # float64 sums in another order
+        assert row @ w == pytest.approx(1)
+    assert np.isnan(metrics.pattern(np.zeros(4), np.eye(4))).all()
 
 
 def test_auroc_at_its_edges():

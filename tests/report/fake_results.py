@@ -30,13 +30,26 @@ def results() -> dict:
         "mean_delta_logit": -0.61,
         "mean_delta_margin": -0.823,
         "mean_delta_confidence": -0.0912,
-        "control_mean_delta_margin": -0.0312,
-        "control_feature_mean_delta_margin": -0.214,
-        "mean_effect_minus_control_margin": -1.23,
     }
-    space = {"n_features": 10, "n_images": N_IMAGES}
-    for key, value in means.items():
-        space |= {key: value, f"{key}_ci95": [value - 0.11, value + 0.02]}
+    only = {
+        "feature_space": {
+            "control_direction_mean_delta_margin": -0.0412,
+            "control_auroc_mean_delta_margin": -0.0512,
+            "control_feature_mean_delta_margin": -0.214,
+            "ablated_own_class_margin": -1.41,
+            "own_class_minus_direction_margin": -1.23,
+            "own_class_minus_auroc_margin": -1.13,
+            "own_class_minus_feature_margin": -1.03,
+        },
+    }
+    spaces = {}
+    for name, more in only.items():
+        spaces[name] = {"n_features": 10, "n_images": N_IMAGES}
+        for key, value in (means | more).items():
+            spaces[name] |= {key: value, f"{key}_ci95": [value - 0.11, value + 0.02]}
+    spaces["feature_space"] |= {"n_own_class": 17, "own_class_margin_mean": -0.711}
+    spaces["feature_space"] |= {"own_class_margin_median": -0.377, "label_margin_mean": -0.022}
+    spaces["feature_space"] |= {"label_margin_median": 0.0044}
     rows = [
         {"accuracy": a, "mean_per_class_accuracy": a - 0.01, "cross_entropy": c, "margin": 5.2 - c}
         for a, c in ((0.875, 0.41), (0.85, 0.47), (0.125, 2.1))
@@ -53,9 +66,9 @@ def results() -> dict:
         "activations": {"site": "stage4"},
         "sae": {"variant": "topk", "n_channels": 320, "n_features": N_FEATURES, "l0": 8.0, "fvu": 0.112}
         | {"pca_fvu": 0.243, "dead_fraction": 0.109},
-        "analysis": {"n_features_alive": 57, "n_class_selective": 17},
+        "analysis": {"n_features_alive": 57, "n_class_selective": 17, "n_excluded_by_q": 0},
         "ablation": {
-            "feature_space": space,
+            **spaces,
             "ground_truth": truth,
             "input_space": blurred(),
             "all_features": {"attribution": {"spearman": 0.83, "spearman_ci95": [0.61, 0.93]}},

@@ -11,7 +11,7 @@ from jsae import study
 from jsae.classifier import evaluate
 from tests.report.fake_world import CLASSES, GRID, LABELS, N_FEATURES, N_IMAGES
 
-TARGETS = ("label", "prediction", "top_class")
+TARGETS = ("label", "prediction", "top_class")  # of feature_space also own_class
 MEASURES = ("logit", "margin", "confidence", "log_confidence")
 
 
@@ -55,8 +55,9 @@ def _value(field: pa.Field, row: dict, rng: np.random.Generator):
     return f"any {field.name}"
 
 
-def _effects(**columns):
-    return ({"target": target, "measure": measure} | columns for target in TARGETS for measure in MEASURES)
+def _effects(*more_targets, **columns):
+    targets = (*TARGETS, *more_targets)
+    return ({"target": target, "measure": measure} | columns for target in targets for measure in MEASURES)
 
 
 def features_table() -> pa.Table:
@@ -66,7 +67,7 @@ def features_table() -> pa.Table:
         alive, density = feature % 9 != 4, float(10 ** rng.uniform(-4, -0.3))
         eligible = alive and density > 1e-3
         means = rng.exponential(0.2, len(CLASSES)) + 2.0 * (np.arange(len(CLASSES)) == feature % len(CLASSES))
-        row = {"feature": feature, "alive": alive, "eligible": eligible, "n_parts": None}
+        row = {"feature": feature, "alive": alive, "eligible": eligible}
         row |= {"class_mean": (means * alive).tolist(), "class_max": (2 * means).tolist()}
         row |= {"class_selective": bool(eligible and rng.uniform() < 0.4)}
         if alive:
@@ -76,7 +77,7 @@ def features_table() -> pa.Table:
         else:
             row |= {"n_active_images": 0, "density": 0.0, "density_train": 0.0, "max": 0.0, "mean": 0.0}
         if alive and not eligible:
-            row |= dict.fromkeys(("auroc", "auroc_p", "auroc_q"))
+            row |= dict.fromkeys(("auroc", "auroc_train", "auroc_train_q"))
         rows.append(row | {"unknown": not alive})
     return fill("features", rows)
 
@@ -129,7 +130,7 @@ def feature_space_table() -> pa.Table:
     rows = []
     for feature in range(10):
         for scope in ("map", "peak"):
-            for row in _effects(feature=feature, scope=scope):
+            for row in _effects("own_class", feature=feature, scope=scope):
                 effect = float(rng.normal(-0.8, 0.5))
                 known = {"n_active": 31, "mean_delta": effect, "effect_minus_direction": 0.9 * effect}
                 known |= {f"{name}_direction": float(10 ** rng.uniform(-4, 0)) for name in "pq"}
@@ -182,6 +183,11 @@ def counterfactual_table() -> pa.Table:
 def counterfactual_response_table() -> pa.Table:
     rows = ({"dictionary": "sae", "part": part, "rank": 1} for part in ("gear", "engines"))
     return fill("counterfactual_response", rows)
+
+
+def mediation_table() -> pa.Table:
+    rows = ({"input": name, "area": "mask", "m": m} for name in ("blurred", "rendered") for m in (1, 4, 64))
+    return fill("mediation", rows)
 
 
 def baselines_table() -> pa.Table:

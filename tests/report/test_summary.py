@@ -8,15 +8,19 @@ from jsae.report import summarise, write_summary
 from jsae.runtime import artifacts, stages
 from tests.report import fake_results, fake_study
 
-MEANS = (
-    "mean_delta_logit",
-    "mean_delta_margin",
-    "mean_delta_confidence",
-    "control_mean_delta_margin",
-    "control_feature_mean_delta_margin",
-    "mean_effect_minus_control_margin",
-)
-EFFECTS = {"n_features", "n_images", *MEANS, *(f"{mean}_ci95" for mean in MEANS)}
+OF_THE_ABLATED = {
+    *(f"mean_delta_{measure}" for measure in ("logit", "margin", "confidence")),
+    "ablated_own_class_margin",
+    *(f"control_{kind}_mean_delta_margin" for kind in ("direction", "auroc", "feature")),
+    *(f"own_class_minus_{kind}_margin" for kind in ("direction", "auroc", "feature")),
+}
+FEATURE_SPACE = {
+    *("n_own_class", "own_class_margin_mean", "own_class_margin_median", "label_margin_mean"),
+    *("label_margin_median", "n_features", "n_images"),
+    *OF_THE_ABLATED,
+    *(f"{mean}_ci95" for mean in OF_THE_ABLATED),
+}
+INPUT_SPACE = {"n_features", "n_images", "fall_median", "qualified_share", "control_fall_median"}
 SAE_KEYS = {"variant", "n_channels", "n_features", "l0", "fvu", "pca_fvu", "dead_fraction"}
 COSTS = (
     "seconds",
@@ -33,10 +37,10 @@ def check_keys(summary):
     assert set(summary) == {"classifier", "sae", "analysis", "ablation", "ground_truth", "device", *COSTS}
     assert set(summary["classifier"]) == {"arch", "site", "test_accuracy", "test_mean_per_class_accuracy"}
     assert set(summary["sae"]) == SAE_KEYS | {"accuracy_recovered", "ce_recovered"}
-    assert set(summary["analysis"]) == {"n_features_alive", "n_class_selective"}
+    assert set(summary["analysis"]) == {"n_features_alive", "n_class_selective", "n_excluded_by_q"}
     assert set(summary["ablation"]) == {"feature_space", "input_space"}
-    assert set(summary["ablation"]["feature_space"]) == EFFECTS
-    assert set(summary["ablation"]["input_space"]) == EFFECTS
+    assert set(summary["ablation"]["feature_space"]) == FEATURE_SPACE
+    assert set(summary["ablation"]["input_space"]) == INPUT_SPACE
     assert set(summary["device"]) == {"kind", "count"}
     assert all(set(summary[cost]) == STAGES for cost in COSTS)
 

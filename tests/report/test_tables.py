@@ -31,21 +31,21 @@ def test_the_data_of_the_table_are_the_numbers_of_the_tables(report):
     data = read_data(report)
     rows = {row["feature"]: row for row in fake_tables.features_table().to_pylist()}
     removed = {row["feature"]: row for row in fake_tables.all_features_table().to_pylist()}
-    wanted = {"scope": "map", "target": "top_class", "measure": "margin"}
+    wanted = {"scope": "map", "target": "own_class", "measure": "margin"}
     ablated = {
         row["feature"]: row
         for row in fake_tables.feature_space_table().to_pylist()
         if wanted.items() <= row.items()
     }
     expected = [(rows, name) for name in ("purity16", "selectivity_excess", "auroc", "density")]
-    expected += [(removed, "map_top_class_margin"), (ablated, "effect_minus_direction")]
+    expected += [(removed, "own_class_margin"), (ablated, "effect_minus_direction")]
     assert sorted(data["feature"]) == sorted(rows) and 6 < len(data["columns"]) <= len(features.COLUMNS)
     for (table, name), column in zip(expected, data["columns"], strict=False):
         values = [table[f][name] if f in table else None for f in data["feature"]]
         assert column["text"] == ["" if v is None else number(v) for v in values]
         known = [(v, r) for v, r in zip(values, column["rank"], strict=True) if v is not None]
         assert [r for _, r in sorted(known)] == sorted(r for _, r in known)
-    doc = tables.documentation(fake_tables.all_features_table())["map_top_class_margin"]
+    doc = tables.documentation(fake_tables.all_features_table())["own_class_margin"]
     assert data["columns"][4]["doc"] == doc != ""
     q = {f: row["q_direction"] for f, row in ablated.items() if row["q_direction"] is not None}
     differs = {f for f, flags in zip(data["feature"], data["flags"], strict=True) if "q" in flags}
@@ -212,12 +212,12 @@ def test_a_card_says_what_its_columns_are_and_takes_the_effect_from_the_table_of
     for head, what in [("purity16", "share of the commonest class"), ("removed − control", "equal norm")]:
         assert re.search(rf"<dt><strong>{head}.*?</strong></dt><dd[^>]*>[^<]*{what}", html), head
     assert "not among the features" not in html
-    name = "map_top_class_margin"
+    name = "own_class_margin"
     row = {name: -0.3217, f"{name}_low": -0.4, f"{name}_high": -0.2}
     html = make_card(row, with_effect=False)[0].html
     assert number(-0.3217) in html and "not among the features that were ablated beside a control" in html
     html = make_card(dict.fromkeys(row), with_effect=False)[0].html
-    assert "it fires on fewer than 20 test images" in html
+    assert "it fires on fewer than 20 test images of that class" in html
     assert make_card(with_effect=False)[0].html.count("no stage of this study has removed it") == 4
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jsae import metrics
 from jsae.ablation import statistics
-from jsae.ablation.all_features.totals import SCOPES, STATISTICS, AllFeatureEffects
+from jsae.ablation.all_features.totals import SCOPES, STATISTICS, AllFeatureEffects, own_class_margin
 from jsae.ablation.statistics import MIN_ACTIVE
 from jsae.tables import Column, Table, interval, known_class
 
@@ -65,6 +65,14 @@ TABLE = Table(
         Column("top_class", pa.int32(), "class with the largest class mean on train; null if it has none"),
         Column("n_active", pa.int32(), "test images on which the feature fires; all means are over these"),
         Column("share_active", pa.float64(), "n_active divided by the number of test images"),
+        Column("n_active_own_class", pa.int32(), "those of n_active whose label is top_class"),
+        Column(
+            "own_class_margin",
+            pa.float64(),
+            "mean change of the margin of top_class over the n_active_own_class images when the feature is "
+            f"removed at every position; null with fewer than {MIN_ACTIVE} of them",
+            interval=_T_INTERVAL,
+        ),
         *(column for scope in SCOPES for column in _columns_of(scope)),
         Column(
             "attribution_margin",
@@ -79,19 +87,21 @@ TABLE = Table(
 def columns(effects: AllFeatureEffects, top_classes: np.ndarray) -> dict[str, Any]:
     """Columns of `TABLE`, one row per feature; unknown numbers NaN."""
     n = effects.by_feature["map"].n
-    known = n >= MIN_ACTIVE
+    own_class = own_class_margin(effects, top_classes)
 
-    def with_interval(name, mean, m2):
+    def with_interval(name, mean, m2, n=n):
         ends = metrics.t_interval(n, mean, m2)
         if name.endswith("flip_rate"):  # a share; Student's interval of a small one reaches below 0
             ends = np.clip(ends, 0, 1)
-        return interval(name, *(np.where(known, value, np.nan) for value in (mean, *ends)))
+        return interval(name, *(np.where(n >= MIN_ACTIVE, value, np.nan) for value in (mean, *ends)))
 
     found = {
         "feature": np.arange(len(n)),
         "top_class": known_class(top_classes),
         "n_active": n.astype(np.int64),
         "share_active": n / effects.n_images if effects.n_images else np.full(len(n), np.nan),
+        "n_active_own_class": own_class.n.astype(np.int64),
+        **with_interval("own_class_margin", own_class.mean, own_class.m2, own_class.n),
         **with_interval("attribution_margin", effects.attribution.mean, effects.attribution.m2),
     }
     for scope, moments in effects.by_feature.items():

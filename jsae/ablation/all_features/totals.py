@@ -102,6 +102,18 @@ def finished(
     )
 
 
+def own_class_margin(effects: AllFeatureEffects, top_classes: np.ndarray) -> EffectMoments:
+    """Moments [F] of what removing a feature does to its top class's margin on images of that class.
+
+    Over the images of the class on which it fires; n is 0 for a feature without a top class (-1).
+    """
+    known, statistic = top_classes >= 0, STATISTICS.index("top_class_margin")
+    at = np.maximum(top_classes, 0), np.arange(len(top_classes))
+    n, mean, m2 = (np.asarray(part) for part in effects.by_class)
+    mean, m2 = (np.moveaxis(part, 1, 2)[at][:, statistic] for part in (mean, m2))
+    return EffectMoments(np.where(known, n[at], 0), mean, m2)
+
+
 def headline(effects: AllFeatureEffects) -> dict[str, Any]:
     """The stage's results: pairs of a feature and an image in the scope map, guarded ones over all scopes."""
     n_active = effects.by_feature["map"].n

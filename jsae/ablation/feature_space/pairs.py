@@ -1,8 +1,8 @@
 """What single features do, in feature space: each is removed from the stored activations it fires on.
 
-Every (feature, image) pair on which the feature fires gets seven forward passes from the site on: the clean
+Every (feature, image) pair on which the feature fires gets nine forward passes from the site on: the clean
 one; the feature removed at every position ("map") or at the cell of its peak only ("peak"); and for each of
-the two scopes the two controls of `controls`. All seven take away s(y, x) * v from the activations, an
+the two scopes the three controls of `controls`. All nine take away s(y, x) * v from the activations, an
 outer product of a map and a vector, so one compiled function with one batch shape serves them all, and an
 intervention with s = 0 has an effect of exactly 0. Effects are intervened minus clean of the same pair.
 
@@ -31,7 +31,7 @@ from jsae.runtime.batches import map_rows
 from jsae.runtime.pytrees import pytree
 
 SCOPES = ("map", "peak")
-KINDS = ("effect", "direction", "feature")  # the feature itself, then its two controls
+KINDS = ("effect", "direction", "auroc", "feature")  # the feature itself, then its controls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +42,25 @@ class FeatureEffects:
       features: int32 [M], SAE feature numbers.
       images: int32 [M], image numbers of the split.
       peaks: int32 [M, 2]: the feature's peak cell (y, x) on that image.
+      own_class: bool [M], the image is of the feature's top class.
+      norms: float32 [M], size of what the scope "map" removes, mean over the grid of f times ||w_dec||.
+      control_auroc: [M], train AUROC of the feature's control "auroc" for its top class.
       deltas: float32 [M, scope, kind, target, measure], intervened minus clean; NaN where a measure or a
-        target does not exist, and for the kind "feature" where no other feature fires on the image.
-      flips: bool [M, scope, kind], the prediction changed; False where deltas are NaN for want of a control.
-      matched: bool [M], whether another feature fires on the image.
+        target does not exist, or the image has no such control.
+      flips: bool [M, scope, kind], the prediction changed; False where there is no such control.
+      has: bool [M, kind], whether the image has that control.
       n_images: images of the split, fired on or not.
     """
 
     features: np.ndarray
     images: np.ndarray
     peaks: np.ndarray
+    own_class: np.ndarray
+    norms: np.ndarray
+    control_auroc: np.ndarray
     deltas: Named
     flips: Named
-    matched: np.ndarray
+    has: Named
     n_images: int
 
 
@@ -108,6 +114,9 @@ def effects_of_pairs(
     pairs: dict[str, Any],
     *,
     top_classes: np.ndarray,
+    auroc_train: np.ndarray,
+    candidates: controls.Candidates,
+    mean: np.ndarray,
     root: np.ndarray,
     key: jax.Array,
     **settings: Any,
@@ -120,11 +129,16 @@ def effects_of_pairs(
       store: activation store of the split: read(), labels.
       pairs: from `FindPairs`.
       top_classes: of all features, int [F]; -1 for one without.
-      root: [C, C], a root of the site's covariance (`controls.root_of`).
+      auroc_train: of all features for these classes on train [F], NaN where unknown.
+      candidates: for the control "auroc".
+      mean: mu [C], of the site's train activations.
+      root: [C, C], a root of their covariance (`controls.root_of`).
       key: a jax random key for the control directions.
       settings: of `map_rows`: batch_size, mesh, context, label.
     """
     tops = top_classes[pairs["feature"]]
+    features, place = np.unique(pairs["feature"], return_inverse=True)
+    directions, control_auroc = candidates.nearest(top_classes[features], auroc_train[features])
     maps = ("size", *(f"{name}_{scope}" for scope in SCOPES for name in ("j", "size")))
     arrays = {name: pairs[name] for name in ("feature", "image", *maps)}
     arrays |= {"label": store.labels[pairs["image"]], "top_class": np.maximum(tops, 0)}
@@ -132,9 +146,10 @@ def effects_of_pairs(
     def read(rows):
         images, of_row = np.unique(pairs["image"][rows], return_inverse=True)
         acts = np.concatenate([store.read(i, i + 1) for i in images.tolist()])
-        return {name: value[rows] for name, value in arrays.items()} | {"acts": acts[of_row]}
+        read = {name: value[rows] for name, value in arrays.items()}
+        return read | {"acts": acts[of_row], "auroc": directions[place[rows]]}
 
-    fixed = (as_argument(logits_from_acts), dictionary, root, key)
+    fixed = (as_argument(logits_from_acts), dictionary, np.asarray(mean, np.float32), root, key)
     if settings.get("mesh") is not None:
         fixed = meshes.replicate(settings["mesh"], fixed)
     step = functools.partial(_remove, *fixed)
@@ -144,40 +159,61 @@ def effects_of_pairs(
     deltas, flips = make_effects(found["deltas"], found["flips"], **axes)
     deltas.forget(arrays["label"] < 0, target="label")
     deltas.forget(tops < 0, target="top_class")
-    deltas.forget(~pairs["matched"], kind="feature")
-    flips.forget(~pairs["matched"], kind="feature")
+    has = np.ones((len(tops), len(KINDS)), bool)
+    has[:, 1:] = np.concatenate([found["there"], pairs["matched"][:, None]], axis=1)
+    for i, kind in enumerate(KINDS):
+        for each in (deltas, flips):
+            each.forget(~has[:, i], kind=kind)
     return FeatureEffects(
-        pairs["feature"], pairs["image"], peaks, deltas, flips, pairs["matched"], pairs["n_images"]
+        features=pairs["feature"],
+        images=pairs["image"],
+        peaks=peaks,
+        own_class=(arrays["label"] == tops) & (tops >= 0),
+        norms=found["norm"],
+        control_auroc=control_auroc[place],
+        deltas=deltas,
+        flips=flips,
+        has=Named(has, {"kind": KINDS}),
+        n_images=pairs["n_images"],
     )
 
 
 @jax.jit
-def _remove(logits_from_acts, dictionary, root, key, pairs: dict) -> dict:
+def _remove(logits_from_acts, dictionary, mean, root, key, pairs: dict) -> dict:
     """Effects of P pairs.
 
     Args:
       pairs: acts [P, H, W, C] of the pair's image; feature, image, j_SCOPE, label, top_class: int32 [P];
-        size, size_SCOPE: maps [P, H, W] of the feature and of the matched feature of each scope, raw units.
+        size, size_SCOPE: maps [P, H, W] of the feature and of the matched feature of each scope, raw units;
+        auroc [P, C], the direction of that control.
 
     Returns:
-      deltas [P, scope, kind, target, measure], flips [P, scope, kind], peak cells [P] (flat).
+      deltas [P, scope, kind, target, measure], flips [P, scope, kind], peak cells [P] (flat), there [P, 2]:
+      whether the image has something along the controls "direction" and "auroc", norm [P].
     """
     acts, size = pairs["acts"], pairs["size"]
     vector = dealt.decoder_rows(dictionary, pairs["feature"])
+    norm = jnp.linalg.norm(vector, axis=-1)  # [P]
     direction = controls.draw_directions(key, root, pairs["feature"], pairs["image"])
-    direction *= jnp.linalg.norm(vector, axis=-1)[:, None]
+    along = controls.along(acts, mean, direction)
+    sign = jnp.where(along.sum((1, 2)) < 0, -1.0, 1.0)  # more is there on this side
+    along, direction = jax.nn.relu(along * sign[:, None, None]), direction * sign[:, None]
+    along_auroc = jax.nn.relu(controls.along(acts, mean, pairs["auroc"]))
     sizes, vectors = [jnp.zeros_like(size)], [vector]
     for scope in SCOPES:
-        removed = [size, size, pairs[f"size_{scope}"]]  # in the order of KINDS
-        sizes += [at_peak_only(s) for s in removed] if scope == "peak" else removed
-        vectors += [vector, direction, dealt.decoder_rows(dictionary, pairs[f"j_{scope}"])]
+        removed = [size, along, along_auroc, pairs[f"size_{scope}"]]  # in the order of KINDS
+        removed = [at_peak_only(s) for s in removed] if scope == "peak" else removed
+        amount = removed[0].sum((1, 2)) * norm
+        removed[1:3] = [controls.of_size(each, amount) for each in removed[1:3]]
+        sizes += removed
+        vectors += [vector, direction, pairs["auroc"], dealt.decoder_rows(dictionary, pairs[f"j_{scope}"])]
 
     def logits_without(intervention):
         s, v = intervention
         return logits_from_acts(edits.subtract(acts, s[..., None] * v[:, None, None, :]))
 
     with jax.default_matmul_precision("float32"):
-        logits = jax.lax.map(logits_without, (jnp.stack(sizes), jnp.stack(vectors)))  # [7, P, L]
+        logits = jax.lax.map(logits_without, (jnp.stack(sizes), jnp.stack(vectors)))  # [9, P, L]
     clean, changed = logits[0], logits[1:].reshape(len(SCOPES), len(KINDS), *logits.shape[1:])
     prediction = jnp.argmax(clean, -1)
     targets = jnp.stack([pairs["label"], prediction.astype(jnp.int32), pairs["top_class"]])  # TARGETS, P
@@ -185,6 +221,8 @@ def _remove(logits_from_acts, dictionary, root, key, pairs: dict) -> dict:
         "deltas": jnp.moveaxis(changes(clean, changed, targets), -1, 0),
         "flips": jnp.moveaxis(flips_of(prediction, changed), -1, 0),
         "peak": jnp.argmax(size.reshape(len(size), -1), -1),
+        "there": jnp.stack([each.max((1, 2)) > 0 for each in (along, along_auroc)], -1),
+        "norm": size.mean((1, 2)) * norm,
     }
 
 
@@ -201,4 +239,6 @@ def _nothing() -> dict:
         "deltas": np.zeros((*shape, len(TARGETS), len(MEASURES)), np.float32),
         "flips": np.zeros(shape, bool),
         "peak": np.zeros(0, np.int64),
+        "there": np.zeros((0, 2), bool),
+        "norm": np.zeros(0, np.float32),
     }

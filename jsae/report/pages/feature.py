@@ -24,7 +24,12 @@ _KINDS = {
     "coactivation": ("Most often active together", "shared vectors over the root of the product of both"),
 }
 SCOPES = {"map": "removed at every grid position", "peak": "removed at its peak only"}
-TARGETS = {"top_class": "its top class", "label": "the label", "prediction": "the clean prediction"}
+TARGETS = {
+    "own_class": "its top class, on images of that class",
+    "top_class": "its top class",
+    "label": "the label",
+    "prediction": "the clean prediction",
+}
 MEASURES = ("margin", "logit", "confidence", "log_confidence")
 
 
@@ -62,7 +67,7 @@ def feature_data(results: Results, feature: int, image_page: dict[int, str]) -> 
         "twin": results.twin.get(feature),
         "more": {name: row[name] for name in row if name not in _PLACED},
         "docs": results.docs,
-        "main_effect": results.main_effect(feature, scope="map"),
+        "main_effect": results.main_effect(feature, target="own_class", scope="map"),
         "scopes": {
             text: groups
             for scope, text in SCOPES.items()
@@ -70,7 +75,7 @@ def feature_data(results: Results, feature: int, image_page: dict[int, str]) -> 
         },
         "blurred": results.rows("input_space", feature, target="top_class", measure="margin"),
         "all_features": next(iter(results.rows("all_features", feature)), None),
-        "targets": TARGETS,
+        "targets": {name: text for name, text in TARGETS.items() if name != "own_class"},
         "measures": MEASURES[:-1],  # of the table of all features, which is on every page
         "by_class": by_class(results, feature),
         "two_spaces": two_spaces(results, feature),

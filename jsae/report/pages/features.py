@@ -18,18 +18,17 @@ COLUMNS = (  # head, table ("features": of `Results.features`), column; those th
     ("selectivity excess", "features", "selectivity_excess"),
     ("auroc", "features", "auroc"),
     ("density", "features", "density"),
-    ("removed", "all_features", "map_top_class_margin"),
+    ("removed", "all_features", "own_class_margin"),
     ("removed − control", "feature_space", "effect_minus_direction"),
     ("p", "feature_space", "p_direction"),
     ("q", "feature_space", "q_direction"),
     ("blurred − control", "input_space", "effect_minus_control"),
     ("poly\u00adsemanticity", "features", "polysemanticity"),
-    ("parts found", "features", "n_parts"),
     ("erf share", "features", "erf_share"),
     ("part auroc", "features", "part_auroc"),
 )
-_ROWS = {  # table -> the rows shown: the margin of the top class, removed at every position or blurred
-    "feature_space": {"scope": "map", "target": "top_class", "measure": "margin"},
+_ROWS = {  # table -> the rows shown: margin of the top class, removed everywhere (own class) or blurred
+    "feature_space": {"scope": "map", "target": "own_class", "measure": "margin"},
     "input_space": {**OWN, "target": "top_class", "measure": "margin"},
     "all_features": {},
 }

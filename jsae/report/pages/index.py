@@ -21,7 +21,6 @@ def index_data(results: Results) -> dict:
         "is_bare": is_bare,
         "has_effects": not is_bare or bool(results.manifests["ablation"]),
         "summary": results.summary,
-        "n_selective": n_selective(results),
         "accuracy": with_wilson({"accuracy": accuracy}, results.facts["n_test"]),
         "classifier": classifier,
         "sae": sae,
@@ -52,10 +51,3 @@ def split_sizes(results: Results) -> dict[str, int]:
     }
     n_test = results.facts["n_test"]
     return found if n_test is None else found | {"test": n_test}
-
-
-def n_selective(results: Results) -> int | None:
-    """How many of the ablated features are class-selective, None where the analysis is not known."""
-    if not results.features or not results.ablated:
-        return None
-    return sum(bool(results.feature(feature)["class_selective"]) for feature in results.ablated)

@@ -37,10 +37,14 @@ _SPLICED = (
 _MEANS = (
     ("mean_delta_logit", "logit of the label"),
     ("mean_delta_margin", "margin of the label"),
-    ("control_mean_delta_margin", "control: margin, direction of equal norm"),
+    ("control_direction_mean_delta_margin", "control: margin, direction of the covariance"),
+    ("control_auroc_mean_delta_margin", "control: margin, direction of equal class AUROC"),
     ("control_feature_mean_delta_margin", "control: margin, matched feature"),
     ("mean_delta_confidence", "confidence in the label"),
-    ("mean_effect_minus_control_margin", "margin of the top class, effect − control, class-selective only"),
+    ("ablated_own_class_margin", "margin of the top class, on images of that class, class-selective only"),
+    ("own_class_minus_direction_margin", "the same minus the direction of the covariance"),
+    ("own_class_minus_auroc_margin", "the same minus the direction of equal class AUROC"),
+    ("own_class_minus_feature_margin", "the same minus the matched feature"),
 )
 _ORDERS = {
     "attribution": "by attribution, largest first",
@@ -146,6 +150,7 @@ def effects_section(results: Results) -> tuple[dict, dict]:
         "forest": _forest(results),
         "cumulative_rows": [row for i, row in enumerate(ends) if row["m"] or i == 0],
         "attribution": finished.get("attribution") or {},
+        "mediation": any_table(results.tables.get("mediation"), hidden=("random_size_ratio",)),
         "parts": any_table(results.tables.get("parts"), hidden=_HIDDEN),
         "baselines": any_table(results.tables.get("baselines")),
     }, _cumulative(rows)
@@ -160,8 +165,8 @@ def _ends(numbers: dict) -> dict:
 
 
 def _forest(results: Results) -> dict | None:
-    """Rows of the forest plot: removal at every position, margin of the top class, sorted by difference."""
-    effects = [results.main_effect(feature, scope="map") for feature in results.ablated]
+    """Rows of the forest plot: removal at every position, margin on the own class, sorted by difference."""
+    effects = [results.main_effect(feature, target="own_class", scope="map") for feature in results.ablated]
     known = [row for row in effects if row and is_known(row["mean_delta"])]
     if not known:
         return None

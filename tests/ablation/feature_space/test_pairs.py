@@ -1,18 +1,27 @@
 """Feature-space ablation against the public edits one pair at a time, and on a planted effect."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae import edits
+from jsae import edits, metrics
 from jsae.ablation.feature_space import controls, pairs
+from jsae.activations import run_pass
 from jsae.runtime import preemption
 from jsae.runtime.context import RunContext
 from tests.ablation.toy import GRID, StoppedWhen, Store, make_acts, make_head, make_sae, reduce
 
 KEY = jax.random.key(7)
 FEATURES, TOPS = [0, 5, 11], [2, 1, 3]
+MEAN = np.linspace(-0.2, 0.2, 8).astype(np.float32)
+_ROWS = np.random.default_rng(4).normal(size=(3, 8))
+CANDIDATES = controls.Candidates(  # of class 2 the second is nearest to 0.9, of the other classes the first
+    (_ROWS / np.linalg.norm(_ROWS, axis=1, keepdims=True)).astype(np.float32),
+    np.array([[0.5, 0.85, 0.6, 0.85], [0.5, 0.1, 0.88, 0.2], [0.5, 0.7, 1.0, 0.7]]),
+)
 
 
 def root_of(acts):
@@ -30,6 +39,9 @@ def measure(acts, head, sae, *, features=FEATURES, tops=TOPS, size=16, pair_batc
         Store(acts, np.asarray(labels, np.int32)),
         found,
         top_classes=top_classes,
+        auroc_train=np.full(sae.n_features, 0.9),
+        candidates=CANDIDATES,
+        mean=MEAN,
         root=root_of(acts),
         key=KEY,
         batch_size=pair_batch,
@@ -71,20 +83,33 @@ def test_equals_the_public_edits_pair_by_pair():
             return min(others, key=lambda j: abs(size[j] - size[f]))
 
         j, k = partner(maps.mean((0, 1))), partner(maps.max((0, 1)))
-        direction_peak = np.array(x)
-        direction_peak[0, y, c] -= maps[y, c, f] * norms[f] * np.asarray(u)
+        u = np.asarray(u) * (1 if ((x[0] - MEAN) @ np.asarray(u)).sum() >= 0 else -1)
+        v = CANDIDATES.rows[1 if f == 0 else 0]
+
+        def without(direction, peak_only, x=x, maps=maps, f=f, norms=norms):
+            there, removed = np.maximum((x[0] - MEAN) @ direction, 0), maps[..., f]
+            if peak_only:
+                there, removed = there * (there == there.max()), removed * (removed == removed.max())
+            scaled = there * removed.sum() * norms[f] / there.sum()
+            return x - scaled[None, ..., None] * direction
+
         expected = [
             [
                 edits.suppress(sae, f)(x),
-                edits.DirectionEdit(sae, jnp.int32(f), u)(x),
+                without(u, False),
+                without(v, False),
                 edits.suppress(sae, j)(x),
             ],
             [
                 at_cell(f, (y, c))(x),
-                direction_peak,
+                without(u, True),
+                without(v, True),
                 at_cell(k, np.unravel_index(maps[..., k].argmax(), GRID))(x),
             ],
         ]
+        assert found.norms[row] == pytest.approx(maps[..., f].mean() * norms[f], rel=1e-5)
+        assert found.own_class[row] == (i % 4 == TOPS[FEATURES.index(f)])
+        assert found.control_auroc[row] == (0.88 if f == 0 else 0.85)
         targets = [i % 4, clean.argmax(), TOPS[FEATURES.index(f)]]
         for scope, interventions in zip(pairs.SCOPES, expected, strict=True):
             for kind, edited in zip(pairs.KINDS, interventions, strict=True):
@@ -111,10 +136,12 @@ def test_a_planted_effect_is_found_and_its_controls_are_small():
     sae, head, acts = make_sae(), make_head(True), make_acts(80)
     found = measure(acts, head, sae)
     on_top = found.deltas.select(scope="map", target="top_class", measure="margin")
-    effect, direction, other = (np.nanmean(on_top.at(kind=k)[found.features == 0]) for k in pairs.KINDS)
+    effect, direction, auroc, other = (
+        np.nanmean(on_top.at(kind=k)[found.features == 0]) for k in pairs.KINDS
+    )
     assert effect < -0.2
     assert abs(other) < 0.02 * abs(effect)  # other features leave channel 0 alone
-    assert abs(direction) < 0.3 * abs(effect)
+    assert abs(direction) < 0.3 * abs(effect) and abs(auroc) < 0.7 * abs(effect)
     idle = found.deltas.at(scope="map", kind="effect", target="label", measure="margin")
     assert np.abs(idle[found.features == 5]).mean() < 0.05 * abs(effect)
 
@@ -147,7 +174,7 @@ def test_dead_lonely_and_single_firings():
     assert len(nothing.images) == 0 and nothing.n_images == 5
     acts[3, 1, 2, 0] = 5.0  # feature 0 alone
     one = measure(acts, head, sae)
-    assert one.images.tolist() == [3] and one.features.tolist() == [0] and not one.matched[0]
+    assert one.images.tolist() == [3] and one.features.tolist() == [0] and not one.has.at(kind="feature")[0]
     assert np.isnan(one.deltas.at(kind="feature")).all()
     assert all(np.isfinite(one.deltas.at(kind=kind)).all() for kind in ("effect", "direction"))
     assert len(measure(acts, head, sae, features=[], tops=[]).images) == 0
@@ -167,6 +194,67 @@ def test_unknown_classes_give_nan():
     found = measure(acts, make_head(False), sae, labels=np.arange(50) % 5 - 1)
     on_label = found.deltas.at(kind="effect", target="label", measure="margin")
     np.testing.assert_array_equal(np.isnan(on_label).all(1), found.images % 5 == 0)
+
+
+def test_a_control_removes_what_is_there_and_so_has_the_sign_of_its_absence():
+    """The head adds up all channels, each above its mean: taking what is there away lowers the logit.
+
+    Along directions of random sign the mean of these changes is 0, as it was with the control of old.
+    """
+
+    def head(acts):
+        return jnp.stack([acts.sum((1, 2, 3)), 0 * acts.sum((1, 2, 3))], -1)
+
+    acts = make_acts(120, seed=3) * 0.3 + np.random.default_rng(0).gamma(2.0, 1.0, (120, 1, 1, 1)).astype(
+        np.float32
+    )
+    found = measure(acts, head, make_sae(), labels=np.zeros(120, int), tops=[0, 0, 0])
+    logit = found.deltas.at(scope="map", kind="direction", target="label", measure="logit")
+    u = controls.draw_directions(KEY, root_of(acts), found.features, found.images)
+    old = -np.asarray(u).sum(1) * found.norms * GRID[0] * GRID[1]
+    assert abs(old.mean()) < 3 * old.std() / len(old) ** 0.5  # symmetric: no mean effect
+    assert logit.mean() < -5 * logit.std() / len(logit) ** 0.5
+    assert logit.mean() < -0.5 * np.abs(old).mean()
+
+
+def test_an_image_with_nothing_along_the_direction_has_no_control_of_equal_auroc():
+    acts = np.zeros((2, *GRID, 8), np.float32) + MEAN
+    acts[:, 1, 2] += 5 * np.eye(8)[0]
+    acts[1, 1, 2] -= 20 * CANDIDATES.rows[1]  # on the other side of the mean
+    acts[0, 1, 2] += 20 * CANDIDATES.rows[1]
+    acts[:, :, :, 0] += 6 * (np.arange(12).reshape(GRID) == 6)
+    found = measure(acts, make_head(False), make_sae(), features=[0], tops=[2], labels=[0, 0])
+    along = (acts - MEAN) @ CANDIDATES.rows[1]
+    there = dict(zip(found.images.tolist(), found.has.at(kind="auroc").tolist(), strict=True))
+    assert there == {i: bool(along[i].max() > 0) for i in there} and set(there.values()) == {True, False}
+    nothing = found.images == next(i for i, is_there in there.items() if not is_there)
+    assert np.isnan(found.deltas.at(kind="auroc")[nothing]).all()
+    assert np.isfinite(found.deltas.at(kind="direction")).all()
+
+
+def test_the_candidate_of_nearest_train_auroc_is_taken():
+    rows, found = CANDIDATES.nearest(np.array([2, 0, -1, 1]), np.array([0.96, 0.9, 0.9, np.nan]))
+    np.testing.assert_array_equal(rows[:2], CANDIDATES.rows[[2, 0]])
+    np.testing.assert_array_equal(found, [1.0, 0.5, np.nan, np.nan])
+    assert not rows[2:].any()
+
+
+def test_candidates_are_measured_on_train():
+    acts = make_acts(60)
+    labels = np.arange(60) % 3
+    acts[labels == 1, :, :, 3] += 1.0
+    store = Store(acts, labels.astype(np.int32), ["a", "b", "c"])
+    pass_over = functools.partial(run_pass, store, batch_size=16)
+
+    def over(reducers, *, dictionary, label):
+        return pass_over(dictionary, reducers, label=label)
+
+    found = controls.draw_candidates(KEY, root_of(acts), store, over)
+    assert found.rows.shape == (controls.N_CANDIDATES, 8) and found.auroc.shape == (controls.N_CANDIDATES, 3)
+    best = found.auroc[:, 1].argmax()
+    assert found.auroc[best, 1] > 0.95 and found.rows[best, 3] > 0.5
+    pooled = np.maximum((acts - store.mean) @ found.rows[best], 0).mean((1, 2))
+    assert found.auroc[best, 1] == pytest.approx(metrics.auroc(pooled[:, None], labels == 1)[0][0], abs=1e-3)
 
 
 def test_the_pass_over_pairs_stops_where_that_is_asked_for():
