@@ -9,7 +9,7 @@ from jsae import metrics
 from jsae.ablation.counterfactual.drawings import Drawn
 from jsae.ablation.counterfactual.effects import Passes
 
-_NEAREST = 8  # features of the nearest size that a random one is drawn from
+_NEAREST = 3  # features of the nearest size that a random one is drawn from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def matched(size: np.ndarray, features: np.ndarray, rng: np.random.Generator) ->
     Args:
       size: of every feature on train, [F], 0 for one that does not change.
       features: to be matched, int [m].
-      rng: each is drawn from the 8 of nearest size that are not taken.
+      rng: each is drawn from the 3 of nearest size that are not taken.
 
     Returns:
       int [m], fewer where not enough features change.

@@ -1,5 +1,7 @@
 """Moves of features against loops over drawings: with a head, by forward passes, on one device and eight."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +106,7 @@ def test_moves_are_those_of_loops(network, kind):
 
 def test_jit_changes_nothing():
     head = toy.head(norm(toy.N_CHANNELS))
-    drawn, dictionary = toy.drawn(head, n=4), make_sae()
+    drawn, dictionary = toy.drawn(head, n=4), dataclasses.replace(make_sae(), threshold=0.1)
     masks = np.ones((len(toy.PAIRS), 1, dictionary.n_features), np.float32)
     batch = {name: drawn.classes[i].acts for i, name in enumerate(("without", "with"))}
     batch |= {"pair": np.zeros(4, np.int32), "classes": np.tile(np.int32([[0, 1]]), (4, 1))}
@@ -120,13 +122,14 @@ def test_jit_changes_nothing():
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_single_features_with_a_head_are_exact(has_norm):
     head = toy.head(norm(toy.N_CHANNELS) if has_norm else None)
-    drawn, dictionary = toy.drawn(head), make_sae()
+    drawn, dictionary = toy.drawn(head), dataclasses.replace(make_sae(), threshold=0.1)
     passes = effects.Passes(toy.rest(head), batch_size=16)
     n_features = dictionary.n_features
     alone = [[np.array([j]) for j in range(n_features)]] * len(toy.PAIRS)
     sets = effects.Sets(alone, (1,) * n_features)
     moved = passes.score(dictionary, drawn, sets, np.zeros((4, n_features)), "any")["effect"]
     found = passes.survey(dictionary, drawn, "any")["effect"]
+    assert np.abs(found).max() > 0.1
     for q in range(len(toy.PAIRS)):
         np.testing.assert_allclose(found[q], moved[q, :, q], atol=1e-5)
 

@@ -126,7 +126,7 @@ def test_matched_features_are_others_of_nearly_the_size():
     features = np.array([5, 20, 39])
     found = choice.matched(size, features, np.random.default_rng(0))
     assert len(set(found)) == 3 and not set(found) & set(features) and (found < 40).all()
-    assert np.abs(size[found] - size[features]).max() < 9 / 39
+    assert np.abs(size[found] - size[features]).max() < 4 / 39
     np.testing.assert_array_equal(found, choice.matched(size, features, np.random.default_rng(0)))
     few = choice.matched(np.array([1.0, 1, 1, 0]), np.array([0, 1]), np.random.default_rng(0))
     assert few.tolist() == [2]
