@@ -11,7 +11,8 @@ from jsae import edits
 from jsae.ablation.mediation import passes, table
 from jsae.ablation.mediation.changed import make_change, make_inputs
 from jsae.classifier import Head, head_logits
-from jsae.data import cache
+from jsae.data import augment, cache
+from jsae.data.twins import Twins
 from jsae.runtime.pytrees import pytree
 from tests.ablation.all_features.oracle import make_head
 from tests.ablation.toy import N_CHANNELS, N_FEATURES, ToyHead, make_sae
@@ -135,6 +136,35 @@ def test_chosen_on_train_and_scored_on_test_by_the_definitions(inputs, norm):
             back = network(edits.set_to(sae, chosen, sae.encode(clean))(other))
             np.testing.assert_allclose(scores.chosen[:, i, k], margin(there, labels) - before, atol=1e-5)
             np.testing.assert_allclose(scores.necessity[:, i, k], after - margin(back, labels), atol=1e-5)
+
+
+def test_rendered_images_are_held_against_their_twins_class_and_left_out_without_one():
+    twins, labels = Twins(0, S), np.array([15, 0, 1, 6, 15, 3, 9, 14, 12, 8], np.int32)
+    images = np.stack([twins.draw(label, "test", i).image for i, label in enumerate(labels.tolist())])
+    ids = tuple(f"test-{i:05d}" for i in range(len(labels)))
+    split = cache.Split("test", images, labels, ids, ("",) * 16)
+    drawn = make_inputs(split, twins, len(labels), 0)
+    arrays = {"train": drawn, "test": drawn, "change": make_change(drawn, 4.0, PATCH)}
+    network = PooledHead(jax.tree.map(jnp.asarray, make_head(np.random.default_rng(2), N_CHANNELS, 16)))
+    scores = measure(arrays, network.head, make_sae(), network)
+    rivals, known = drawn.rivals[:, 2], labels != 15
+    np.testing.assert_array_equal(np.isfinite(scores.totals), np.stack([known | True] * 2 + [known], 1))
+    rendered = drawn.read(np.arange(len(labels)))["rendered"]
+    before, after = (network(make_stem()(augment.normalise(x))[1]) for x in (images, rendered))
+    change = np.asarray(after - before)[known]
+    rows = np.arange(known.sum())
+    expected = change[rows, labels[known]] - change[rows, rivals[known]]
+    np.testing.assert_allclose(scores.totals[known, 2], expected, atol=1e-5)  # float32
+    for effects in (scores.chosen, scores.necessity, scores.random[:, :, :1]):
+        assert np.isnan(effects[~known, 2]).all() and np.isfinite(effects[known, 2]).all()
+    row = table.rows(scores, 50, 0)[-1]
+    assert (row["input"], row["area"], row["target"], row["n_images"]) == ("rendered", "part", "pair", 8)
+
+
+def test_images_without_an_input_say_nothing_of_the_features():
+    totals, sizes = np.array([[1.0], [3.0], [7.0]]), np.array([[[1.0]], [[2.0]], [[9.0]]])
+    share, size = passes.rank(totals, sizes / 2, sizes, np.array([[True], [True], [False]]))
+    assert share.tolist() == [[1.5 / 4]] and size.tolist() == [[1.5]]
 
 
 def test_a_perfect_dictionary_mediates_everything_on_any_head(inputs):
