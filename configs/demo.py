@@ -103,6 +103,13 @@ def get_config(form: str = "full") -> ConfigDict:
         learning_rate=(),
         seed=(),
     )
+    config.planted = dict(  # directions planted into the activations, for launch.planted
+        doses=(0.001, 0.003, 0.01, 0.03),  # variance of one, as a share of that of the activations
+        m=(1, 4),  # features that may carry one
+        n_images=512,  # of train, to choose the features, and of test
+        n_epochs=20.0,
+        variants=dict(),  # what a variant takes instead of config.sae's value
+    )
     config.analysis = dict(
         n_top=16,
         batch_size=128,

@@ -53,6 +53,7 @@ from jsae.metrics.logits import (
     mean_per_class_accuracy,
     measures,
 )
+from jsae.metrics.planted import chosen_shares, detection_limit, planted_strengths
 from jsae.metrics.reconstruction import (
     Moments,
     SaeSums,
@@ -64,6 +65,7 @@ from jsae.metrics.reconstruction import (
     sae_metrics,
     sae_sums,
 )
+from jsae.metrics.shortcut import gap_recovered, group_accuracies, worst_group
 from jsae.metrics.statistics import (
     Z95,
     benjamini_hochberg,
@@ -91,13 +93,17 @@ __all__ = [
     "carried_share",
     "ceiling",
     "cell_auroc",
+    "chosen_shares",
     "classifier_metrics",
     "classifier_sums",
     "confusion",
     "covariance",
     "cross_entropy",
+    "detection_limit",
     "faithfulness",
     "gamma",
+    "gap_recovered",
+    "group_accuracies",
     "isolated",
     "join_moments",
     "kl",
@@ -111,6 +117,7 @@ __all__ = [
     "moments",
     "monosemanticity",
     "pca_fvu",
+    "planted_strengths",
     "pointing",
     "polysemanticity",
     "polysemanticity_by_parts",
@@ -127,6 +134,7 @@ __all__ = [
     "tracking",
     "twin_gate",
     "wilson",
+    "worst_group",
 ]
 
 __getattr__, __dir__ = lazy_modules(__name__, __path__)

@@ -165,6 +165,11 @@ def baselines_table() -> pa.Table:
     return fill("baselines", [*rows, {"dictionary": "PCA", "fvu": None}])
 
 
+def planted_table() -> pa.Table:
+    rows = [{"dictionary": name, "dose": 0.01, "m": m} for name in ("oracle", "topk") for m in (1, 4)]
+    return fill("planted", rows)
+
+
 def sweep_table() -> pa.Table:
     rows = [
         {"variant": variant, "k": k, "l1": None, "learning_rate": 1e-3, "seed": 0, "others": "{}"}
@@ -190,6 +195,7 @@ def all_tables() -> dict[str, dict[str, pa.Table]]:
     return {
         "classifier": classifier_tables(),
         "sweep": {"table": made.pop("sweep")},
+        "planted": {"planted": made.pop("planted")},
         "analysis": {name: made.pop(name) for name in analysis},
         "ablation": made,
     }
