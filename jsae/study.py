@@ -84,6 +84,7 @@ TABLES = {
     "planted": Listed(
         "jsae.experiments.planted", "activations", "python -m launch.planted writes it", "planted"
     ),
+    "shortcut": Listed("jsae.experiments.shortcut", "sae", "python -m launch.shortcut writes it", "shortcut"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
 }
 

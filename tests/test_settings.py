@@ -35,8 +35,8 @@ def check_all(config) -> None:
 
 
 def numbers(node, path="config"):
-    """(section, key, value) of every number of a config, those in lists included; what experiments read (sweep,
-    planted) has checks of its own."""
+    """(section, key, value) of every number of a config, those in lists included; what experiments alone read
+    has checks of their own."""
     for key, value in node.items():
         value = LISTS_OF_NUMBERS.get(f"{path}.{key}".removeprefix("config."), value)
         first = value[0] if isinstance(value, tuple) and value else value

@@ -9,6 +9,7 @@ x' (train) is measured on pairs of which one direction is all the difference, A0
 1[covered] d_p of the same x (test), read by the fixed head of pooled d_p . x. Features are chosen on train.
 
     oracle                            holds the d_p, f = (x - mean) . d_p: it must have share 1 and leak 0
+                                      (m = 1: it has one feature for each part)
     relu_l1, topk, ... matryoshka     every variant of `jsae.sae.VARIANTS`, trained on x'
     frozen_decoder, frozen_encoder    the study's variant with one random matrix: it must fail
 
@@ -360,30 +361,27 @@ def _rows(
     else:
         vectors = functools.partial(_vectors, store, covered, planted.astype(np.float32))
         dictionary = trainer(vectors, (store.mean + q @ planted).astype(np.float32), context, label)
-    single, fit = {}, None  # the fit of the last one, test
+    single, fit = {}, {}
+    directions, added = (jnp.asarray(a, jnp.float32) for a in (ground.directions, planted))
     for split in ("train", "test"):
+        where, images = jnp.asarray(ground.covered[split]), ground.images[split]
         found = study.run_pass(
             split,
-            {
-                "pairs": MeasurePairs(
-                    *(jnp.asarray(a, jnp.float32) for a in (ground.directions, planted)),
-                    jnp.asarray(ground.covered[split]),
-                )
-            },
+            {"pairs": MeasurePairs(directions=directions, planted=added, covered=where)},
             dictionary=dictionary,
-            images=ground.images[split],
+            images=images,
             batch_size=config.analysis.batch_size,
             context=context,
             label=f"{label}, {split}",
         )["pairs"]
-        covered_share = ground.covered[split][ground.images[split]].mean((1, 2), dtype=np.float64)  # [n, P]
-        single[split] = found["effects"] / (strengths * covered_share.sum(0))[:, None]  # [P, F]
-        fit = metrics.sae_metrics(found["fit"])
+        totals = strengths * ground.covered[split][images].mean((1, 2), dtype=np.float64).sum(0)  # [P]
+        single[split] = found["effects"] / totals[:, None]  # [P, F]
+        fit = metrics.sae_metrics(found["fit"])  # of test, which comes last
     of_all = {"dictionary": name, "dose": float(dose), "n_parts": len(q), "n_features": dictionary.n_features}
     of_all |= {"l0": fit["l0"], "fvu": None if trainer is None else fit["fvu"]}
     of_all |= {"detection_limit": None, "seconds": time.monotonic() - start}
     rows = []
-    for m in config.planted.m:
+    for m in config.planted.m if trainer else (1,):
         share, leak = metrics.chosen_shares(single["train"], single["test"], m)
         on_train = metrics.isolated(*metrics.chosen_shares(single["train"], single["train"], m))
         numbers = {"share": share, "leak": leak, "isolated": metrics.isolated(share, leak)}

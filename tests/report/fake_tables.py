@@ -170,6 +170,10 @@ def planted_table() -> pa.Table:
     return fill("planted", rows)
 
 
+def shortcut_table() -> pa.Table:
+    return fill("shortcut", [{"removal": name} for name in ("none", "off_foreground", "reference")])
+
+
 def sweep_table() -> pa.Table:
     rows = [
         {"variant": variant, "k": k, "l1": None, "learning_rate": 1e-3, "seed": 0, "others": "{}"}
@@ -195,7 +199,7 @@ def all_tables() -> dict[str, dict[str, pa.Table]]:
     return {
         "classifier": classifier_tables(),
         "sweep": {"table": made.pop("sweep")},
-        "planted": {"planted": made.pop("planted")},
+        **{name: {name: made.pop(name)} for name in ("planted", "shortcut")},
         "analysis": {name: made.pop(name) for name in analysis},
         "ablation": made,
     }
