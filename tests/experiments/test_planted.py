@@ -9,9 +9,10 @@ from etils import epath
 
 from configs import demo
 from jsae import metrics
+from jsae import study as opened
 from jsae.experiments import planted
 from jsae.runtime import mesh as meshes
-from jsae.runtime import preemption
+from jsae.runtime import preemption, stages
 from jsae.runtime.context import RunContext
 from tests.ablation.toy import StoppedWhen
 from tests.analysis.toy import Store, Study
@@ -114,7 +115,7 @@ def test_effects_of_pairs_are_those_of_a_loop(study, covered):
     reducer = planted.MeasurePairs(
         d.astype(np.float32), (alpha[:, None] * d).astype(np.float32), covered["test"]
     )
-    found = study.run_pass("test", {"pairs": reducer}, dictionary=dictionary, images=images, batch_size=4)[
+    found = study.run_pass("test", {"pairs": reducer}, dictionary=dictionary, images=images, batch_size=3)[
         "pairs"
     ]
     expected = np.zeros((PARTS, 6))
@@ -195,6 +196,15 @@ def test_parts_that_cover_nothing_are_left_out_and_one_part_is_too_few(study, co
 def test_settings_that_cannot_be_are_named(changes, names, words):
     with pytest.raises(ValueError, match=words):
         planted.check_config(make_config(**changes), names)
+
+
+def test_a_study_reads_the_table_where_it_lies(rows, tmp_path):
+    config, folder = demo.get_config(), epath.Path(tmp_path)
+    study = opened.Study(folder, stages.plain(config))
+    assert not study.has_table("planted")
+    table = planted.TABLE.of_rows(rows[0].values())
+    planted.artifacts.write_table(folder / "planted" / "planted.parquet", table, {})
+    assert study.table("planted").to_pylist() == table.to_pylist() == planted.load(folder)
 
 
 def test_the_verdict_and_the_markdown_of_a_table(rows):

@@ -181,7 +181,11 @@ def test_removing_the_sky_brings_back_what_it_took(measured):
     assert before["worst_group_accuracy"] == 0 and before["n_groups"] == 2 * N_CLASSES
     assert after["n_features"] == 2 and after["accuracy"] == 1 and after["recovered"] == 1
     assert after["accuracy_lost"] == -0.5 and after["removed_norm"] == pytest.approx(0.5)
-    assert by_name["sky"]["n_features"] == 2 and by_name["off_foreground_to_mean"]["recovered"] == 1
+    assert by_name["sky"]["n_features"] == 2
+    to_mean = by_name["off_foreground_to_mean"]  # of 1/4: half of the cells, half of the images
+    assert to_mean["recovered"] == 1
+    expected = (np.hypot(0.75, 0.25) + np.hypot(0.25, 0.25)) / 2
+    assert to_mean["removed_norm"] == pytest.approx(expected, abs=1e-3)
     assert by_name["reference"]["accuracy"] == 1
     assert found["feature"] >= N_CLASSES and found["off_share"] == 1
     assert sorted([found["sky_auroc_train"], 1 - found["sky_auroc_train"]]) == [0, 1]
