@@ -34,6 +34,7 @@ def get_config(form: str = "full") -> ConfigDict:
         n_train=4096,
         n_val=320,
         n_test=1536,
+        tied="",  # "sky" gives the class away in train (jsae/data/tied_sky.py), "sky_untied" nowhere
     )
     config.classifier = dict(
         workdir="",  # another study's, to take its classifier
@@ -102,6 +103,17 @@ def get_config(form: str = "full") -> ConfigDict:
         l0=(),
         learning_rate=(),
         seed=(),
+    )
+    config.planted = dict(  # directions planted into the activations, for launch.planted
+        doses=(0.001, 0.003, 0.01, 0.03),  # variance of one, as a share of that of the activations
+        m=(1, 4),  # features that may carry one
+        n_images=512,  # of train, to choose the features, and of test
+        n_epochs=20.0,
+        variants=dict(  # what a variant takes instead of config.sae's values: about as many active features
+            relu_l1=dict(learning_rate=1e-2, relu_l1=dict(l1=3.0, l1_warmup_steps=200)),
+            jumprelu=dict(learning_rate=1e-2, jumprelu=dict(l0=1.0, l0_warmup_steps=200, bandwidth=0.5)),
+            gated=dict(learning_rate=1e-2, gated=dict(l1=4.0, l1_warmup_steps=200)),
+        ),
     )
     config.analysis = dict(
         n_top=16,

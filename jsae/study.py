@@ -45,11 +45,15 @@ _BARE = "it needs images, and this study is of bare activations"
 
 
 class Listed(NamedTuple):
-    """A table in the list: which module declares it as TABLE, who writes it, why it may be missing."""
+    """A table in the list: which module declares it as TABLE, who writes it, why it may be missing.
+
+    `folder` is where it lies in the workdir, where that is not the stage's.
+    """
 
     module: str
     stage: str
     why_missing: str = ""
+    folder: str = ""
 
 
 TABLES = {
@@ -81,6 +85,10 @@ TABLES = {
     "counterfactual_response": Listed("jsae.ablation.counterfactual.response", "ablation", _UNDRAWN),
     "mediation": Listed("jsae.ablation.mediation.table", "ablation", _BARE),
     "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
+    "planted": Listed(
+        "jsae.experiments.planted", "activations", "python -m launch.planted writes it", "planted"
+    ),
+    "shortcut": Listed("jsae.experiments.shortcut", "sae", "python -m launch.shortcut writes it", "shortcut"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
 }
 
@@ -295,7 +303,9 @@ class Study:
             raise ValueError(f"there is no table {name!r}; the tables are {', '.join(TABLES)}")
         if name == "sweep":
             return self.workdir / "sweep" / "table.parquet"
-        return self._folder(TABLES[name].stage) / f"{name}.parquet"
+        listed = TABLES[name]
+        folder = self.workdir / listed.folder if listed.folder else self._folder(listed.stage)
+        return folder / f"{name}.parquet"
 
     def run_pass(
         self,

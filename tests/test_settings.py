@@ -35,13 +35,13 @@ def check_all(config) -> None:
 
 
 def numbers(node, path="config"):
-    """(section, key, value) of every number of a config, those in lists included; the sweep's lists have
-    checks of their own."""
+    """(section, key, value) of every number of a config, those in lists included; what experiments alone read
+    has checks of their own."""
     for key, value in node.items():
         value = LISTS_OF_NUMBERS.get(f"{path}.{key}".removeprefix("config."), value)
         first = value[0] if isinstance(value, tuple) and value else value
         if hasattr(value, "items"):
-            yield from () if key == "sweep" else numbers(value, f"{path}.{key}")
+            yield from () if key in ("sweep", "planted") else numbers(value, f"{path}.{key}")
         elif isinstance(first, int | float) and not isinstance(first, bool):
             yield path, key, value
 

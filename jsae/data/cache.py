@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jsae.data import cache_writer, decode, locks
+from jsae.data import cache_writer, decode, locks, tied_sky
 from jsae.data.drawn_splits import SPLITS
 from jsae.data.kinds import KINDS
 from jsae.data.source import Request, Source
@@ -80,6 +80,7 @@ def load_splits(
     n_train: int = 0,
     n_val: int = 0,
     n_test: int = 0,
+    tied: str = "",
     context: RunContext | None = None,
 ) -> dict[str, Split]:
     """The splits {"train", "val", "test"} of a data set, decoded on the first call and mapped afterwards.
@@ -88,6 +89,7 @@ def load_splits(
       kind: a key of KINDS.
       seed: of a drawn set, or of splits that are drawn.
       n_train, n_val, n_test: of synthetic_aircraft: how many are drawn.
+      tied: of synthetic_aircraft: what gives the class away in train (tied_sky.TIES), "" for nothing.
       dir: where photos or arrays lie (fgvc_aircraft.locate, image_folder.files, arrays).
       image_size: side S of the cached square images.
       banner_px: of photos and arrays: rows cut off the bottom first (20 for FGVC-Aircraft).
@@ -110,6 +112,7 @@ def load_splits(
     _check("fit", fit, decode.FITS)
     _check("crop", crop, decode.CROPS)
     _check("on_bad_image", on_bad_image, ON_BAD_IMAGE)
+    _check("tied", tied, tied_sky.TIES if kind == "synthetic_aircraft" else ("",))
     if image_size < 1:
         raise ValueError(f"data.image_size={image_size} must be >= 1")
     if banner_px < 0:
@@ -127,6 +130,7 @@ def load_splits(
                 banner_px=banner_px,
                 fit=fit,
                 crop=crop,
+                tied=tied,
             )
         )
     if crop == "box" and not data.has_boxes:

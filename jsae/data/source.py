@@ -39,6 +39,7 @@ class Request:
       image_size: side of the square images.
       banner_px, fit, crop: how photos are decoded.
       cache_dir: where archives are unpacked and TFDS data are prepared.
+      tied: of a drawn set, what gives the class away (jsae.data.tied_sky).
     """
 
     directory: str
@@ -50,6 +51,7 @@ class Request:
     banner_px: int = 0
     fit: str = "squash"
     crop: str = "none"
+    tied: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,7 @@ from jsae.metrics.logits import (
     measures,
 )
 from jsae.metrics.mediation import error_path, mediated_share, total_effect_is_clear
+from jsae.metrics.planted import chosen_shares, detection_limit, planted_strengths
 from jsae.metrics.probes import pattern
 from jsae.metrics.reconstruction import (
     Moments,
@@ -70,6 +71,7 @@ from jsae.metrics.reconstruction import (
     sae_metrics,
     sae_sums,
 )
+from jsae.metrics.shortcut import gap_recovered, group_accuracies, worst_group
 from jsae.metrics.statistics import (
     Z95,
     benjamini_hochberg,
@@ -100,14 +102,18 @@ __all__ = [
     "carried_share",
     "ceiling",
     "cell_auroc",
+    "chosen_shares",
     "classifier_metrics",
     "classifier_sums",
     "confusion",
     "covariance",
     "cross_entropy",
+    "detection_limit",
     "error_path",
     "faithfulness",
     "gamma",
+    "gap_recovered",
+    "group_accuracies",
     "holm",
     "isolated",
     "join_moments",
@@ -126,6 +132,7 @@ __all__ = [
     "monosemanticity_null",
     "pattern",
     "pca_fvu",
+    "planted_strengths",
     "pointing",
     "polysemanticity",
     "purity16",
@@ -143,6 +150,7 @@ __all__ = [
     "tracking",
     "twin_gate",
     "wilson",
+    "worst_group",
 ]
 
 __getattr__, __dir__ = lazy_modules(__name__, __path__)

@@ -32,6 +32,7 @@ NO_RESULT = {
     "workdir",
     "cache_dir",
 }
+_ADDED = (("tied", ""),)  # keys that came later: with this value a result is what it was without them
 _BY_CONTENT = ("pretrained", "head", "embedding_workdir")  # paths whose content a result depends on
 
 
@@ -51,7 +52,7 @@ def section(config: Any, name: str) -> dict[str, Any]:
     for key in SECTIONS[name]:
         value = config.get(key)
         if isinstance(value, dict):
-            value = {k: v for k, v in value.items() if k not in NO_RESULT}
+            value = {k: v for k, v in value.items() if k not in NO_RESULT and (k, v) not in _ADDED}
             value |= {k: contents.of(k, value[k]) for k in _BY_CONTENT if k in value}
             if "variant" in value:  # of the sections of variants only that of the chosen one
                 value = {k: v for k, v in value.items() if not isinstance(v, dict) or k == value["variant"]}

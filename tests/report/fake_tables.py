@@ -195,6 +195,15 @@ def baselines_table() -> pa.Table:
     return fill("baselines", [*rows, {"dictionary": "PCA", "fvu": None}])
 
 
+def planted_table() -> pa.Table:
+    rows = [{"dictionary": name, "dose": 0.01, "m": m} for name in ("oracle", "topk") for m in (1, 4)]
+    return fill("planted", rows)
+
+
+def shortcut_table() -> pa.Table:
+    return fill("shortcut", [{"removal": name} for name in ("none", "off_foreground", "reference")])
+
+
 def sweep_table() -> pa.Table:
     rows = [
         {"variant": variant, "k": k, "l1": None, "learning_rate": 1e-3, "seed": 0, "others": "{}"}
@@ -220,6 +229,7 @@ def all_tables() -> dict[str, dict[str, pa.Table]]:
     return {
         "classifier": classifier_tables(),
         "sweep": {"table": made.pop("sweep")},
+        **{name: {name: made.pop(name)} for name in ("planted", "shortcut")},
         "analysis": {name: made.pop(name) for name in analysis},
         "ablation": made,
     }

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jsae.data import decode, tied_sky
 from jsae.data.source import Record, Request, Source, prepare
 from jsae.data.synthetic_aircraft import drawing
 from jsae.data.synthetic_aircraft.builder import SyntheticAircraft, SyntheticAircraftConfig
@@ -24,17 +25,25 @@ def make(request: Request) -> Source:
     drawn = sizes | {"seed": request.seed, "image_size": request.image_size}
     config = SyntheticAircraftConfig(name="", description="Drawn here.", **drawn)
     config.name += f"-{code.hexdigest()[:8]}"
+    if request.tied:  # the drawings are the same, and what is made of them in `parse` is not
+        tie = hashlib.sha256(pathlib.Path(tied_sky.__file__).read_bytes()).hexdigest()
+        drawn |= {"tied": request.tied, "tie": tie}
 
     def open_() -> dict[str, Sequence]:
         return prepare(SyntheticAircraft, config, request.cache_dir)
 
     def parse(item: dict[str, Any]) -> Record:
-        id_ = item["id"].decode()
+        id_, label, masks = item["id"].decode(), int(item["label"]), item["part_masks"]
+        image = item["image"]
+        if request.tied:
+            split, index = id_.rsplit("-", 1)
+            value = tied_sky.value_of(request.tied, label, split, int(index))
+            image = lambda: tied_sky.tint(decode.decode_rgb(item["image"]), masks, value)  # noqa: E731
         return Record(
             id=id_,
-            image=item["image"],
-            labels=(int(item["label"]),),
-            masks=item["part_masks"],
+            image=image,
+            labels=(label,),
+            masks=masks,
             content=f"{drawn} {code.hexdigest()} {id_}".encode(),
         )
 
