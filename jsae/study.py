@@ -77,6 +77,7 @@ TABLES = {
         "it exists at a classifier's last site only; feature_space has the features chosen",
     ),
     "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
+    "visaebench": Listed("jsae.experiments.visaebench", "sae", "python -m launch.visaebench writes it"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
 }
 
