@@ -21,6 +21,7 @@ from sklearn.feature_selection import f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits
 
 K_VALUES = (1, 5, 10, 20, 50, 100)
 MIN_ACTIVE_CELLS, MAX_ACTIVE_SHARE, MIN_IMAGES = 5, 0.9, 50  # of Moran's I
@@ -168,6 +169,7 @@ def _f1(fit: Labelled, score: Labelled, features: np.ndarray) -> float:
 
 
 def _probe(values: np.ndarray, labels: np.ndarray, max_iter: int) -> LogisticRegression:
-    with warnings.catch_warnings():
+    # Products this small wait for the threads of a BLAS, up to 30 times longer where the cores are busy
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(max_iter=max_iter, random_state=_SEED).fit(values, labels)
