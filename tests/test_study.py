@@ -32,7 +32,7 @@ def test_the_artifacts_of_the_contract(study_dir):
     written = {  # the other tables are made on demand, or by another study
         name: f"{listed.stage}/{name}.parquet"
         for name, listed in TABLES.items()
-        if name not in ("monosemanticity", "baselines", "sweep", "planted", "shortcut")
+        if name not in ("monosemanticity", "baselines", "visaebench", "sweep", "planted", "shortcut")
     }
     expected = ["config.json", "summary.json", "report/index.html", *written.values()]
     expected += ["sae/export/cfg.json", "sae/export/sae_weights.safetensors"]
@@ -108,6 +108,7 @@ def test_what_a_study_lacks_is_said_with_the_reason(study):
         study.activations("tset")
     for name, words in [
         ("baselines", "launch.baselines writes it"),
+        ("visaebench", "launch.visaebench writes it"),
         ("sweep", "launch.sweep writes it"),
         ("monosemanticity", "config.analysis.embedding_workdir"),
     ]:
