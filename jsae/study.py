@@ -89,6 +89,7 @@ TABLES = {
         "jsae.experiments.planted", "activations", "python -m launch.planted writes it", "planted"
     ),
     "shortcut": Listed("jsae.experiments.shortcut", "sae", "python -m launch.shortcut writes it", "shortcut"),
+    "seeds": Listed("jsae.experiments.seeds", "classifier", "python -m launch.seeds writes it", "seeds"),
     "visaebench": Listed("jsae.experiments.visaebench", "sae", "python -m launch.visaebench writes it"),
     "sweep": Listed("jsae.experiments.sweep", "sae", "python -m launch.sweep writes it"),
 }

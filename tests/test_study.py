@@ -32,7 +32,7 @@ def test_the_artifacts_of_the_contract(study_dir):
     written = {  # the other tables are made on demand, or by another study
         name: f"{listed.stage}/{name}.parquet"
         for name, listed in TABLES.items()
-        if name not in ("monosemanticity", "baselines", "visaebench", "sweep", "planted", "shortcut")
+        if name not in ("monosemanticity", "baselines", "visaebench", "sweep", "planted", "shortcut", "seeds")
     }
     expected = ["config.json", "summary.json", "report/index.html", *written.values()]
     expected += ["sae/export/cfg.json", "sae/export/sae_weights.safetensors"]

@@ -204,6 +204,15 @@ def shortcut_table() -> pa.Table:
     return fill("shortcut", [{"removal": name} for name in ("none", "off_foreground", "reference")])
 
 
+def seeds_table() -> pa.Table:
+    rows = ({"classifier": str(seed), "dictionary": "sae", "m": m} for seed in (0, 1) for m in (1, 4))
+    return fill("seeds", rows)
+
+
+def visaebench_table() -> pa.Table:
+    return fill("visaebench", [{}])
+
+
 def sweep_table() -> pa.Table:
     rows = [
         {"variant": variant, "k": k, "l1": None, "learning_rate": 1e-3, "seed": 0, "others": "{}"}
@@ -224,15 +233,11 @@ def classifier_tables() -> dict[str, pa.Table]:
 
 def all_tables() -> dict[str, dict[str, pa.Table]]:
     """Folder of the workdir -> name -> table."""
-    analysis = ("features", "top_patches", "nearest", "localisation", "receptive", "monosemanticity", "parts")
-    made = {name: globals()[f"{name}_table"]() for name in LAYOUTS}
-    return {
-        "classifier": classifier_tables(),
-        "sweep": {"table": made.pop("sweep")},
-        **{name: {name: made.pop(name)} for name in ("planted", "shortcut")},
-        "analysis": {name: made.pop(name) for name in analysis},
-        "ablation": made,
-    }
+    found = {"classifier": classifier_tables(), "sweep": {"table": sweep_table()}}
+    for name in LAYOUTS.keys() - {"sweep"}:
+        listed = study.TABLES[name]
+        found.setdefault(listed.folder or listed.stage, {})[name] = globals()[f"{name}_table"]()
+    return found
 
 
 def curve(stage: str) -> str:
