@@ -53,11 +53,6 @@ RANGES = {
     "n_joint": settings.COUNT,
     "n_all_features_images": settings.COUNT,
 }
-TWIN_RANGES = {
-    "n_train": settings.COUNT,
-    "n_test": settings.at_least(2, "of which the standard error is made"),
-    "n_candidates": settings.at_least(max(ground_truth.M), "the largest set of features"),
-}
 
 
 def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
@@ -95,7 +90,7 @@ def check_config(config: Any) -> None:
     c = config.ablation
     settings.check("config", config, {"seed": settings.SEED})
     settings.check("config.ablation", c, RANGES)
-    settings.check("config.ablation.counterfactual", c.get("counterfactual", {}), TWIN_RANGES)
+    settings.check("config.ablation.counterfactual", c.get("counterfactual", {}), ground_truth.RANGES)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     meshes.check_batch(mesh, c.batch_size, "config.ablation.batch_size")
     choice.check_given(c.features, config.sae.n_features)
