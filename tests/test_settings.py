@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import arrays, demo
+from jsae.ablation.counterfactual import ground_truth
 from jsae.classifier import pretrained
 from jsae.data import settings as data_settings
 from jsae.runtime import settings, stages
@@ -21,6 +22,7 @@ RANGES = {
     "config.data": data_settings.RANGES,
     "config.runtime": settings.RUNTIME,
     "config.classifier.augmentation": data_settings.AUGMENTATION,
+    "config.ablation.counterfactual": ground_truth.RANGES,
     **{f"config.{name}": module.RANGES for name, module in MODULES.items()},
     **{f"config.sae.{name}": variant.ranges for name, variant in VARIANTS.items()},
 }

@@ -59,11 +59,6 @@ RANGES = {
     "n_joint": settings.COUNT,
     "n_all_features_images": settings.COUNT,
 }
-TWIN_RANGES = {
-    "n_train": settings.COUNT,
-    "n_test": settings.at_least(2, "of which the standard error is made"),
-    "n_candidates": settings.at_least(max(ground_truth.M), "the largest set of features"),
-}
 MEDIATION_RANGES = {"n_images": settings.at_least(2, "of train and of test; 256 is usual")}
 
 
@@ -103,7 +98,7 @@ def check_config(config: Any) -> None:
     c = config.ablation
     settings.check("config", config, {"seed": settings.SEED})
     settings.check("config.ablation", c, RANGES)
-    settings.check("config.ablation.counterfactual", c.get("counterfactual", {}), TWIN_RANGES)
+    settings.check("config.ablation.counterfactual", c.get("counterfactual", {}), ground_truth.RANGES)
     settings.check("config.ablation.mediation", c.mediation, MEDIATION_RANGES)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     meshes.check_batch(mesh, c.batch_size, "config.ablation.batch_size")

@@ -16,12 +16,18 @@ import pyarrow as pa
 
 from jsae.ablation.counterfactual import choice, comparators, drawings, effects, response, scores, table
 from jsae.runtime import mesh as meshes
+from jsae.runtime import settings
 from jsae.runtime.context import RunContext
 from jsae.study import Study
 
 M = (1, 4, 16, 32)  # features moved together
 FAITH_M = 16  # of faithfulness
 TABLES = (table.TABLE, response.TABLE)
+RANGES = {
+    "n_train": settings.COUNT,
+    "n_test": settings.at_least(2, "of which the standard error is made"),
+    "n_candidates": settings.at_least(max(M), "the largest set of features"),
+}
 
 
 def measure(
