@@ -233,10 +233,10 @@ def test_an_image_with_nothing_along_the_direction_has_no_control_of_equal_auroc
 
 
 def test_the_candidate_of_nearest_train_auroc_is_taken():
-    rows, found = CANDIDATES.nearest(np.array([2, 0, -1, 1]), np.array([0.96, 0.9, 0.9, np.nan]))
-    np.testing.assert_array_equal(rows[:2], CANDIDATES.rows[[2, 0]])
-    np.testing.assert_array_equal(found, [1.0, 0.5, np.nan, np.nan])
-    assert not rows[2:].any()
+    rows, found = CANDIDATES.nearest(np.array([2, 2, 0, -1, 1]), np.array([0.96, 0.87, 0.9, 0.9, np.nan]))
+    np.testing.assert_array_equal(rows[:3], CANDIDATES.rows[[2, 1, 0]])
+    np.testing.assert_array_equal(found, [1.0, 0.88, 0.5, np.nan, np.nan])
+    assert not rows[3:].any()
 
 
 def test_candidates_are_measured_on_train():
