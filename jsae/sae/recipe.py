@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -29,7 +31,7 @@ class Recipe:
     n_steps: int
     learning_rate: float
     lr_warmup_steps: int = 0
-    lr_decay_share: float = 1.0
+    lr_decay_share: float = 0.2
     dead_after_steps: int = 1
     ema_decay: float = 0.0
     frozen: str = ""
@@ -76,5 +78,16 @@ def learning_rate(recipe: Recipe) -> optax.Schedule:
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Adam in float32 with the recipe's schedule."""
-    return optax.adam(learning_rate(recipe))
+    """Adam in float32 with the recipe's schedule, on gradients scaled to norm 1 over all parameters.
+
+    Adam divides by the root of a mean square over about a thousand steps. The first gradients of an SAE are
+    many times as long as the later ones and would make every step of a run of some hundred too short.
+    """
+    adam = optax.adam(learning_rate(recipe))
+
+    def update(grads, state, params=None):
+        norm = optax.tree.norm(grads)
+        norm = jnp.where(jnp.isinf(norm), jnp.nan, jnp.where(norm > 0, norm, 1.0))  # an overflow is refused
+        return adam.update(jax.tree.map(lambda g: g / norm, grads), state, params)
+
+    return optax.GradientTransformation(adam.init, update)

@@ -2,7 +2,7 @@
 
     grads   = sum over shards of the gradient / real vectors          (jsae.sae.losses)
     w_dec's gradient loses its component along each row, before Adam   (where rows are kept at norm 1)
-    params  = Adam(params, grads); decoder rows renormalised, thresholds kept at 0 or above
+    params  = Adam(params, grads / ||grads||); decoder rows renormalised, thresholds kept at 0 or above
     own     = the arrays that follow the batches (BatchTopK's threshold), after the step
 
 A step is refused if its loss, a gradient, or anything it would write is not finite: parameters, thresholds,
