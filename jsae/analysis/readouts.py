@@ -1,4 +1,4 @@
-"""Directions that know the masks: what a dictionary without labels could find at best.
+"""Directions that know the masks or the labels: what a dictionary without labels could find at best.
 
 Two directions per part, fitted on the cells of train that count for it (`jsae.analysis.cells`):
 
@@ -6,6 +6,8 @@ Two directions per part, fitted on the cells of train that count for it (`jsae.a
                      direction along which the activations differ most plainly between the two
     probe            the weights of a ridge regression of "the part covers this cell": the direction that
                      tells best
+
+and for classes the same of whole images (`of_labels`).
 
 They are ceilings and no nulls: if no direction with labels finds a part, no SAE need. A probe is a filter,
 which reads; what is removed of the activations lies along its pattern (`metrics.pattern`), so the dictionary
@@ -74,6 +76,35 @@ def patterns(rows: np.ndarray, train: Cells) -> np.ndarray:
     for part in np.flatnonzero(np.isfinite(rows).all(1)):
         found[part] = metrics.pattern(rows[part], np.cov(train.of_part(int(part))[0].T, bias=True))
     return found
+
+
+def of_labels(store: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean of each class [L, C], its ridge filter [L, C], covariance [C, C]) of images pooled over the grid.
+
+    From sums over one pass over the images with a label, in float64; NaN for a class without any.
+
+    Args:
+      store: activation store of train: batches(), mean, class_names, n_channels.
+      batch_size: images read at a time.
+    """
+    n_classes, n_channels = len(store.class_names), store.n_channels
+    sums, counts = np.zeros((n_classes, n_channels)), np.zeros(n_classes)
+    squares, offset = np.zeros((n_channels, n_channels)), np.asarray(store.mean, np.float64)
+    for batch in store.batches(batch_size):
+        known = batch.labels >= 0
+        pooled = batch.acts[known].mean((1, 2), dtype=np.float64) - offset[None, :]
+        one_hot = np.eye(n_classes)[batch.labels[known]]
+        sums += one_hot.T @ pooled
+        counts += one_hot.sum(0)
+        squares += pooled.T @ pooled
+    n = max(counts.sum(), 1)
+    mean = sums.sum(0) / n
+    covariance = squares / n - np.outer(mean, mean)
+    ridge = RIDGE * np.trace(covariance) / n_channels
+    means = sums / np.where(counts > 0, counts, np.nan)[:, None]
+    of_target = (means - mean[None, :]) * (counts / n)[:, None]  # covariance with "is of the class"
+    filters = np.linalg.solve(covariance + ridge * np.eye(n_channels), np.nan_to_num(of_target).T).T
+    return means + offset[None, :], np.where(counts[:, None] > 0, filters, np.nan), covariance
 
 
 def as_dictionary(filters: np.ndarray, patterns: np.ndarray, mean: np.ndarray) -> Directions:

@@ -306,27 +306,7 @@ class Setting:
 
     @functools.cached_property
     def _of_labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(mean of each class, its ridge filter, the covariance) of train images averaged over the grid.
-
-        [L, C], [L, C] and [C, C], from sums over one pass; NaN for a class without images.
-        """
-        n_classes, n_channels = len(self.train.class_names), self.train.n_channels
-        sums, counts = np.zeros((n_classes, n_channels)), np.zeros(n_classes)
-        squares, offset = np.zeros((n_channels, n_channels)), np.asarray(self.train.mean, np.float64)
-        for batch in self.train.batches(self.config.ablation.batch_size):
-            pooled = batch.acts.mean((1, 2), dtype=np.float64) - offset[None, :]
-            known = batch.labels >= 0
-            one_hot = np.eye(n_classes)[batch.labels[known]]
-            sums += one_hot.T @ pooled[known]
-            counts += one_hot.sum(0)
-            squares += pooled[known].T @ pooled[known]
-        n, mean = max(counts.sum(), 1), sums.sum(0) / max(counts.sum(), 1)
-        covariance = squares / n - np.outer(mean, mean)
-        ridge = readouts.RIDGE * np.trace(covariance) / n_channels
-        means = sums / np.where(counts > 0, counts, np.nan)[:, None]
-        of_target = (means - mean[None, :]) * (counts / n)[:, None]  # covariance with "is of the class"
-        filters = np.linalg.solve(covariance + ridge * np.eye(n_channels), np.nan_to_num(of_target).T).T
-        return means + offset[None, :], np.where(counts[:, None] > 0, filters, np.nan), covariance
+        return readouts.of_labels(self.train, self.config.ablation.batch_size)
 
 
 def effects_on_own_class(effects: pairs.FeatureEffects, n_bootstrap: int, seed: int) -> dict[str, Any]:

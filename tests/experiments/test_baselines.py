@@ -1,7 +1,6 @@
 """The table of dictionaries: its scores and its markdown."""
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
@@ -79,10 +78,7 @@ def test_class_filters_are_ridge_regressions_and_their_patterns_are_removed():
     acts[labels == 1, ..., 0] += 1
     store = Store(acts, labels, ["a", "b", "c", "absent"])
     store.n_channels = 5
-    setting = types.SimpleNamespace(
-        train=store, config=types.SimpleNamespace(ablation=types.SimpleNamespace(batch_size=32))
-    )
-    means, filters, covariance = baselines.Setting._of_labels.func(setting)
+    means, filters, covariance = readouts.of_labels(store, 32)
     pooled, known = acts.mean((1, 2), dtype=np.float64), labels >= 0
     np.testing.assert_allclose(means[1], pooled[labels == 1].mean(0), rtol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(pooled[known].T, bias=True), atol=1e-9)
