@@ -22,6 +22,7 @@ RANGES = {
     "config.runtime": settings.RUNTIME,
     "config.classifier.augmentation": data_settings.AUGMENTATION,
     **{f"config.{name}": module.RANGES for name, module in MODULES.items()},
+    "config.ablation.mediation": MODULES["ablation"].MEDIATION_RANGES,
     **{f"config.sae.{name}": variant.ranges for name, variant in VARIANTS.items()},
 }
 LISTS_OF_NUMBERS = {"ablation.features": (3,)}  # empty in the demo

@@ -160,6 +160,13 @@ def cumulative_table() -> pa.Table:
     return fill("cumulative", rows)
 
 
+def mediation_table() -> pa.Table:
+    kinds = (("blurred", "mask", "label"), ("rendered", "part", "pair"))
+    keys = [dict(zip(("input", "area", "target"), kind, strict=True)) for kind in kinds]
+    rows = (key | {"m": m} for key in keys for m in (1, 4, 16, N_FEATURES))
+    return fill("mediation", rows)
+
+
 def baselines_table() -> pa.Table:
     rows = [{"dictionary": name} for name in ("sae", "random directions")]
     return fill("baselines", [*rows, {"dictionary": "PCA", "fvu": None}])
