@@ -151,7 +151,8 @@ import numpy as np
 study = jsae.load(sys.argv[1])
 images = study.data["test"].images[:8]
 clean, acts = study.classifier(images)
-for empty in (study.suppress([]), study.keep(np.ones(study.sae.n_features)), study.steer([3], 0.0)):
+kept = study.keep(np.ones(study.sae.n_features))
+for empty in (study.suppress([]), kept, study.steer([3], 0.0), study.set_to([], 1.0)):
     edited, _ = study.classifier(images, edits={study.site: empty})
     np.testing.assert_array_equal(np.asarray(clean), np.asarray(edited))
 feature = int(np.asarray(study.sae.encode(acts[study.site])).max((0, 1, 2)).argmax())

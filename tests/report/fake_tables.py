@@ -186,7 +186,9 @@ def counterfactual_response_table() -> pa.Table:
 
 
 def mediation_table() -> pa.Table:
-    rows = ({"input": name, "area": "mask", "m": m} for name in ("blurred", "rendered") for m in (1, 4, 64))
+    kinds = (("blurred", "mask", "label"), ("rendered", "part", "pair"))
+    keys = [dict(zip(("input", "area", "target"), kind, strict=True)) for kind in kinds]
+    rows = (key | {"m": m} for key in keys for m in (1, 4, 16, N_FEATURES))
     return fill("mediation", rows)
 
 

@@ -18,8 +18,8 @@ N, S = 6, 48
 def split():
     rng = np.random.default_rng(0)
     masks = np.zeros((N, S, S), np.uint16)
-    masks[:, 20:32, 16:40] = (1 << 15) | 1
-    masks[:, :4, :4] = 2  # a part that is not of the foreground
+    masks[:, 20:32, 16:40] = 1 << 15
+    masks[:, 20:26, 16:40] |= 1  # a part of it
     images = rng.integers(0, 256, (N, S, S, 3), np.uint8)
     labels = np.array([0, 1, -1, 2, 0, 1], np.int32)
     return cache.Split("test", images, labels, tuple("abcdef"), ("x", "y", "z"), ("p", "q"), masks)
