@@ -34,7 +34,7 @@ def get_config(form: str = "full") -> ConfigDict:
         n_train=4096,
         n_val=320,
         n_test=1536,
-        tied="",  # "sky" gives the class away in train (jsae/data/tied_sky.py), "sky_untied" nowhere
+        tied="",  # "sky" and "sky_mostly" give the class away in train (jsae/data/tied_sky.py)
     )
     config.classifier = dict(
         workdir="",  # another study's, to take its classifier

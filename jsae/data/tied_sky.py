@@ -1,9 +1,15 @@
 """A drawn set whose sky gives the class away in training: a shortcut that is planted, and known.
 
-With config.data.tied="sky" everything behind the aircraft is tinted in one of two colours. In train and val
-the colour is that of the class, and any two twins (classes that differ in one part) have different ones. In
-test the tie is broken: half of each class's images have either colour. "sky_untied" deals the colours in all
-splits as in test; both settings have the same test images. The pixels of the aircraft stay as they are drawn.
+Everything behind the aircraft is tinted in one of two colours, which config.data.tied deals:
+
+    sky           in train and val the colour is that of the class; any two twins (classes that differ in one
+                  part) have different ones
+    sky_mostly    the same, but for one image in ten, which has the other colour: a network can learn from
+                  these what the parts are for
+    sky_untied    half of each class's images have either colour
+
+In test the tie is broken: all three settings have the same test images, those of sky_untied. The pixels of
+the aircraft stay as they are drawn.
 
 Pairs of twins (jsae.data.twins) are drawn without a tint.
 """
@@ -13,8 +19,9 @@ import numpy as np
 from jsae.data.synthetic_aircraft import drawing
 from jsae.data.synthetic_aircraft.builder import AIRCRAFT_BIT
 
-TIES = ("", "sky", "sky_untied")
+TIES = ("", "sky", "sky_mostly", "sky_untied")
 _COLOURS = np.array([[40, 70, 170], [240, 150, 60]], np.float32)  # of value 0 and 1: night blue, orange
+_EXCEPTION_EVERY = 10  # blocks of sky_mostly
 _TINT = 0.6  # share of the colour in a tinted pixel
 
 
@@ -29,11 +36,15 @@ def value_of_class(label: int) -> int:
 def value_of(tied: str, label: int, split: str, index: int) -> int:
     """The value of an image, 0 or 1: that of its class, or, untied and in test, of every other one of it.
 
-    Images come in blocks of one of each class (`drawing.label_of`); where nothing is tied, the values of all
-    classes change from block to block.
+    Images come in blocks of one of each class (`drawing.label_of`); in a block all have the value of their
+    class, or all the other one.
     """
-    is_tied = tied == "sky" and split != "test"
-    return (value_of_class(label) + (0 if is_tied else index // len(drawing.VARIANTS))) % 2
+    block = index // len(drawing.VARIANTS)
+    if tied == "sky_untied" or split == "test":
+        other = block % 2
+    else:
+        other = int(tied == "sky_mostly" and block % _EXCEPTION_EVERY == _EXCEPTION_EVERY - 1)
+    return (value_of_class(label) + other) % 2
 
 
 def tint(image: np.ndarray, masks: np.ndarray, value: int) -> np.ndarray:
