@@ -245,7 +245,7 @@ def _found(study: Study, chosen, off_sum, total, auroc, skies, passes) -> dict[s
     parity = np.array([tied_sky.value_of_class(label) for label in study.activations("test").labels])
     return {
         "feature": best,
-        "off_share": off_sum[best] / total[best],
+        "off_share": float(off_sum[best] / total[best]),
         "sky_auroc_train": float(auroc[best]),
         "sky_auroc_test": float(metrics.auroc(column, skies > 0)[0][0]),
         "class_auroc_test": float(metrics.auroc(column, parity > 0)[0][0]),  # of the classes tied to sky 1

@@ -15,6 +15,7 @@ from jsae.runtime import mesh as meshes
 from jsae.runtime import preemption, stages
 from jsae.runtime.context import RunContext
 from tests.ablation.toy import StoppedWhen
+from tests.analysis import toy
 from tests.analysis.toy import Store, Study
 
 CHANNELS, PARTS, GRID = 16, 3, (2, 3)
@@ -126,6 +127,19 @@ def test_effects_of_pairs_are_those_of_a_loop(study, covered):
                 expected[p] += change * (rows @ d[p]) / np.prod(GRID)
     np.testing.assert_allclose(found["effects"], expected, rtol=1e-4, atol=1e-5)
     assert metrics.sae_metrics(found["fit"])["n_vectors"] == len(images) * np.prod(GRID)
+
+
+def test_effects_do_not_depend_on_the_devices(study, covered):
+    ground = planted.plant(study, covered, make_config(), RunContext())
+    rows = ground.directions.astype(np.float32)
+    reducers = {"pairs": planted.MeasurePairs(rows, 2 * rows, covered["test"])}
+    found = []
+    for mesh in (None, meshes.make_mesh(2, 4)):
+        over = Study(toy.sae(8, CHANNELS), study.stores, mesh)
+        found.append(over.run_pass("test", reducers, batch_size=12)["pairs"])
+    np.testing.assert_allclose(*(pairs["effects"] for pairs in found), rtol=1e-4, atol=1e-5)
+    assert np.abs(found[0]["effects"]).max() > 1
+    np.testing.assert_allclose(*(metrics.sae_metrics(pairs["fit"])["fvu"] for pairs in found), rtol=1e-5)
 
 
 def test_each_direction_adds_its_dose_of_the_variance(study, covered):
