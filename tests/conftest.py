@@ -17,10 +17,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 _XLA_FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # a third less to compile; later there is none
-    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # half of compiling; later ones lack them
+    _XLA_FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join(_XLA_FLAGS)
 
+import hypothesis
 import jax
 import pytest
 from absl import flags
@@ -28,6 +29,8 @@ from absl import flags
 from jsae.data import locks
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile("jsae", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("jsae")
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
@@ -52,7 +55,8 @@ def pytest_collection_modifyitems(items):
     The other files that need it come last: by then it is there, and no worker waits for it.
     """
     needing = list(dict.fromkeys(item.path for item in items if "study_dir" in item.fixturenames))
-    place = dict.fromkeys(needing[:1], -1) | dict.fromkeys(needing[1:], float("inf"))
+    last = {path: 100 + i for i, path in enumerate(reversed(needing[1:]))}  # test_study.py is the longest
+    place = dict.fromkeys(needing[:1], -1) | last
     items.sort(key=lambda item: place.get(item.path, len(item.path.parts)))
 
 

@@ -49,10 +49,20 @@ SMALL = {
     "ablation.counterfactual.n_train": 4, "ablation.counterfactual.n_test": 4,
     "report.n_features": 2, "report.n_images": 4,
 }  # fmt: skip
-# The paper's own network is too large for a test: its config takes the size of the weights.
-OF_CONFIG = {
-    "fgvc_convnext_tiny": {"classifier.arch": "", "classifier.dtype": "float32"},
-    "photos": {"sae.n_features": 64, "sae.topk.k": 4},
+# Networks are small, too: what is printed must run, and compiling takes most of the time. A command with
+# weights has the network of the file, and the paper's config takes the size of the weights.
+TINY = {"classifier.depths": "(0,0,0,1)", "classifier.dims": "(4,4,4,32)"}
+OF_COMMAND = {
+    "demo.sh": TINY,
+    "configs/demo.py ": TINY,
+    "configs/photos.py ": TINY,
+    "configs/photos.py": {"sae.n_features": 64, "sae.topk.k": 4},
+    "configs/arrays.py": {"sae.n_features": 64, "sae.topk.k": 4},
+    "configs/fgvc_convnext_tiny.py": {
+        "classifier.arch": "",
+        "classifier.dtype": "float32",
+        "sae.n_features": 64,
+    },
 }
 
 
@@ -67,8 +77,8 @@ def made_small(command: str) -> str:
     for name, value in PLACEHOLDERS.items():
         command = re.sub(rf"\b{name}\b", lambda _, value=value: shlex.quote(value), command)
     settings = SMALL if re.search(r"--config=|demo\.sh", command) else {}
-    for name, more in OF_CONFIG.items():
-        settings = settings | (more if f"configs/{name}.py" in command else {})
+    for text, more in OF_COMMAND.items():
+        settings = settings | (more if text in command else {})
     return " ".join(
         [command, *(f"--config.{key}={shlex.quote(str(value))}" for key, value in settings.items())]
     )
