@@ -33,6 +33,7 @@ import pyarrow as pa
 from etils import epath
 
 from jsae import metrics
+from jsae.ablation.counterfactual.comparators import Projections
 from jsae.activations import Encoded, Reducer
 from jsae.analysis import cells
 from jsae.runtime import artifacts, logs, settings, stage_config, stages
@@ -94,34 +95,6 @@ class Ground(NamedTuple):
     directions: np.ndarray
     covered: dict[str, np.ndarray]
     images: dict[str, np.ndarray]
-
-
-@pytree
-class Oracle:
-    """A dictionary that holds the planted directions, signed: f = (x - mean) . d.
-
-    Attributes:
-      w_dec: unit rows [P, C].
-      mean: [C], raw units.
-    """
-
-    w_dec: jax.Array
-    mean: jax.Array
-
-    @property
-    def n_features(self) -> int:
-        """P."""
-        return self.w_dec.shape[0]
-
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Features [..., P] of either sign of raw activations [..., C], raw units."""
-        centred = x - self.mean.reshape((1,) * (x.ndim - 1) + (-1,))
-        return jnp.matmul(centred, self.w_dec.T, precision="float32")
-
-    def decode(self, feats: jax.Array) -> jax.Array:
-        """Raw activations [..., C] of features [..., P]."""
-        mean = self.mean.reshape((1,) * (feats.ndim - 1) + (-1,))
-        return jnp.matmul(feats, self.w_dec, precision="float32") + mean
 
 
 @pytree
@@ -357,7 +330,7 @@ def _rows(
     label = f"planted: {name} at {100 * dose:g}%"
     context.log.info("%s", label)
     if trainer is None:
-        dictionary = Oracle(*(jnp.asarray(a, jnp.float32) for a in (ground.directions, store.mean)))
+        dictionary = Projections(*(jnp.asarray(a, jnp.float32) for a in (ground.directions, store.mean)))
     else:
         vectors = functools.partial(_vectors, store, covered, planted.astype(np.float32))
         dictionary = trainer(vectors, (store.mean + q @ planted).astype(np.float32), context, label)

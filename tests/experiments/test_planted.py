@@ -10,6 +10,7 @@ from etils import epath
 from configs import demo
 from jsae import metrics
 from jsae import study as opened
+from jsae.ablation.counterfactual.comparators import Projections
 from jsae.experiments import planted
 from jsae.runtime import mesh as meshes
 from jsae.runtime import preemption, stages
@@ -112,7 +113,7 @@ def test_effects_of_pairs_are_those_of_a_loop(study, covered):
     np.testing.assert_allclose(d @ d.T, np.eye(PARTS), atol=1e-12)
     rng, alpha, images = np.random.default_rng(2), np.array([2.0, 0.5, 1.0]), np.arange(3, 40, 5)
     rows = rng.normal(size=(6, CHANNELS)).astype(np.float32)
-    dictionary = planted.Oracle(rows, np.full(CHANNELS, 0.5, np.float32))
+    dictionary = Projections(rows, np.full(CHANNELS, 0.5, np.float32))
     reducer = planted.MeasurePairs(
         d.astype(np.float32), (alpha[:, None] * d).astype(np.float32), covered["test"]
     )
