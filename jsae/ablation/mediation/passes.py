@@ -84,10 +84,14 @@ def measure(
       seed: of the random features.
       settings: of `map_rows`: batch_size, mesh, context.
     """
-    fixed = (as_argument(forward), change, as_argument(logits_from_acts), head, dictionary)
-    if settings.get("mesh") is not None:
-        fixed = meshes.replicate(settings["mesh"], fixed)
-    forward, change, logits_from_acts, head, dictionary = fixed
+
+    def on_devices(tree):
+        mesh = settings.get("mesh")
+        return tree if mesh is None else meshes.replicate(mesh, tree)
+
+    forward, logits_from_acts, head, dictionary, change = on_devices(
+        (as_argument(forward), as_argument(logits_from_acts), head, dictionary, change)
+    )
 
     def rank_batch(batch):
         acts, _ = _activations(forward, change, batch)
@@ -98,10 +102,10 @@ def measure(
     sizes = tuple(m for m in SIZES if m < max(share.shape[1], 2))
     rng = np.random.default_rng([seed, 0x6D6564])
     sets = [np.stack([choose_sets(*one, m, rng) for one in zip(share, size, strict=True)]) for m in sizes]
+    features = on_devices(tuple(np.maximum(of_m, 0) for of_m in sets))  # [input, 1 + N_RANDOM, m] each
 
     def score_batch(batch):
         acts, changed = _activations(forward, change, batch)
-        features = tuple(np.maximum(of_m, 0) for of_m in sets)  # [input, 1 + N_RANDOM, m] each
         return _score(logits_from_acts, dictionary, features, acts, batch) | {"changed": changed}
 
     scored = map_rows(score_batch, test.read, len(test.numbers), label="mediation: test", **settings)
