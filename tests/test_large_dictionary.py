@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from jsae.runtime import artifacts
 from tests.conftest import ROOT
 
-N_FEATURES = 2**15 if os.environ.get("JSAE_SLOW_TESTS") else 2**13  # analysis takes F^2 steps
+N_FEATURES = 2**15 if os.environ.get("JSAE_SLOW_TESTS") else 2**12  # analysis takes F^2 steps
 PROGRAM = """
 import importlib, sys
 from configs import demo
