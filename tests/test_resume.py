@@ -20,6 +20,7 @@ SETTINGS = [
     "--config.data.n_train=192",
     "--config.data.n_val=32",
     "--config.data.n_test=32",
+    "--config.classifier.stem_stride=2",
     "--config.classifier.depths=(0,0,0,1)",
     "--config.classifier.dims=(4,4,8,32)",
     "--config.classifier.n_epochs=6",
