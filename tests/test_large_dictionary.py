@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from jsae.runtime import artifacts
 from tests.conftest import ROOT
 
-N_FEATURES = 2**15 if os.environ.get("JSAE_SLOW_TESTS") else 2**13  # analysis takes F^2 steps
+N_FEATURES = 2**15 if os.environ.get("JSAE_SLOW_TESTS") else 2**12  # analysis takes F^2 steps
 PROGRAM = """
 import importlib, sys
 from configs import demo
@@ -20,7 +20,7 @@ from configs import demo
 config = demo.get_config("small")
 config.runtime.update(data_axis=1, model_axis=8)
 config.data.update(image_size=48, n_train=64, n_val=8, n_test=16)
-config.classifier.update(depths=(0, 0, 0, 1), dims=(8, 8, 8, 16))
+config.classifier.update(stem_stride=2, depths=(0, 0, 0, 1), dims=(8, 8, 8, 16))
 config.classifier.update(n_epochs=1.0, warmup_epochs=0.0, batch_size=16)
 config.sae.update(n_features=int(sys.argv[2]), n_epochs=2.0, lr_warmup_steps=1, batch_size=64)
 config.analysis.update(n_permutations=2, n_receptive=1, batch_size=16)

@@ -27,7 +27,7 @@ ALL_S = 900.0  # a run that takes longer hangs
 
 _SETTINGS = {  # every stage in a second or two, with several shards, checkpoints and evaluations
     "data": "image_size=32 n_train=160 n_val=32 n_test=64",
-    "classifier": "dims=(8,8,16,32) n_epochs=4 batch_size=32 "
+    "classifier": "stem_stride=2 depths=(0,0,0,1) dims=(8,8,16,32) n_epochs=4 batch_size=32 "
     "log_every_steps=1 eval_every_steps=10 save_every_steps=4",
     "activations": "images_per_shard=32 batch_size=32",
     "sae": "n_features=64 topk.k=4 n_epochs=8 batch_size=64 steps_per_dispatch=4 "
@@ -43,7 +43,6 @@ TINY = (
 )
 TOGETHER = (  # the same with less to compile, for several processes compile again in every run
     *(flag for flag in TINY if ".dims=" not in flag),
-    "--config.classifier.depths=(0,0,0,1)",
     "--config.classifier.dims=(4,4,4,8)",
 )
 

@@ -20,7 +20,7 @@ def make_config():
         {
             **{"dims": (4, 4, 4, 8), "batch_size": BATCH, "n_epochs": 2, "warmup_epochs": 0},
             **{"log_every_steps": 1, "eval_every_steps": EVAL_EVERY, "save_every_steps": 2},
-            **{"depths": (0, 0, 0, 1), "calibrate_norms": False},
+            **{"stem_stride": 2, "depths": (0, 0, 0, 1), "calibrate_norms": False},
         }
     )
     return config

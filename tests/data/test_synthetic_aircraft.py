@@ -162,7 +162,7 @@ def test_a_bad_argument_is_named(arguments, message):
 def test_colours_and_coarse_pixels_do_not_tell_the_variant():
     """Logistic regression on a colour histogram and the 8x8 image stays below 3x chance on test."""
     features, labels = {}, {}
-    for split, n in (("train", 1600), ("test", 640)):
+    for split, n in (("train", 800), ("test", 480)):
         drawn = [draw(9, split, index) for index in range(n)]
         features[split] = np.stack([_coarse_features(example.image) for example in drawn])
         labels[split] = np.array([example.label for example in drawn])

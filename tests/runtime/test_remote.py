@@ -18,7 +18,7 @@ STAGES = ("classifier", "activations", "sae", "analysis")
 RUN = f"from launch import start; start.run_stages({STAGES})"
 SMALL = {
     "data": dict(image_size=48, n_train=64, n_val=16, n_test=16),
-    "classifier": dict(depths=(0, 0, 0, 1), dims=(8, 8, 8, 16), n_epochs=2, batch_size=16),
+    "classifier": dict(stem_stride=2, depths=(0, 0, 0, 1), dims=(8, 8, 8, 16), n_epochs=2, batch_size=16),
     "activations": dict(batch_size=16),
     "sae": {
         "store": "streamed",
