@@ -132,31 +132,6 @@ class MeanAblation:
         return jnp.broadcast_to(_align(self.mean, acts.ndim).astype(acts.dtype), acts.shape)
 
 
-@pytree
-class DirectionEdit:
-    """The control of a suppressed feature: as much is taken away at every position, along another direction.
-
-    x' = x - f_i * ||w_dec_i|| * u. What is removed has the norm of what suppressing feature i removes.
-
-    Attributes:
-      sae: the SAE.
-      feature: i, an integer scalar.
-      direction: u of unit norm, [C] or one per image [B, C].
-    """
-
-    sae: Any
-    feature: jax.Array
-    direction: jax.Array
-
-    def __call__(self, acts: jax.Array) -> jax.Array:
-        """Edited activations, of the shape and dtype of acts [B, H, W, C]."""
-        _check_channels(acts, self.sae)
-        size = self.sae.encode(acts)[..., self.feature] * jnp.linalg.norm(self.sae.w_dec[self.feature])
-        u = self.direction
-        u = u[:, None, None, :] if u.ndim == 2 else _align(u, acts.ndim)
-        return subtract(acts, size[..., None] * u)
-
-
 def check_features(sae: Any, features: ArrayLike) -> jax.Array:
     """The feature numbers as int32 [n]; a traced array passes unchecked.
 

@@ -34,7 +34,6 @@ def effects():
     return FeatureEffects(
         features=features,
         images=images,
-        peaks=np.zeros((105, 2), np.int32),
         own_class=own,
         norms=rng.random(105).astype(np.float32),
         control_auroc=np.full(105, 0.9),

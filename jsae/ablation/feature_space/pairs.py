@@ -41,7 +41,6 @@ class FeatureEffects:
     Attributes:
       features: int32 [M], SAE feature numbers.
       images: int32 [M], image numbers of the split.
-      peaks: int32 [M, 2]: the feature's peak cell (y, x) on that image.
       own_class: bool [M], the image is of the feature's top class.
       norms: float32 [M], size of what the scope "map" removes, mean over the grid of f times ||w_dec||.
       control_auroc: [M], train AUROC of the feature's control "auroc" for its top class.
@@ -54,7 +53,6 @@ class FeatureEffects:
 
     features: np.ndarray
     images: np.ndarray
-    peaks: np.ndarray
     own_class: np.ndarray
     norms: np.ndarray
     control_auroc: np.ndarray
@@ -154,7 +152,6 @@ def effects_of_pairs(
         fixed = meshes.replicate(settings["mesh"], fixed)
     step = functools.partial(_remove, *fixed)
     found = map_rows(step, read, len(tops), unit="pair", **settings) or _nothing()
-    peaks = np.stack(np.unravel_index(found["peak"], pairs["size"].shape[1:]), 1).astype(np.int32)
     axes = {"scope": SCOPES, "kind": KINDS}
     deltas, flips = make_effects(found["deltas"], found["flips"], **axes)
     deltas.forget(arrays["label"] < 0, target="label")
@@ -167,7 +164,6 @@ def effects_of_pairs(
     return FeatureEffects(
         features=pairs["feature"],
         images=pairs["image"],
-        peaks=peaks,
         own_class=(arrays["label"] == tops) & (tops >= 0),
         norms=found["norm"],
         control_auroc=control_auroc[place],
@@ -188,7 +184,7 @@ def _remove(logits_from_acts, dictionary, mean, root, key, pairs: dict) -> dict:
         auroc [P, C], the direction of that control.
 
     Returns:
-      deltas [P, scope, kind, target, measure], flips [P, scope, kind], peak cells [P] (flat), there [P, 2]:
+      deltas [P, scope, kind, target, measure], flips [P, scope, kind], there [P, 2]:
       whether the image has something along the controls "direction" and "auroc", norm [P].
     """
     acts, size = pairs["acts"], pairs["size"]
@@ -220,7 +216,6 @@ def _remove(logits_from_acts, dictionary, mean, root, key, pairs: dict) -> dict:
     return {
         "deltas": jnp.moveaxis(changes(clean, changed, targets), -1, 0),
         "flips": jnp.moveaxis(flips_of(prediction, changed), -1, 0),
-        "peak": jnp.argmax(size.reshape(len(size), -1), -1),
         "there": jnp.stack([each.max((1, 2)) > 0 for each in (along, along_auroc)], -1),
         "norm": size.mean((1, 2)) * norm,
     }
@@ -238,7 +233,6 @@ def _nothing() -> dict:
     return {
         "deltas": np.zeros((*shape, len(TARGETS), len(MEASURES)), np.float32),
         "flips": np.zeros(shape, bool),
-        "peak": np.zeros(0, np.int64),
         "there": np.zeros((0, 2), bool),
         "norm": np.zeros(0, np.float32),
     }
