@@ -120,6 +120,9 @@ def train(path: str) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__.strip())
+        sys.exit()
     if len(sys.argv) != 2 or not pathlib.Path(sys.argv[1]).exists():
         sys.exit(__doc__.strip())
     train(sys.argv[1])
