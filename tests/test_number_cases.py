@@ -54,7 +54,7 @@ CASES = [  # input, activations, settings of sae, what happens: numbers within b
     (
         "a penalty that kills all features",
         activations(),
-        KILLING | {"relu_l1": {"l1": 1e6}, "n_epochs": 20.0},
+        KILLING | {"relu_l1": {"l1": 1e6}, "n_epochs": 60.0},
         {"dead_fraction": (1.0, 1.0), "l0": (0.0, 0.0), "n_features_alive": (0, 0)},
     ),
     ("k = F", activations(), {"topk": {"k": 16}}, {"l0": (0.0, 16.0)}),

@@ -65,7 +65,7 @@ TABLE = Table(
         Column("dose", _FLOAT, "variance of one planted direction as a share of that of the activations"),
         Column("m", pa.int32(), "features that may carry a direction, chosen on train"),
         Column("n_parts", pa.int32(), "directions planted, one for each part"),
-        Column("n_features", pa.int32(), "F"),
+        Column("n_features", pa.int32(), "features of the dictionary"),
         Column("l0", _FLOAT, "mean number of features active on a test vector with all directions planted"),
         Column("fvu", _FLOAT, "on these vectors; null for the oracle, which reconstructs nothing"),
         Column("share", _FLOAT, "of a part's effect that its m features carry, on test; mean over parts"),

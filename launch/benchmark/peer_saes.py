@@ -95,7 +95,7 @@ def train(path: str) -> None:
     """Train every peer for every seed and print a line after each."""
     import torch
 
-    file = np.load(path)
+    file = np.load(path, allow_pickle=False)
     settings = json.loads(str(file["settings"]))
     vectors = {name: torch.from_numpy(file[name]) for name in ("train", "test")}
     x, n = vectors["train"], settings["batch_size"]

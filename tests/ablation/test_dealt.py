@@ -70,7 +70,9 @@ def test_no_device_holds_the_whole_dictionary_or_all_features_of_its_images(mesh
     maps = ("size", *(f"size_{scope}" for scope in pairs.SCOPES))
     of_pairs = {name: np.zeros(B, np.int32) for name in numbers} | {"acts": acts}
     of_pairs |= {name: np.zeros((B, *GRID), np.float32) for name in maps}
-    fixed = meshes.replicate(mesh, (rest, sae, np.eye(C, dtype=np.float32), jax.random.key(0)))
+    of_pairs["auroc"] = np.zeros((B, C), np.float32)
+    mean, root = np.zeros(C, np.float32), np.eye(C, dtype=np.float32)
+    fixed = meshes.replicate(mesh, (rest, sae, mean, root, jax.random.key(0)))
     removing = pairs._remove.lower(*fixed, meshes.put_batch(mesh, of_pairs)).compile()
     all_features = 4 * acts.size // C * n_features  # bytes of [B, H, W, F]
     for program in (of_images, removing):

@@ -77,7 +77,6 @@ def test_class_filters_are_ridge_regressions_and_their_patterns_are_removed():
     labels = np.r_[np.arange(80) % 3, [-1] * 10].astype(np.int32)
     acts[labels == 1, ..., 0] += 1
     store = Store(acts, labels, ["a", "b", "c", "absent"])
-    store.n_channels = 5
     means, filters, covariance = readouts.of_labels(store, 32)
     pooled, known = acts.mean((1, 2), dtype=np.float64), labels >= 0
     np.testing.assert_allclose(means[1], pooled[labels == 1].mean(0), rtol=1e-6)

@@ -94,7 +94,7 @@ def test_every_key_of_the_config_that_holds_a_path_is_known():
         for name, value in values.items()
         if value == ""
     }
-    assert texts - {"sae.frozen"} == set(paths.KEYS)
+    assert texts - {"sae.frozen", "data.tied"} == set(paths.KEYS)
 
 
 def test_a_workdir_on_a_link_is_one_workdir(tmp_path):
