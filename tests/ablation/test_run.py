@@ -222,8 +222,8 @@ def test_a_dictionary_dealt_over_devices_gives_the_same_tables(make_workdir, mon
             a, b = (each[column].to_pylist() for each in (table, dealt[name]))
             if isinstance(next((x for x in a if x is not None), 0), float):
                 a, b = (np.array(x, np.float64) for x in (a, b))
-                # float32 sums in another order; p and q fall steeply with them, and shares of mediation divide
-                # by a sum of effects of either sign, which is a tenth of their sizes' sum in this toy
+                # float32 sums in another order; p and q fall steeply with them, and the resampled shares of
+                # mediation divide by sums of effects of either sign, which nearly cancel in this toy
                 atol = 2e-5 * max(1, np.nanmax(np.abs(a))) * (10 if name == "mediation" else 1)
                 np.testing.assert_allclose(a, b, atol=atol, err_msg=column)
             else:
