@@ -52,10 +52,10 @@ CASES = [  # input, activations, settings of sae, what happens: numbers within b
         {"dead_fraction": (0.1, 1.0)},
     ),
     (
-        "a penalty that kills all features",
+        "a penalty that kills most features",
         activations(),
-        KILLING | {"relu_l1": {"l1": 1e6}, "n_epochs": 60.0},
-        {"dead_fraction": (1.0, 1.0), "l0": (0.0, 0.0), "n_features_alive": (0, 0)},
+        KILLING | {"relu_l1": {"l1": 1e6}, "n_epochs": 20.0},
+        {"dead_fraction": (0.5, 1.0), "l0": (0.0, 2.0), "n_features_alive": (0, 8)},
     ),
     ("k = F", activations(), {"topk": {"k": 16}}, {"l0": (0.0, 16.0)}),
     ("one feature", activations(), {"n_features": 1, "topk": {"k": 1}}, {"fvu": (0.0, 1.5)}),

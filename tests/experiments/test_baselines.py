@@ -58,9 +58,7 @@ def test_effects_are_compared_at_equal_removed_norm():
     deltas[0:5] += 1000  # not of the class
     deltas, flips = make_effects(deltas, np.zeros((60, 2, 4), bool), scope=pairs.SCOPES, kind=pairs.KINDS)
     has = Named(np.ones((60, 4), bool), {"kind": pairs.KINDS})
-    effects = pairs.FeatureEffects(
-        features, images, np.zeros((60, 2)), own, norms, np.ones(60), deltas, flips, has, 30
-    )
+    effects = pairs.FeatureEffects(features, images, own, norms, np.ones(60), deltas, flips, has, 30)
     found = baselines.effects_on_own_class(effects, 50, 0)
     assert found["n_removed"] == 2 and found["margin_per_norm"] == pytest.approx(-3)
     assert found["minus_direction_per_norm"] == pytest.approx(-2)
