@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+import fsspec.core
 import jax
 import numpy as np
 import pyarrow as pa
@@ -88,7 +89,7 @@ def drop_unfinished(folder: PathLike) -> None:
 def _checksums(folder: epath.Path) -> dict[str, list[str]]:
     path = folder / CHECKSUMS
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(content(path)) if path.exists() else {}
     except ValueError as error:
         raise digests.Damaged(path, f"{path}, the folder's checksums, is damaged ({error})") from error
 
@@ -149,10 +150,22 @@ def read_bytes(path: PathLike) -> bytes:
         check(path)
         with _naming(path):
             return path.read_bytes()
-    valid, data = recorded(path), path.read_bytes()  # comes over the network once
+    valid, data = recorded(path), content(path)  # comes over the network once
     if valid is not None and digests.of_bytes(data) not in valid:
         _raise_damaged(path, digests.of_bytes(data), valid)
     return data
+
+
+def content(path: epath.Path) -> bytes:
+    """The bytes of a file, unchecked, as they were at one moment, though a writer replaces it meanwhile.
+
+    A remote object comes in one request: opening it asks for its size first, and what is longer by then is
+    cut to that size.
+    """
+    if paths.is_remote(path):
+        filesystem, name = fsspec.core.url_to_fs(os.fspath(path))
+        return filesystem.cat_file(name)
+    return path.read_bytes()
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ class Attempts:
         self.entries = []
         if self.path.exists():
             with contextlib.suppress(ValueError):
-                self.entries = json.loads(self.path.read_text())
+                self.entries = json.loads(artifacts.content(self.path))
         self.entries.append({"alive_s": 0.0, "kept_s": 0.0, "saves": {}})
         self._write()
 

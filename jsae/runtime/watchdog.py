@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from jsae.runtime import logs
+from jsae.runtime import artifacts, logs
 from jsae.runtime.paths import PathLike
 
 FOLDER = "ranks"
@@ -69,7 +69,7 @@ class Watchdog:
         for index in range(self._count):
             path = self._folder / f"{index}.json"
             states[index] = (
-                json.loads(path.read_text()) if path.exists() else {"n_steps": -1, "where": "start"}
+                json.loads(artifacts.content(path)) if path.exists() else {"n_steps": -1, "where": "start"}
             )
         furthest = max(state["n_steps"] for state in states.values())
         behind = [index for index, state in states.items() if state["n_steps"] < furthest]

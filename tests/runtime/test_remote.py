@@ -7,6 +7,7 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jsae
@@ -119,3 +120,26 @@ def test_a_place_that_refuses_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(remote.epath, "Path", lambda path: Refusing())
     with pytest.raises(RuntimeError, match="gs://b/w cannot be reached: PermissionError: Anonymous caller"):
         remote.check("gs://b/w")
+
+
+def test_an_object_that_grows_while_it_is_read_comes_whole(bucket, monkeypatch):
+    """The other processes read the checksums while the writer records the next file's."""
+    for name, value in gcs_server.environment(bucket.server_port).items():
+        monkeypatch.setenv(name, value)
+    gcsfs = pytest.importorskip("gcsfs")
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    folder = remote.epath.Path("gs://bucket/w")
+    artifacts.write_array(folder / "0.npy", np.zeros(1))
+    size_asked = bucket.resource
+
+    def grow(name):
+        answer = size_asked(name)
+        if name.endswith(artifacts.CHECKSUMS):
+            generation, data = bucket.objects[name]
+            more = json.loads(data) | {f"{generation}.npy": ["0" * 8]}
+            bucket.objects[name] = (generation + 1, json.dumps(more).encode())
+        return answer
+
+    monkeypatch.setattr(bucket, "resource", grow)
+    np.testing.assert_array_equal(artifacts.read_array(folder / "0.npy"), np.zeros(1))
+    gcsfs.GCSFileSystem.clear_instance_cache()
