@@ -171,8 +171,9 @@ class Trainer:
         abstract = jax.eval_shape(fresh, store.mean, np.float32(1))
         self._shardings = train.shardings(self._mesh, abstract)
         self._fresh = jax.jit(fresh, out_shardings=self._shardings)
+        self._per_dispatch = c.steps_per_dispatch or 10
         self._dispatch = train.make_dispatch(
-            self._mesh, abstract.sae, self._recipe, self._shape, c.steps_per_dispatch
+            self._mesh, abstract.sae, self._recipe, self._shape, self._per_dispatch
         )
 
     def __call__(
@@ -194,7 +195,7 @@ class Trainer:
             while step < n_steps:
                 context.check()
                 window = source.at(step)
-                n = min(self._c.steps_per_dispatch, window.stop - step, n_steps - step)
+                n = min(self._per_dispatch, window.stop - step, n_steps - step)
                 state, values = self._dispatch(state, window.x, window.mask, window.order, window.first, n)
                 step += n
                 progress.update(n, fvu=float(values["fvu"][n - 1]), l0=float(values["l0"][n - 1]))

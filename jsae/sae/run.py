@@ -22,7 +22,7 @@ from etils import epath
 
 from jsae import metrics
 from jsae.activations import ActivationStore
-from jsae.runtime import checkpoints, settings, stages
+from jsae.runtime import checkpoints, pace, settings, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
 from jsae.sae import evaluate, export, loop, model, restore, train, variants
@@ -39,7 +39,8 @@ RANGES = {  # of the settings that all variants share
     "batch_size": settings.COUNT,
     "buffer_mib": settings.POSITIVE,
     "dead_after_epochs": settings.POSITIVE,
-    "steps_per_dispatch": settings.COUNT,
+    "steps_per_dispatch": pace.STEPS_PER_DISPATCH,
+    "save_every_s": pace.SAVE_EVERY_S,
     "save_every_steps": settings.EVERY_STEPS,
     "log_every_steps": settings.EVERY_STEPS,
     "eval_every_steps": settings.EVERY_STEPS,
@@ -99,13 +100,15 @@ def run(
     order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
     source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
     cells = stores["train"].n_vectors // stores["train"].n_images
+    rhythm = pace.Pace.of_stage(stage, c, recipe.n_steps, start=step, most_steps=source.most_steps)
     with contextlib.closing(source):
         state, rate = loop.run_steps(
             state,
             step,
             source,
-            train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch),
-            pace=_pace(c, recipe.n_steps),
+            train.make_dispatch(mesh, abstract.sae, recipe, shape, rhythm.most_steps),
+            pace=rhythm,
+            max_bad_steps=c.max_bad_steps,
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
             validate=lambda sae: over(sae, stores["val"]),
             saved=saved,
@@ -140,12 +143,6 @@ def _fresh(seed: int, store: ActivationStore, n_features: int, variant, recipe) 
         scale=np.float32(store.scale),
     )
     return train.init_state(sae, recipe)
-
-
-def _pace(c: Any, n_steps: int) -> loop.Pace:
-    every = {name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")}
-    at_most = {name: c[name] for name in ("steps_per_dispatch", "max_bad_steps")}
-    return loop.Pace(n_steps=n_steps, **every, **at_most)
 
 
 def _described(sae: model.SAE) -> dict:
