@@ -171,10 +171,15 @@ def grads_of(
     Part m takes the rows m, m + M, m + 2 M, ..., so that each device cuts up the rows that it has.
     """
     parts, n = recipe.micro_batches, len(images)
+    # the mean's division: off the CPU of the loss, where it is one number, not of each gradient
+    share, divisor = jax.lax.platform_dependent(
+        cpu=lambda: (jnp.float32(1), jnp.float32(n)), default=lambda: (jnp.float32(1 / n), jnp.float32(1))
+    )
 
     def grads_of_part(part):
         def objective(variables):
-            return loss_of(Params(variables, params.model), *part, key, recipe)
+            loss, logits = loss_of(Params(variables, params.model), *part, key, recipe)
+            return loss * share, logits
 
         return jax.value_and_grad(objective, has_aux=True)(params.variables)
 
@@ -191,7 +196,7 @@ def grads_of(
         zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params.variables)
         (loss, grads), logits = jax.lax.scan(add, zeros, jax.tree.map(cut, (images, targets, examples)))
         logits = logits.swapaxes(0, 1).reshape(n, -1)
-    return (loss / n, logits), jax.tree.map(lambda g: g / n, grads)
+    return (loss / divisor, logits), jax.tree.map(lambda g: g / divisor, grads)
 
 
 def make_step(model: Trainable, recipe: Recipe, seed: int) -> Callable:
