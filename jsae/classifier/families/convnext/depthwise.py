@@ -1,12 +1,12 @@
-"""The 7x7 depthwise convolution of ConvNeXt: 49 shifted products, in a form for each platform.
+"""The 7x7 depthwise convolution of ConvNeXt, in a form for each platform.
 
 On a CPU, XLA's grouped convolution is several times slower than shifted multiply-adds, and autodiff of those
 is again half as fast as it could be: the sum runs over a few parts of the batch, and the gradient of the
 kernel is a scan over a few images that accumulates [K, K, W, C] products row by row, which vectorises over W
-and C and stays in cache, and sums over W once at the end. On accelerators the sum is one fused loop in
-float32, and the gradients of the kernel and the bias are one pass over x and the gradient (on a TPU one that
-XLA makes of K * K reductions). Neither needs cuDNN, which has no algorithm for some of these shapes in
-bfloat16 and does not know the last stage's filter gradient.
+and C and stays in cache, and sums over W once at the end. On a GPU the sum is one fused loop in float32, and
+the gradients of kernel and bias are one loop over x and the gradient: neither needs cuDNN, which may have no
+algorithm in bfloat16 and does not know the last stage's filter gradient. A TPU takes XLA's grouped
+convolution, which moves a seventh of the bytes that its shifted sums do.
 
 The gradient of the input is the same sum with the kernel flipped. A custom_vjp forbids forward-mode
 differentiation (jvp, jacfwd) through it: use `conv` for that.
@@ -35,12 +35,13 @@ def depthwise(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     def fused(x, kernel, bias):  # the barrier makes it one loop, whoever reads it
         return jax.lax.optimization_barrier(_fused_sum(x, kernel, bias))
 
-    return jax.lax.platform_dependent(x, kernel, bias, cpu=in_parts, default=fused)
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=in_parts, tpu=_by_conv, default=fused)
 
 
 def form(platform: str) -> str:
     """How `depthwise` computes on a platform, in words."""
-    return "shifted sums over parts of the batch" if platform == "cpu" else "one fused shifted sum"
+    forms = {"cpu": "shifted sums over parts of the batch", "tpu": "grouped convolution"}
+    return forms.get(platform, "one fused shifted sum")
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -61,11 +62,21 @@ def _forward(x, kernel, bias):
 
 def _backward(saved, grad):
     return jax.lax.platform_dependent(
-        *saved, grad, cpu=_gradients_in_parts, tpu=_reduced_gradients, default=_fused_gradients
+        *saved, grad, cpu=_gradients_in_parts, tpu=_gradients_by_conv, default=_fused_gradients
     )
 
 
 depthwise.defvjp(_forward, _backward)
+
+
+def _by_conv(x, kernel, bias):
+    return (conv(x, kernel.astype(x.dtype)).astype(jnp.float32) + bias[None, None, None, :]).astype(x.dtype)
+
+
+def _gradients_by_conv(x, kernel, grad):
+    _, gradients = jax.vjp(conv, x, kernel.astype(x.dtype))
+    grad_x, grad_kernel = gradients(grad)
+    return grad_x, grad_kernel.astype(jnp.float32), grad.astype(jnp.float32).sum((0, 1, 2))
 
 
 def _sum_in_parts(x, kernel):
@@ -128,7 +139,7 @@ def _gradients_in_parts(x, kernel, grad):
 
 
 def _fused_gradients(x, kernel, grad):
-    """Gradients off the CPU: those of kernel and bias in one pass that sums over each image.
+    """Gradients on a GPU: those of kernel and bias in one pass that sums over each image.
 
     One reduction has an operand for each column of the kernel and one for the bias, so that it is one loop
     over x and grad; its rows are a gather, which is read in the loop (a stack would be written first).
@@ -146,14 +157,8 @@ def _fused_gradients(x, kernel, grad):
         return [*map(jnp.add, total, more)]
 
     of_images = jax.lax.optimization_barrier(jax.lax.reduce(products, zeros, add, (1, 3)))  # each [K, B, C]
-    sums = jnp.stack(jax.lax.reduce(of_images, zeros, add, (1,)))  # [K + 1, K, C]
+    # not by another reduction of many operands: over a dealt batch it would be gathered
+    flat = [part.swapaxes(0, 1).reshape(len(x), -1) for part in of_images]
+    sums = jnp.concatenate(flat, 1).sum(0).reshape(n, size, -1)  # [K + 1, K, C]
     grad_x = _fused_sum(grad, kernel[::-1, ::-1], jnp.zeros(x.shape[-1:]))
     return grad_x, sums[:size].swapaxes(0, 1), sums[size, 0]
-
-
-def _reduced_gradients(x, kernel, grad):
-    """Gradients on a TPU: a reduction for each element of the kernel."""
-    wide, size = grad.astype(jnp.float32), kernel.shape[0]
-    sums = [(s.astype(jnp.float32) * wide).sum((0, 1, 2)) for _, s in _shifts(x, size)]
-    grad_x = _fused_sum(grad, kernel[::-1, ::-1], jnp.zeros(x.shape[-1:]))
-    return grad_x, jnp.stack(sums).reshape(size, size, -1), wide.sum((0, 1, 2))
