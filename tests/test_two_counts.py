@@ -4,13 +4,11 @@ Each process computes much for itself, and where their numbers differ in the las
 iterations, pairs or passes. Process 1 is made to differ on purpose.
 """
 
-import socket
-import subprocess
 import sys
 
 import pytest
 
-from launch.faults import runs
+from tests.together import together
 
 START = """
 import os, pathlib, signal, sys, time, types
@@ -31,12 +29,27 @@ END = """
 with signals.ending_together():
     end()
 """
+AGREES = """
+from jax.experimental import multihost_utils
+waits = []
+for name in ("process_allgather", "broadcast_one_to_all", "sync_global_devices"):
+    def counted(*arguments, name=name, call=getattr(multihost_utils, name), **named):
+        waits.append(name)
+        return call(*arguments, **named)
+    setattr(multihost_utils, name, counted)
+def end():
+    step = 1
+    while not context.requested_by_any():
+        step += 1
+        if told and step == 120:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.002 * (1 + here))  # one is ahead of the other
+    assert step >= 120 and not waits, (step, waits)
+    print("stopped at", step, flush=True)
+    mesh.wait_for_all("here both save, step %d" % step)
+    context.check()
+"""
 PROGRAM = """
-signals._number = 15 if told else None  # one is asked to stop, and both say so at the same poll
-assert context.requested_by_any() and signals.is_asked() == told
-signals._number, signals.deadline = None, preemption.Deadline(3)
-assert not context.requested_by_any()
-
 rng = np.random.default_rng(here)  # other pixels: another number of iterations, and another accuracy
 def split(name):
     images = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -95,27 +108,15 @@ def end():
 
 def run(program, folder, which, environment):
     """[(exit code, stdout, stderr)] of both processes; `which` is the one that is told."""
-    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "3"}
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        environment["JSAE_COORDINATOR"] = f"127.0.0.1:{s.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", START + program + END, str(folder), str(which)],
-            env=environment | {"JSAE_PROCESS_ID": str(i)},
-            cwd=runs.ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+    command = [sys.executable, "-c", START + program + END, str(folder), str(which)]
+    return together(command, environment | {"JSAE_GRACE_S": "3"})
+
+
+def test_both_stop_at_the_same_step_and_wait_for_nothing_in_the_steps_before(clean_environment, tmp_path):
+    ended = run(AGREES, tmp_path, 1, clean_environment)
+    assert [code for code, *_ in ended] == [75, 75], ended
+    stopped = [[line for line in out.splitlines() if "stopped at" in line] for _, out, _ in ended]
+    assert stopped[0] and stopped[0] == stopped[1], ended
 
 
 def test_where_one_would_take_more_iterations_both_go_on_and_a_stop_ends_both(clean_environment, tmp_path):

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -189,10 +190,10 @@ def test_a_context_hears_of_the_signals_of_its_process_and_of_none_without_handl
     assert points == ["poll", "poll", "poll", "progress/x"] and context.n_steps == 4
 
 
-def test_another_process_that_was_told_to_stop_is_heard_here_and_asked_for_by_all(signals):
+def test_another_process_that_was_told_to_stop_is_heard_here_and_agreed_upon(signals):
     context = RunContext()
     signals._hear(1, "asked", "SIGTERM")
-    assert context.requested_here() and not context.requested_by_any(), "the collective brings its answer"
+    assert context.requested_here() and not context.requested_by_any(), "all stop at the same call"
 
 
 def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
@@ -303,6 +304,39 @@ def test_processes_hear_of_each_other_once_and_not_of_themselves():
     said = others.explain(lost)
     assert "another process of this run has ended" in said and "more" not in said
     assert others.explain(ValueError("config.sae.k=0")) is None
+
+
+@pytest.mark.parametrize("n_polls, last, stop_at", [((5, 7, 6), "polls", 8), ((5, 0, 6), "done", 7)])
+def test_all_stop_at_the_first_poll_that_none_has_behind_it(n_polls, last, stop_at):
+    store = Store()
+    all_of_them = [peers.Peers(store, index, 3) for index in range(3)]
+    for each, n in zip(all_of_them, n_polls, strict=True):
+        assert not any(each.is_stop_due(False) for _ in range(n))
+    if last == "done":  # and will never poll again
+        all_of_them[1].tell("done", "0")
+    all_of_them[0].tell("asked", "SIGTERM")
+    for each in (*all_of_them, *all_of_them):
+        each.read(lambda *_: None)
+        assert all(word.wait(60) for word in list(each._written.values()))
+    for each, n in zip(all_of_them, n_polls, strict=True):
+        polls = [each.is_stop_due(False) for _ in range(stop_at - n)]
+        assert polls == [False] * (len(polls) - 1) + [True] and each.is_stop_due(True)
+
+
+def test_a_process_that_was_asked_makes_no_poll_before_the_others_have_answered():
+    store = Store()
+    here, there = (peers.Peers(store, index, 2) for index in range(2))
+    polling = threading.Thread(target=lambda: found.append(here.is_stop_due(True)), daemon=True)
+    found = []
+    polling.start()
+    while "jsae/0/polls" not in store.words:
+        time.sleep(0.01)
+    assert not found
+    for each in (there, here):  # its main thread is in a collective meanwhile
+        each.read(lambda *_: None)
+        assert each._written["polls"].wait(60)
+    polling.join(60)
+    assert found == [True] and there.is_stop_due(False)
 
 
 class Clock:
