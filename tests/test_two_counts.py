@@ -73,6 +73,11 @@ again = passes.Passes(stage, ())
 found = again("effects", lambda: sys.exit("process %d computes it again" % here))()
 assert kept == found and kept[0] == 0.0, (kept, found)
 
+made_here = []
+parts = mesh.shared(5, lambda i: made_here.append(i) or np.array([i, 1 / 3]))  # in float64, none twice
+assert [part.tolist() for part in parts] == [[i, 1 / 3] for i in range(5)]
+assert made_here == list(range(here, 5, 2)), made_here
+
 stage = epath.Path(folder) / "study" / "report"
 if here == 0:
     stage.mkdir(parents=True)
