@@ -42,7 +42,7 @@ EXIT_CODE = 75
 GRACE_S = 25.0  # less than the 30 s that machines on notice give
 SAVE_S = 600.0
 LEFT_S = 2.0  # for a process to end by itself once another one has
-_NEWS_S = 2.0  # for a process that fails to hear whether another one has left
+_NEWS_S = 5.0  # for a process that fails to hear whether another one has left
 
 _AT_ONCE = (signal.SIGTERM, signal.SIGINT)  # of these the second one does not wait
 _ON_NOTICE = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)

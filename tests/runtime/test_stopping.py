@@ -306,21 +306,22 @@ def test_processes_hear_of_each_other_once_and_not_of_themselves():
     assert others.explain(ValueError("config.sae.k=0")) is None
 
 
-@pytest.mark.parametrize("n_polls, last, stop_at", [((5, 7, 6), "polls", 8), ((5, 0, 6), "done", 7)])
-def test_all_stop_at_the_first_poll_that_none_has_behind_it(n_polls, last, stop_at):
-    store = Store()
+@pytest.mark.parametrize("running, stop_at", [((0, 1, 2), 8), ((0, 2), 7)])
+def test_all_stop_at_the_first_poll_that_none_has_behind_it(running, stop_at):
+    store, n_polls = Store(), (5, 7, 6)
     all_of_them = [peers.Peers(store, index, 3) for index in range(3)]
     for each, n in zip(all_of_them, n_polls, strict=True):
         assert not any(each.is_stop_due(False) for _ in range(n))
-    if last == "done":  # and will never poll again
-        all_of_them[1].tell("done", "0")
+    if 1 not in running:
+        all_of_them[1].tell("done", "0")  # its run has ended; it hears of nothing
     all_of_them[0].tell("asked", "SIGTERM")
-    for each in (*all_of_them, *all_of_them):
-        each.read(lambda *_: None)
-        assert all(word.wait(60) for word in list(each._written.values()))
-    for each, n in zip(all_of_them, n_polls, strict=True):
-        polls = [each.is_stop_due(False) for _ in range(stop_at - n)]
-        assert polls == [False] * (len(polls) - 1) + [True] and each.is_stop_due(True)
+    for index in (*running, *running):
+        all_of_them[index].read(lambda *_: None)
+        assert all_of_them[index]._written["polls"].wait(60)
+    for index in running:
+        assert not all_of_them[index]._halts
+        polls = [all_of_them[index].is_stop_due(False) for _ in range(stop_at - n_polls[index])]
+        assert polls == [False] * (len(polls) - 1) + [True] and all_of_them[index].is_stop_due(True)
 
 
 def test_a_process_that_was_asked_makes_no_poll_before_the_others_have_answered():
@@ -329,9 +330,10 @@ def test_a_process_that_was_asked_makes_no_poll_before_the_others_have_answered(
     polling = threading.Thread(target=lambda: found.append(here.is_stop_due(True)), daemon=True)
     found = []
     polling.start()
-    while "jsae/0/polls" not in store.words:
+    since = time.monotonic()
+    while "jsae/0/polls" not in store.words and time.monotonic() - since < 60:
         time.sleep(0.01)
-    assert not found
+    assert "jsae/0/polls" in store.words and not found
     for each in (there, here):  # its main thread is in a collective meanwhile
         each.read(lambda *_: None)
         assert each._written["polls"].wait(60)
