@@ -25,11 +25,12 @@ from jsae.ablation.effects import Named
 from jsae.ablation.feature_space import controls, pairs
 from jsae.ablation.feature_space import table as feature_space_table
 from jsae.ablation.headline import of_feature_space
-from jsae.ablation.input_space import marks, patches, placements
+from jsae.ablation.input_space import patches, placements
 from jsae.ablation.input_space import table as input_space_table
 from jsae.ablation.mediation import changed as mediation_images
 from jsae.ablation.mediation import passes as mediation_passes
 from jsae.ablation.mediation import table as mediation_table
+from jsae.analysis import marks
 from jsae.classifier import Head
 from jsae.classifier.forward import LogitsAndActs, LogitsFromActs
 from jsae.runtime import artifacts, passes, settings, stages

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from jsae.ablation.input_space import blur, controls, patches, placements
-from jsae.ablation.input_space.marks import Marks, marks_of
+from jsae.ablation.input_space import controls, patches, placements
 from jsae.analysis.localisation import TABLE
-from jsae.data import augment
+from jsae.analysis.marks import Marks, marks_of
+from jsae.data import augment, blur
 from jsae.data.cache import FOREGROUND_BIT, Split
 from tests.ablation.toy import ToySAE
 
