@@ -119,7 +119,11 @@ def get_config(form: str = "full") -> ConfigDict:
         n_top=16,
         batch_size=128,
         n_permutations=100,
-        n_receptive=32,  # class-selective features whose receptive field is measured
+        pixel_maps=dict(  # which pixels a feature depends on (jsae/analysis/pixel_maps)
+            n_features=32,  # class-selective ones that are measured
+            n_patches=2,  # of each; one takes about 200 forward passes
+            method="integrated",  # or smooth, occlusion
+        ),
         embedding_workdir="",  # a study of another seed, whose classifier says how alike images are
     )
     config.ablation = dict(
