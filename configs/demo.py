@@ -121,8 +121,8 @@ def get_config(form: str = "full") -> ConfigDict:
         n_permutations=100,
         pixel_maps=dict(  # which pixels a feature depends on (jsae/analysis/pixel_maps)
             n_features=32,  # class-selective ones that are measured
-            n_patches=2,  # of each; one takes about 200 forward passes
-            method="integrated",  # or smooth, occlusion
+            n_patches=2,  # of each; one takes some 300 forward passes
+            method="occlusion",  # or integrated, smooth
         ),
         embedding_workdir="",  # a study of another seed, whose classifier says how alike images are
     )

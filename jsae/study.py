@@ -449,7 +449,7 @@ class Study:
         )
 
     def pixel_map(
-        self, features: ArrayLike, images: ArrayLike, method: str = "integrated", *, n_points: int = 16
+        self, features: ArrayLike, images: ArrayLike, method: str = "occlusion", *, n_points: int = 16
     ) -> np.ndarray:
         """Which pixels a feature's peak depends on: attribution [n, B, S, S], signed, in raw units.
 
@@ -459,8 +459,8 @@ class Study:
         Args:
           features: n feature numbers.
           images: as `classifier` takes them, [B, S, S, 3].
-          method: "integrated", "smooth" or "occlusion".
-          n_points: points of the path, or draws of noise.
+          method: "occlusion", "integrated" or "smooth".
+          n_points: of the path of "integrated", or draws of noise of "smooth".
 
         Raises TypeError and ValueError as `classifier` and `suppress` do, ValueError for an unknown method,
         StageMissing in a study of bare activations.

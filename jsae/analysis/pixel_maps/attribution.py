@@ -4,15 +4,15 @@ The value attributed is the pre-activation of the feature at one cell, before an
 competition: after TopK the gradient is 0 wherever the feature is off. The reference is the blurred image, so
 what is attributed is what the detail lost to the blur does; a pixel's attribution is the sum over colours.
 
+    occlusion    by how much the pre-activation falls when a window of a cell's size is blurred, in steps of
+                 half a cell, averaged over the windows that cover a pixel (arXiv 1311.2901)
     integrated   (x - x_blur) * mean gradient on the straight path between them (arXiv 1703.01365), by the
                  midpoint rule; its sum over pixels is the difference of the two pre-activations
     smooth       (x - x_blur) * mean gradient under Gaussian noise of a tenth of the image's range
                  (arXiv 1706.03825); every image meets the same noise
-    occlusion    by how much the pre-activation falls when a window of a cell's size is blurred, in steps of
-                 half a cell, averaged over the windows that cover a pixel (arXiv 1311.2901)
 
-Cost in forward passes per map, a gradient counted as two more: 3 * n_points for the first two methods,
-(2 H + 1) * (2 W + 1) for occlusion on a grid of H x W cells.
+Cost in forward passes per map: (2 H + 1) * (2 W + 1) for occlusion on a grid of H x W cells, 3 * n_points for
+the others, a gradient counted as two more.
 """
 
 import functools
@@ -27,7 +27,7 @@ from jsae import classifier
 from jsae.data import blur
 from jsae.sae import dealt
 
-METHODS = ("integrated", "smooth", "occlusion")
+METHODS = ("occlusion", "integrated", "smooth")
 N_POINTS = 16
 _NOISE = 0.1  # of an image's range
 
