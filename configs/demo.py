@@ -130,6 +130,7 @@ def get_config(form: str = "full") -> ConfigDict:
         n_features=32,
         features=(),  # () lets the stage choose
         max_images=48,  # blurred for a feature
+        n_mapped_images=8,  # of these, also blurred where the pixel map says; 0 is none
         n_blurred_features=24,  # the first of n_features; a pair takes up to a dozen forward passes
         sigma_px=6.0,
         size_cells=1,
@@ -164,6 +165,7 @@ def get_config(form: str = "full") -> ConfigDict:
         config.ablation.n_features, config.ablation.max_images = 8, 24
         config.ablation.counterfactual.n_train = config.ablation.counterfactual.n_test = 24
         config.report.n_features, config.report.n_images = 8, 64
+        config.analysis.pixel_maps.n_features, config.ablation.n_mapped_images = 4, 1
     return config
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -473,7 +474,12 @@ class Study:
         pixels = inputs.pixels(images, self.classifier.image_px)
         stride_px = self.model.stride_px(self.site)
         how = (self.site, stride_px, method, n_points)
-        return np.stack([attribution.at_peak(self.params, self.sae, pixels, f, how) for f in numbers])
+        return np.stack(
+            [
+                attribution.at_peak(self.params, self.sae, pixels, jnp.full(len(pixels), f), how)
+                for f in numbers
+            ]
+        )
 
     def _rows(self, name: str, feature: int) -> list[dict]:
         """Rows of a feature; none where the study does not have the table."""

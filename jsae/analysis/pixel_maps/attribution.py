@@ -89,14 +89,13 @@ def attribute(
 
 @functools.partial(jax.jit, static_argnums=4)
 def at_peak(
-    params: classifier.Params, sae: Any, images: jax.Array, feature: jax.Array, how: tuple
+    params: classifier.Params, sae: Any, images: jax.Array, features: jax.Array, how: tuple
 ) -> jax.Array:
-    """Maps [B, S, T] of one feature at its peak on each image [B, S, T, 3], normalised.
+    """Maps [B, S, T] of a feature int [B] at its peak on each image [B, S, T, 3], normalised.
 
     how: site, pixels per cell, method and n_points, static.
     """
     site, stride_px, method, n_points = how
-    features = jnp.full(len(images), feature)
 
     def acts_of(images):
         return classifier.apply(params, images)[1][site]
