@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 
 class Pair(NamedTuple):
