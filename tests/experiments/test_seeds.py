@@ -12,7 +12,8 @@ def rows_of(values):
     """Rows from {dictionary: [classifier][sae] -> isolated} at m = 4."""
     return [
         dict.fromkeys(seeds.TABLE.names, 0.0)
-        | {"classifier": str(c), "sae": c + 1000 * s, "dictionary": name, "m": 4, "isolated": value}
+        | {"classifier": str(c), "sae": c + 1000 * s, "dictionary": name, "choice": "single", "m": 4}
+        | {"isolated": value}
         for name, of_classifiers in values.items()
         for c, of_saes in enumerate(of_classifiers)
         for s, value in enumerate(of_saes)
