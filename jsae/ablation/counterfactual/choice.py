@@ -52,8 +52,8 @@ def survey(passes: Passes, dictionary: Any, drawn: Drawn, n_candidates: int, lab
         exact = _shares(passes.own(dictionary, drawn, alone, f"candidates of {label}"), totals)
         share = np.full_like(share, -np.inf)
         np.put_along_axis(share, features, exact, axis=1)
-    means = (found[name].mean(1, dtype=np.float64) for name in ("change", "before", "size"))
-    return Chosen(share, *means, found["effect"])
+    means = {name: found[name].mean(1, dtype=np.float64) for name in ("change", "before", "size")}
+    return Chosen(share=share, effect=found["effect"], **means)
 
 
 def _shares(effects: np.ndarray, totals: np.ndarray) -> np.ndarray:

@@ -119,7 +119,7 @@ def _measure(
     }
     results: dict[str, Any] = {each.name: each.results for each in found}
     accuracy = float(np.mean([gate.accuracy for gate in twins.gates]))
-    counts = {"n_pairs": int(twins.is_open.sum()), "twin_accuracy": accuracy, "m": list(M)}
+    counts: dict[str, Any] = {"n_pairs": int(twins.is_open.sum()), "twin_accuracy": accuracy, "m": list(M)}
     if other is not None:
         counts |= {"m": list(M) * len(CHOICES), "choice": np.repeat(CHOICES, len(M)).tolist()}
     return rows, _known(counts | results | {"ceiling": scores.ceilings(results, len(counts["m"]))})
