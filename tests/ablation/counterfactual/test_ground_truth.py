@@ -12,7 +12,6 @@ import pytest
 from jsae import classifier, metrics
 from jsae.ablation.counterfactual import choice, comparators, drawings, effects, ground_truth, scores
 from jsae.ablation.counterfactual.drawings import Drawn
-from jsae.analysis.directions import unit_rows
 from jsae.data import augment
 from jsae.data.twins import Twins
 from jsae.runtime import passes as kept
@@ -126,8 +125,9 @@ def test_features_are_chosen_on_train():
 def test_sets_grow_by_what_a_loop_over_all_features_finds_best(criterion):
     head, m = toy.head(), 3
     train = toy.drawn(head, "train", seed=1, weak=(2,))
-    rows = np.random.default_rng(3).normal(size=(6, toy.N_CHANNELS))
-    dictionary = comparators.Projections(unit_rows(rows), np.zeros(toy.N_CHANNELS, np.float32))
+    rows = np.random.default_rng(3).normal(size=(6, toy.N_CHANNELS)).astype(np.float32)
+    rows *= (np.linspace(0.6, 1.5, 6) / np.linalg.norm(rows, axis=1))[:, None]  # some carry too much
+    dictionary = comparators.Projections(rows, np.zeros(toy.N_CHANNELS, np.float32))
     passes = effects.Passes(toy.rest(head), batch_size=16)
     chosen = choice.survey(passes, dictionary, train, 6, "toy")
     found = choice.greedy(chosen.effect, train, m, criterion)
