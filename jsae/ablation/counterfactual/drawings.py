@@ -77,6 +77,7 @@ def draw(
     *,
     batch_size: int,
     n_combinations: int = 0,
+    images: dict | None = None,
     context: RunContext | None = None,
 ) -> Drawn:
     """Draw n indices of a split in every aircraft of the pairs, and run the classifier on them.
@@ -90,6 +91,7 @@ def draw(
       batch_size: images at once.
       n_combinations: draw no classes, but for each pair up to so many other aircraft without and with its
         part (`Twins.combinations`).
+      images: drawn before of the same data, (parts, split, index) -> uint8 [S, S, 3]; new ones are added.
       context: shows progress and stops.
 
     Raises ValueError where nothing is drawn.
@@ -107,10 +109,17 @@ def draw(
     forward = LogitsAndActs(study.params, study.site)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
 
+        def image_of(key: tuple) -> np.ndarray:
+            if images is not None and key in images:
+                return images[key]
+            image = twins.draw_parts(*key).image
+            if images is not None:
+                images[key] = image
+            return image
+
         def read(rows: np.ndarray) -> dict[str, np.ndarray]:
-            of_rows = [(parts_of[labels[row // n]], split, row % n) for row in rows.tolist()]
-            drawn = pool.map(lambda one: twins.draw_parts(*one).image, of_rows)
-            return {"image": np.stack(list(drawn))}
+            keys = [(parts_of[labels[row // n]], split, row % n) for row in rows.tolist()]
+            return {"image": np.stack(list(pool.map(image_of, keys)))}
 
         logits, acts = map_rows(
             lambda batch: _seen(forward, batch["image"]),

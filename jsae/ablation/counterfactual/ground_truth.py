@@ -43,6 +43,7 @@ def measure(
     batch_size: int = 128,
     n_bootstrap: int = 1000,
     n_combinations: int = 0,
+    images: dict | None = None,
     keep: Callable[[str, Callable], Callable] | None = None,
     context: RunContext | None = None,
 ) -> tuple[dict[str, pa.Table], dict[str, Any]]:
@@ -58,6 +59,7 @@ def measure(
       n_bootstrap: resamples of drawings.
       n_combinations: if not 0, what stands in tables of its own as well (`jsae.experiments.seeds`): sets that
         grow by `choice.CRITERIA`, and on up to so many other aircraft for each pair the `combinations` share.
+      images: drawings of the same data made before, of `drawings.draw`; new ones are added.
       keep: `passes.Passes` of a stage.
       context: shows progress and stops.
 
@@ -79,15 +81,24 @@ def measure(
     if dictionaries is None:
         dictionaries = comparators.of_study(study)
     sizes = n_train, n_test, n_candidates, batch_size, n_bootstrap, n_combinations
-    rows, results = make(study, dictionaries, *sizes, context)
+    rows, results = make(study, dictionaries, *sizes, images, context)
     return {layout.name: layout.of_rows(rows[layout.name]) for layout in TABLES}, results
 
 
 def _measure(
-    study, dictionaries, n_train, n_test, n_candidates, batch_size, n_bootstrap, n_combinations, context
+    study,
+    dictionaries,
+    n_train,
+    n_test,
+    n_candidates,
+    batch_size,
+    n_bootstrap,
+    n_combinations,
+    images,
+    context,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """(table name -> rows, results)."""
-    draw = functools.partial(drawings.draw, study, batch_size=batch_size, context=context)
+    draw = functools.partial(drawings.draw, study, batch_size=batch_size, images=images, context=context)
     seen = {"train": draw("train", n_train), "test": draw("test", n_test)}
     other = draw("test", n_test, n_combinations=n_combinations) if n_combinations else None
     train, seed = study.activations("train"), study.config["seed"]

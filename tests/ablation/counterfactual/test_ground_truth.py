@@ -221,6 +221,11 @@ def study(tmp_path_factory):
     )
 
 
+class NoRenderer(Twins):
+    def draw_parts(self, parts, split, index):
+        raise AssertionError("drawn again")
+
+
 def test_twins_are_the_images_of_the_set_in_every_class(study):
     drawn = drawings.draw(study, "test", 3, batch_size=8)
     assert drawn.n == 3 and len(drawn.classes) == 15
@@ -230,6 +235,14 @@ def test_twins_are_the_images_of_the_set_in_every_class(study):
         logits, acts = forward(study.params, augment.normalise(images))
         np.testing.assert_allclose(drawn.classes[label].acts, acts["stage4"], atol=1e-5)
         np.testing.assert_allclose(drawn.classes[label].logits, logits, atol=1e-5)
+    kept = {}
+    first = drawings.draw(study, "test", 3, batch_size=8, images=kept)
+    assert len(kept) == 15 * 3 and next(iter(kept.values())).shape == (S, S, 3)
+    again = types.SimpleNamespace(**vars(study) | {"twins": NoRenderer(0, S)})
+    second = drawings.draw(again, "test", 3, batch_size=8, images=kept)
+    for label, seen in first.classes.items():
+        np.testing.assert_array_equal(seen.acts, second.classes[label].acts)
+        np.testing.assert_array_equal(seen.acts, drawn.classes[label].acts)
     pair = drawn.pairs[0]
     without, with_part = (seen.logits for seen in drawn.of(pair))
     c = np.eye(N_VARIANTS)[pair.with_part] - np.eye(N_VARIANTS)[pair.without]
