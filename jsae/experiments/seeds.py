@@ -108,7 +108,7 @@ def _measured(
 ) -> list[dict]:
     """The rows of one SAE: those known if they are of the same SAE, else from measuring it.
 
-    `images` holds the drawings, which are the same for all (28 kB each at 96 px, about 14,000 of the demo).
+    `images` holds the drawings, which are the same for all (28 kB each at 96 px, about 10,500 of the demo).
     """
     trained = classifier != UNTRAINED
     point = copy.deepcopy(config) if trained else untrained_config(config)
