@@ -22,8 +22,9 @@ from etils import epath
 
 from jsae import metrics
 from jsae.activations import ActivationStore
-from jsae.runtime import checkpoints, pace, settings, stages
+from jsae.runtime import checkpoints, settings, stages
 from jsae.runtime import mesh as meshes
+from jsae.runtime import pace as paces
 from jsae.runtime.context import RunContext
 from jsae.sae import evaluate, export, loop, model, restore, train, variants
 from jsae.sae.batches import blocks, mixing, resident, sources
@@ -39,8 +40,8 @@ RANGES = {  # of the settings that all variants share
     "batch_size": settings.COUNT,
     "buffer_mib": settings.POSITIVE,
     "dead_after_epochs": settings.POSITIVE,
-    "steps_per_dispatch": pace.STEPS_PER_DISPATCH,
-    "save_every_s": pace.SAVE_EVERY_S,
+    "steps_per_dispatch": paces.STEPS_PER_DISPATCH,
+    "save_every_s": paces.SAVE_EVERY_S,
     "save_every_steps": settings.EVERY_STEPS,
     "log_every_steps": settings.EVERY_STEPS,
     "eval_every_steps": settings.EVERY_STEPS,
@@ -100,14 +101,14 @@ def run(
     order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
     source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
     cells = stores["train"].n_vectors // stores["train"].n_images
-    rhythm = pace.Pace.of_stage(stage, c, recipe.n_steps, start=step, most_steps=source.most_steps)
+    pace = paces.Pace.of_stage(stage, c, recipe.n_steps, start=step, most_steps=source.most_steps)
     with contextlib.closing(source):
         state, rate = loop.run_steps(
             state,
             step,
             source,
-            train.make_dispatch(mesh, abstract.sae, recipe, shape, rhythm.most_steps),
-            pace=rhythm,
+            train.make_dispatch(mesh, abstract.sae, recipe, shape, pace.most_steps),
+            pace=pace,
             max_bad_steps=c.max_bad_steps,
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
             validate=lambda sae: over(sae, stores["val"]),
