@@ -120,16 +120,16 @@ def test_the_layer_norm_of_accelerators_has_the_gradients_of_the_cpus(level, out
 
 
 def test_biases_and_scales_have_float32_gradients_in_bfloat16():
-    """1,000 rows of gradient 1 add up to 1,000, which bfloat16 sums do not reach."""
-    x = jnp.ones((1000, 1, 1, 8), jnp.bfloat16)
+    """1,001 rows of gradient 1 add up to 1,001, which bfloat16 does not hold."""
+    x = jnp.ones((1001, 1, 1, 8), jnp.bfloat16)
 
     def gradients(module, *more):
         variables = module.init(jax.random.key(0), x, *more)["params"]
         return jax.grad(lambda v: module.apply({"params": v}, x, *more).astype(jnp.float32).sum())(variables)
 
-    np.testing.assert_array_equal(gradients(layers.Affine(8))["bias"], 1000)
-    np.testing.assert_array_equal(gradients(network.LayerNorm(1e-6))["bias"], 1000)
-    np.testing.assert_array_equal(gradients(network.Block(1e-6, 0.0), None)["project"]["bias"], 1000)
+    np.testing.assert_array_equal(gradients(layers.Affine(8))["bias"], 1001)
+    np.testing.assert_array_equal(gradients(network.LayerNorm(1e-6))["bias"], 1001)
+    np.testing.assert_array_equal(gradients(network.Block(1e-6, 0.0), None)["project"]["bias"], 1001)
 
 
 def test_sites_are_named_in_order_with_their_shapes(params, images):
