@@ -100,3 +100,15 @@ def test_0_steps_between_two_is_never_but_the_end_is_logged_scored_and_saved(cal
     saved.close()
     found, wanted = (stages.manifest_in(w / "classifier")["results"] for w in (tmp_path, calm))
     assert found["test_accuracy"] == wanted["test_accuracy"]
+
+
+def test_images_on_the_devices_and_several_steps_a_dispatch_change_nothing(calm, tmp_path):
+    config = make_config()
+    config.classifier.update(image_store="resident", steps_per_dispatch=2)
+    stage.run(config, tmp_path)
+    assert compare_runs.compare(calm / "classifier", tmp_path / "classifier") == []
+    forms = stages.read_manifest(config, tmp_path, "classifier")["forms"]
+    assert forms == {"depthwise": "shifted sums over parts of the batch"}
+    config.classifier.image_store = "host"
+    with pytest.raises(ValueError, match="image_store='host'"):
+        stage.check_config(config)
