@@ -23,13 +23,26 @@ from tests.data.fgvc_folder import write_folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCKS = [
-    (page.name, number, *block)
-    for page in PAGES
-    for number, block in enumerate(
-        re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
-    )
-]
+
+
+def blocks_of(page: pathlib.Path) -> list[tuple[str, int, str, str]]:
+    """(page, number, language, code); all the Python of a page, which belongs together, where it ends."""
+    found = re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text("utf-8"), re.S | re.M)
+    numbered = [(page.name, number, *block) for number, block in enumerate(found)]
+    python = [block for block in numbered if block[2] == "python"]
+    together = [(*block[:3], "\n".join(code for *_, code in python)) for block in python[-1:]]
+    return sorted([block for block in numbered if block not in python] + together)
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+# What must be true after the Python of a page
+HOLDS = {
+    "README.md": """
+assert theirs.shape[0] == 1 and prepared.shape == (1, 224, 224, 3)
+assert one_each.shape == (4, *logits.shape) and feats.shape[-1] == study.sae.n_features
+assert (ablated != logits).any()
+"""
+}
 # What needs a network, a card, a cloud or a cluster, and the tests themselves: these commands are not run.
 NOT_RUN = {
     "launch/test.sh",
@@ -158,11 +171,8 @@ def typed(checkout, clean_environment):
     "page, number, language, code", BLOCKS, ids=[f"{b[0]}-{b[1]}-{b[2]}" for b in BLOCKS]
 )
 def test_a_block_runs_as_printed(typed, page, number, language, code):
-    if language == "python":  # with what the Python blocks before it on the page have defined
-        before = [
-            other for name, n, kind, other in BLOCKS if name == page and n < number and kind == "python"
-        ]
-        typed("python", "-c", "\n".join([*before, code]))
+    if language == "python":
+        typed("python", "-c", code + HOLDS.get(page, ""))
         return
     for command in commands(code):
         if command not in NOT_RUN:

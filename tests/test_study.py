@@ -1,9 +1,8 @@
-"""The whole study in its small form, run once by `launch.pipeline`: artifacts, the Python API, the README."""
+"""The whole study in its small form, run once by `launch.pipeline`: artifacts and the Python API."""
 
 import importlib
 import json
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import jsae
 from jsae import edits
@@ -237,22 +236,6 @@ def test_files_become_the_classifiers_input(study, tmp_path):
         study.preprocess([tmp_path / "broken.jpg"])
 
 
-def test_the_python_of_the_readme_runs(study_dir, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
-    reference = json.loads((ROOT / "tests/classifier/pretrained_reference.json").read_text())["references"][0]
-    weights = {name: np.zeros(shape, np.float32) for name, shape in reference["tensors"].items()}
-    save_file(weights, tmp_path / "model.safetensors")
-    names = {}
-    for block in blocks:
-        block = block.replace("runs/demo", str(study_dir))
-        exec(block.replace("model.safetensors", str(tmp_path / "model.safetensors")), names)
-    assert names["theirs"].shape == (1, 20) and names["prepared"].shape == (1, 224, 224, 3)
-    assert names["one_each"].shape == (4, 8, 16)
-    assert names["feats"].shape[-1] == names["study"].sae.n_features
-    assert np.any(np.asarray(names["ablated"] != names["logits"]))
-
-
 def test_a_finished_study_is_up_to_date(study_dir, clean_environment):
     command = [
         sys.executable,
@@ -282,45 +265,6 @@ def test_a_table_of_the_last_site_is_missed_by_name_elsewhere(name, tmp_path, mo
 def test_loading_what_is_no_study_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no study"):
         jsae.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config=configs/demo.py", "--config.data.kind=aircraft"], "synthetic_aircraft"),
-        (["--config=configs/photos.py"], r"config\.data\.dir|data\.dir"),
-        (
-            ["--config=configs/demo.py", "--config.classifier.batch_size=0"],
-            r"classifier.batch_size=0 must be at least 1",
-        ),
-        (["--config=configs/demo.py", "--config.runtime.model_axis=3"], "model_axis=3 must divide"),
-    ],
-)
-def test_settings_that_no_study_of_images_has_are_told_what_is_valid(
-    arguments, message, clean_environment, tmp_path
-):
-    command = [sys.executable, "-m", "launch.pipeline", f"--workdir={tmp_path / 'w'}", *arguments]
-    done = subprocess.run(
-        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 1, done.stderr[-2000:]
-    assert re.search(message, done.stderr, re.DOTALL | re.IGNORECASE), done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-
-
-def test_a_workdir_that_cannot_be_written_is_named(clean_environment, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    command = [
-        sys.executable,
-        "-m",
-        "launch.pipeline",
-        "--config=configs/demo.py",
-        f"--workdir={tmp_path / 'file'}",
-    ]
-    done = subprocess.run(
-        command, env=clean_environment, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 1 and "file is not writable" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_table_is_declared_once_and_documents_its_columns(study):
