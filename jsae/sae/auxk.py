@@ -75,15 +75,16 @@ def value_and_grads(
         return jnp.zeros(()), {name: jnp.zeros_like(value) for name, value in params.items()}
 
     def some():
-        chosen = jnp.nonzero(dead, size=n_subset, fill_value=n_features)[0]  # F marks an unused slot
+        # Counted and gathered: a scatter is slow on accelerators, and a loop where results must be the same
+        place = jnp.cumsum(dead, dtype=jnp.int32)  # [F]
+        chosen = (place[None, :] <= jnp.arange(n_subset)[:, None]).sum(1)  # F marks an unused slot
         take = lambda a: a.at[chosen].get(mode="fill", fill_value=0)  # noqa: E731
         few = {name: value if name == "b_dec" else take(value) for name, value in params.items()}
         pre_dead = shard.product_t(centred, few["w_enc"]) + few["b_enc"][None, :]  # 0 where unused
         value, grads = of_dead(few, pre_dead)
-        put = lambda a, b: jnp.zeros_like(a).at[chosen].set(b, mode="drop")  # noqa: E731
-        return value, {
-            name: grads[name] if name == "b_dec" else put(params[name], grads[name]) for name in _SHARED
-        }
+        slot = jnp.clip(place - 1, 0, n_subset - 1)
+        put = lambda a: jnp.where(dead.reshape(-1, *[1] * (a.ndim - 1)), a[slot], 0.0)  # noqa: E731
+        return value, {name: g if name == "b_dec" else put(g) for name, g in grads.items()}
 
     def many():
         return of_dead(params, jnp.where(dead[None, :], pre, -jnp.inf))

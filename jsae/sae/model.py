@@ -168,7 +168,9 @@ def encode(sae: SAE, x: jax.Array | np.ndarray) -> jax.Array:
       axis over `data` where that divides it.
     """
     _check_last_axis(x, sae.n_channels, "activations", "C")
-    return _encode(sae, x) if _on_one_device(sae) else _over_mesh(_encode, sae, x, None, "model")
+    if not _on_one_device(sae):
+        return _over_mesh(_encode, sae, x, None, "model")
+    return _encode(sae, x, variants.WHOLE if sae.mesh is None else variants.shard.of_mesh(sae.mesh))
 
 
 def decode(sae: SAE, feats: jax.Array) -> jax.Array:

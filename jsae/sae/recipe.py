@@ -23,9 +23,6 @@ class Recipe:
         arXiv 2602.14111.
       precision: of the products in training: "float32", "default" (TF32 or bfloat16 on accelerators), or
         "bfloat16" operands with float32 sums; the state is float32 always.
-      stable_top_k: let equal values in a top_k go to the lower feature; False is faster on a GPU, where this
-        jax can, and gives up results that are the same bit for bit.
-      deterministic: take no step that is slow where results must be the same (`jsae.sae.paths.is_sparse`).
     """
 
     n_steps: int
@@ -36,8 +33,6 @@ class Recipe:
     ema_decay: float = 0.0
     frozen: str = ""
     precision: str = "float32"
-    stable_top_k: bool = True
-    deterministic: bool = False
 
     def __post_init__(self):
         if self.n_steps < 1:

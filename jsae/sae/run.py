@@ -66,20 +66,17 @@ def run(
     stage = stages.begin(config, workdir, "sae", context, where=where)
     if stage.up_to_date:
         return
-    c, deterministic = config.sae, config.runtime.deterministic
+    c = config.sae
     activations = stages.folder(config, workdir, "activations")
     stores = {name: ActivationStore.open(activations / name) for name in ("train", "val", "test")}
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     variant = variants.of_section(c)
-    is_streamed, shape = sources.choose(
-        mesh, stores["train"], c, variant, stage.folder, config.seed, deterministic
-    )
+    is_streamed, shape = sources.choose(mesh, stores["train"], c, variant, stage.folder, config.seed)
     recipe = recipe_of(
         c,
         n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
-        deterministic=deterministic,
     )
     note_warmup(c, recipe, context)
     fresh = functools.partial(_fresh, config.seed, stores["train"], c.n_features, variant, recipe)
@@ -177,22 +174,16 @@ def note_warmup(c: Any, recipe: train.Recipe, context: RunContext) -> None:
         )
 
 
-def recipe_of(
-    c: Any, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None
-) -> train.Recipe:
+def recipe_of(c: Any, *, n_steps: int, dead_after_steps: int) -> train.Recipe:
     """The recipe of `config.sae` for a run of this length.
 
     A warm-up that is not shorter than the run, as a set of few photos makes it, becomes a tenth of it.
-
-    deterministic: config.runtime.deterministic; None: top_k as if it were, and the step that pays.
     """
     shared = ("learning_rate", "lr_decay_share", "ema_decay", "frozen", "precision")
     return train.Recipe(
         n_steps=n_steps,
         lr_warmup_steps=c.lr_warmup_steps if c.lr_warmup_steps < n_steps else n_steps // 10,
         dead_after_steps=dead_after_steps,
-        stable_top_k=deterministic is None or deterministic,
-        deterministic=bool(deterministic),
         **{name: c[name] for name in shared},
     )
 

@@ -106,7 +106,7 @@ def sums_over_mesh(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | No
     """
     shard = paths.shard_of(mesh, recipe)
     if sparse is None:
-        sparse = paths.is_sparse(mesh, sae.variant, sae.n_features, recipe.deterministic)
+        sparse = paths.is_sparse(mesh, sae.variant, sae.n_features)
 
     def of_shard(params, x, mask, dead, sparsity):
         batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, shard)
@@ -226,14 +226,16 @@ def make_dispatch(
 
     def dispatch(state, x, mask, order, first, n_steps):
         def body(i, carry):
-            state, buffers = carry
+            state, table = carry
             constants = state.sae.mean, state.sae.scale
             batch = blocks.take(x, mask, order, state.step - first, shape, *constants)
             state, metrics = step(state, batch)
-            return state, {name: buffers[name].at[i].set(metrics[name]) for name in METRICS}
+            row = jnp.stack([metrics[name] for name in METRICS])
+            return state, lax.dynamic_update_index_in_dim(table, row, i, axis=0)
 
-        buffers = {name: jnp.zeros(max_steps, jnp.float32) for name in METRICS}
-        return lax.fori_loop(0, n_steps, body, (state, buffers))
+        table = jnp.zeros((max_steps, len(METRICS)), jnp.float32)
+        state, table = lax.fori_loop(0, n_steps, body, (state, table))
+        return state, dict(zip(METRICS, table.T, strict=True))
 
     abstract = jax.eval_shape(lambda sae: init_state(sae, recipe), sae)
     states = shardings(mesh, abstract)

@@ -26,7 +26,6 @@ def choose(
     variant: Variant,
     folder: epath.Path,
     seed: int,
-    deterministic: bool = False,
 ) -> tuple[bool, blocks.Shape]:
     """(whether the vectors are streamed, the blocks' sizes) for `config.sae`.
 
@@ -47,7 +46,7 @@ def choose(
         batch_size=c.batch_size,
         data=mesh.shape["data"],
         model=mesh.shape["model"],
-        sparse=paths.is_sparse(mesh, variant, c.n_features, deterministic),
+        sparse=paths.is_sparse(mesh, variant, c.n_features),
         has_ema=c.ema_decay > 0,
     )
     available = memory.of_device(mesh)

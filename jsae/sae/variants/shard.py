@@ -8,7 +8,6 @@ a reconstruction [N, C].
 
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 import jax
@@ -16,27 +15,25 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-# jax 0.11 and newer let ties fall as they like, which is much faster on a GPU
-HAS_UNSTABLE_TOP_K = "is_stable" in inspect.signature(lax.top_k).parameters
-
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The place of a device in the mesh, and how it multiplies and sorts.
+    """The place of a device in the mesh, and how it multiplies.
 
     Attributes:
       data: name of the mesh axis that the batch's rows are dealt over; None: all rows are here.
       model: name of the mesh axis that the features are dealt over; None: all features are here.
       n_model: size of that axis.
       dtype: of the operands of products, "float32" or "bfloat16"; sums and results are float32.
-      stable: equal values in a top_k by rising index; False lets them fall as they like where this jax can.
+      kernels: the code runs for one device, on its own arrays: kernels that XLA cannot deal over devices may
+        be taken (`jsae.sae.variants.selection`).
     """
 
     data: str | None = None
     model: str | None = None
     n_model: int = 1
     dtype: str = "float32"
-    stable: bool = True
+    kernels: bool = False
 
     def over_rows(self, value: Any) -> Any:
         """The sum of a value over the devices that hold the other rows."""
@@ -65,12 +62,6 @@ class Shard:
         """Which shard of the features this is, from 0."""
         return lax.axis_index(self.model) if self.model else 0
 
-    def top_k(self, values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-        """The k largest of each row of this device and their indices [N, k]."""
-        if self.stable or not HAS_UNSTABLE_TOP_K:
-            return lax.top_k(values, k)
-        return lax.top_k(values, k, is_stable=False)  # type: ignore[call-arg]
-
     def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a [N, F] @ b [F, C], differentiable."""
         return a @ b if self.dtype == "float32" else _product(a, b, self.dtype)
@@ -87,14 +78,14 @@ class Shard:
 WHOLE = Shard()  # all rows, all features, float32
 
 
-def of_mesh(mesh: Mesh, *, dtype: str = "float32", stable: bool = True) -> Shard:
+def of_mesh(mesh: Mesh, *, dtype: str = "float32") -> Shard:
     """The shard of each device of a mesh."""
     return Shard(
         data="data" if mesh.shape["data"] > 1 else None,
         model="model" if mesh.shape["model"] > 1 else None,
         n_model=mesh.shape["model"],
         dtype=dtype,
-        stable=stable,
+        kernels=True,
     )
 
 
