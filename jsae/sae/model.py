@@ -143,10 +143,10 @@ def init(
     )
 
 
-def unit_rows(w: jax.Array) -> jax.Array:
-    """Rows [F, C] divided by their norms; a zero row stays zero."""
+def unit_rows(w: jax.Array, where: jax.Array | bool = True) -> jax.Array:
+    """Rows [F, C] divided by their norms, bit for bit as they are if not `where`; a zero row stays zero."""
     norms = jnp.linalg.norm(w, axis=-1, keepdims=True)  # [F, 1]
-    return w / jnp.where(norms > 0, norms, 1.0)
+    return w / jnp.where((norms > 0) & where, norms, 1.0)
 
 
 def normalise(sae: SAE, x: jax.Array) -> jax.Array:

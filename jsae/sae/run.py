@@ -4,7 +4,7 @@ The activations lie on the devices or are streamed to them (`jsae.sae.batches`),
 them. In the stage's folder:
 
     model.json        variant, its settings, n_channels, n_features, has_ema
-    source.json       whether the vectors are resident or streamed, which a resumed run keeps
+    source.json       what a resumed run keeps: whether vectors are resident or streamed, and the precision
     checkpoints/      the train state: parameters, constants, Adam's moments, counters, mean weights if kept
     metrics.jsonl     rows train/* every log_every_steps, eval/* (on val) every eval_every_steps
     export/           cfg.json and sae_weights.safetensors, which SAELens reads
@@ -12,6 +12,7 @@ them. In the stage's folder:
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,7 @@ from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints, settings, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
-from jsae.sae import evaluate, export, loop, model, restore, train, variants
+from jsae.sae import evaluate, export, loop, model, paths, restore, train, variants
 from jsae.sae.batches import blocks, mixing, resident, sources
 
 METRICS_FILE = "metrics.jsonl"
@@ -79,10 +80,14 @@ def run(
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
     )
     note_warmup(c, recipe, context)
+    recipe = dataclasses.replace(recipe, precision=sources.precision(mesh, c.precision, stage.folder))
+    is_sparse = paths.is_sparse(mesh, variant, c.n_features)
+    way = "on rows of active features" if is_sparse else "dense"
+    context.log.info("sae: steps are %s; products in %s", way, recipe.precision)
     fresh = functools.partial(_fresh, config.seed, stores["train"], c.n_features, variant, recipe)
     abstract = jax.eval_shape(fresh)
     shardings = train.shardings(mesh, abstract)
-    sources.remember(stage.folder, is_streamed)
+    sources.remember(stage.folder, is_streamed, recipe.precision)
     restore.describe(stage.folder, abstract.sae, has_ema=recipe.ema_decay > 0)
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", stage=stage, keep=c.keep_checkpoints)
     step, state = saved.restore(checkpoints.abstract(abstract, shardings)) or (0, None)
@@ -121,6 +126,7 @@ def run(
         "refused_steps": int(state.bad_total),
         "vectors_per_s": rate,
         "store": "streamed" if is_streamed else "resident",
+        "precision": recipe.precision,
         "mixing": mixed,
     }
     stage.finish(results)

@@ -5,11 +5,15 @@
     params  = Adam(params, grads / ||grads||); decoder rows renormalised, thresholds kept at 0 or above
     own     = the arrays that follow the batches (BatchTopK's threshold), after the step
 
-A step is refused if its loss, a gradient, or anything it would write is not finite: parameters, thresholds,
-Adam's moments and counters, the mean of the weights and the counters of silence stay as they were, bit for
-bit, and the refusal is counted. The data's order is a function of (seed, step) and comes from
-`jsae.sae.batches.blocks`; the state carries no random key. `make_dispatch` runs a number of steps that is
-known only at run time inside one compiled program: results do not depend on how the steps are grouped.
+A step is refused if its loss, the norm of its gradient or an array that follows the batches is not finite:
+parameters, thresholds, Adam's moments and counters, the mean of the weights and the counters of silence stay
+as they were, bit for bit, and the refusal is counted. Nothing else that it would write can be: gradients of
+norm 1 leave Adam's moments at 1 or below, and a parameter moves by the learning rate times a bounded ratio.
+So what to keep is known before anything is written, and the state is read and written once.
+
+The data's order is a function of (seed, step) and comes from `jsae.sae.batches.blocks`; the state carries no
+random key. `make_dispatch` runs a number of steps that is known only at run time inside one compiled program:
+results do not depend on how the steps are grouped.
 """
 
 import dataclasses
@@ -25,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jsae.runtime.pytrees import pytree
 from jsae.sae import losses, model, paths, variants
 from jsae.sae.batches import blocks
-from jsae.sae.recipe import Recipe, learning_rate, optimizer
+from jsae.sae.recipe import Recipe, learning_rate, scaled
 
 METRICS = ("loss", "mse", "l1", "aux", "l0", "fvu", "dead_fraction", "learning_rate", "sparsity", "refused")
 
@@ -105,12 +109,13 @@ def sums_over_mesh(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | No
     rows of the batch and its features, with every collective written out (`jsae.sae.variants.shard`).
     """
     shard = paths.shard_of(mesh, recipe)
+    is_full = paths.precision_of(mesh, recipe.precision) == "float32"
     if sparse is None:
         sparse = paths.is_sparse(mesh, sae.variant, sae.n_features)
 
     def of_shard(params, x, mask, dead, sparsity):
         batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, shard)
-        with jax.default_matmul_precision("float32" if recipe.precision == "float32" else "default"):
+        with jax.default_matmul_precision("float32" if is_full else "default"):
             sums, grads, batch_stats = losses.sums_and_grads(
                 params, batch, dead, variant=sae.variant, sparse=sparse
             )
@@ -144,7 +149,8 @@ def make_step(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = 
     """
     variant, c = sae.variant, sae.n_channels
     sums_of = sums_over_mesh(mesh, sae, recipe, sparse)
-    adam, rate = optimizer(recipe), learning_rate(recipe)
+    rate = learning_rate(recipe)
+    adam = optax.adam(rate)
     frozen = {"": (), "decoder": ("w_dec",), "encoder": ("w_enc",)}[recipe.frozen]
 
     def step(state: TrainState, batch: dict):
@@ -159,28 +165,26 @@ def make_step(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = 
         if variant.has_unit_rows:
             along = (grads["w_dec"] * old["w_dec"]).sum(-1, keepdims=True)  # [F, 1]
             grads["w_dec"] = grads["w_dec"] - along * old["w_dec"]
-        updates, adam_state = adam.update(grads, state.adam, old)
-        params = optax.apply_updates(old, updates)
+        loss, norm = sums["loss"] / n, optax.tree.norm(grads)
+        own = variant.follow(state.sae.own, batch_stats, taken)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        for name in own.keys() - old.keys():
+            good = good & jnp.isfinite(own[name]).all()
+        updates, adam_state = adam.update(scaled(grads, norm), state.adam, old)
+        keep = functools.partial(jax.tree.map, lambda new, before: jnp.where(good, new, before))
+        params = keep(variant.project(optax.apply_updates(old, updates)), old)
         if variant.has_unit_rows and "w_dec" not in frozen:
-            params["w_dec"] = model.unit_rows(params["w_dec"])
-        params = variant.project(params)
+            params["w_dec"] = model.unit_rows(params["w_dec"], good)
         decay = jnp.minimum(recipe.ema_decay, (1.0 + taken) / (10.0 + taken))
-        trained = dataclasses.replace(
-            state,
-            sae=state.sae.with_params(params, variant.follow(state.sae.own, batch_stats, taken)),
-            adam=adam_state,
-            silent_steps=jnp.where(sums["fired"] > 0, 0, state.silent_steps + 1),
-            ema={name: decay * mean + (1 - decay) * params[name] for name, mean in state.ema.items()},
-        )
-        loss = sums["loss"] / n
-        good = functools.reduce(
-            jnp.logical_and,
-            [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads, trained))],
-        )
-        kept = jax.tree.map(lambda new, before: jnp.where(good, new, before), trained, state)
+        ema = {name: decay * mean + (1 - decay) * params[name] for name, mean in state.ema.items()}
         bad = (~good).astype(jnp.int32)
-        new_state = dataclasses.replace(
-            kept,
+        new_state = TrainState(
+            sae=state.sae.with_params(params, keep(own, state.sae.own)),
+            adam=keep(adam_state, state.adam),
+            silent_steps=jnp.where(
+                good, jnp.where(sums["fired"] > 0, 0, state.silent_steps + 1), state.silent_steps
+            ),
+            ema=keep(ema, state.ema),
             step=state.step + 1,
             bad_in_row=jnp.where(good, 0, state.bad_in_row + 1),
             bad_total=state.bad_total + bad,

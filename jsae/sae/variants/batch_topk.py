@@ -39,6 +39,7 @@ class BatchTopK(base.Variant):
 
     name = "batch_topk"
     saelens = base.SaeLens("jumprelu", arrays={"threshold": True}, is_read=False)
+    selects = True
     ranges: ClassVar = {
         "k": settings.COUNT,
         "aux_alpha": settings.NOT_NEGATIVE,
@@ -95,7 +96,7 @@ def select(pre: jax.Array, batch: base.Batch, k: int) -> tuple[jax.Array, jax.Ar
     """(features [N, F], cut) of pre-activations [N, F]; padding rows count for nothing and give 0."""
     positive = batch.mask[:, None] * base.relu(pre)  # [N, F]
     at = selection.cut_of_all(lax.stop_gradient(positive), _n_keep(batch, k), batch.shard.over_all)
-    return jnp.where(positive < at, 0.0, positive), at
+    return batch.shard.active(pre, jnp.where(positive < at, 0.0, positive)), at
 
 
 def _n_keep(batch: base.Batch, k: int):

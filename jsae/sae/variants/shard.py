@@ -62,13 +62,28 @@ class Shard:
         """Which shard of the features this is, from 0."""
         return lax.axis_index(self.model) if self.model else 0
 
+    def short(self, value: jax.Array) -> jax.Array:
+        """A matrix [N, F] that is used more than once, rounded as an operand is: then it is kept so, at half
+        the bytes. Its gradient passes as it is."""
+        return value if self.dtype == "float32" else _short(value, self.dtype)
+
+    def active(self, pre: jax.Array, feats: jax.Array) -> jax.Array:
+        """Features [N, F] that are `pre` or 0, kept as by `short`; `pre` has their gradient where not 0."""
+        return feats if self.dtype == "float32" else _active(pre, lax.stop_gradient(feats), self.dtype)
+
+    def by_feature(self, value: jax.Array) -> jax.Array:
+        """The sum over the rows of this device [F] of a matrix [N, F]."""
+        total = value.sum(0)
+        return total if self.dtype == "float32" else lax.optimization_barrier(total)
+
     def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a [N, F] @ b [F, C], differentiable."""
         return a @ b if self.dtype == "float32" else _product(a, b, self.dtype)
 
-    def product_t(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """a [N, C] times the rows of b [F, C] -> [N, F]."""
-        return _dot(a, b, 1, 1, self.dtype)
+    def product_t(self, a: jax.Array, b: jax.Array, short: bool = False) -> jax.Array:
+        """a [N, C] times the rows of b [F, C] -> [N, F]; with `short` rounded as `short` does."""
+        product = _dot(a, b, 1, 1, self.dtype, self.dtype if short else "float32")
+        return self.short(product) if short else product
 
     def outer_sum(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Sum over rows of a [N, F] times b [N, C] -> [F, C]."""
@@ -89,12 +104,39 @@ def of_mesh(mesh: Mesh, *, dtype: str = "float32") -> Shard:
     )
 
 
-def _dot(a, b, a_axis: int, b_axis: int, dtype: str):
+def _dot(a, b, a_axis: int, b_axis: int, dtype: str, result: str = "float32"):
     dimensions = (((a_axis,), (b_axis,)), ((), ()))
     if dtype == "float32":
         return lax.dot_general(a, b, dimensions)
     a, b = a.astype(dtype), b.astype(dtype)
-    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+    return lax.dot_general(a, b, dimensions, preferred_element_type=result)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _short(value, dtype):
+    # The barrier keeps XLA from computing it once more, in float32, for everyone who reads it
+    return lax.optimization_barrier(value.astype(dtype)).astype(jnp.float32)
+
+
+_short.defvjp(lambda value, dtype: (_short(value, dtype), None), lambda dtype, _, g: (g,))
+
+
+# The short features say where the gradient goes: `pre`, in float32, need not be read again
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _active(pre, feats, dtype):
+    return _short(feats, dtype)
+
+
+def _active_forward(pre, feats, dtype):
+    kept = _short(feats, dtype)
+    return kept, kept
+
+
+def _active_backward(dtype, kept, g):
+    return jnp.where(kept == 0, 0.0, g), None
+
+
+_active.defvjp(_active_forward, _active_backward)
 
 
 # Written out, because autodiff would multiply float32 cotangents with operands of the short type
@@ -109,7 +151,7 @@ def _product_forward(a, b, dtype):
 
 def _product_backward(dtype, operands, g):
     a, b = operands
-    return _dot(g, b, 1, 1, dtype), _dot(a, g, 0, 0, dtype)
+    return _short(_dot(g, b, 1, 1, dtype, dtype), dtype), _dot(a, g, 0, 0, dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)

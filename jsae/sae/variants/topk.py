@@ -33,6 +33,7 @@ class TopK(base.Variant):
 
     name = "topk"
     saelens = base.SaeLens("topk")
+    selects = True
     ranges: ClassVar = {"k": settings.COUNT, "aux_alpha": settings.NOT_NEGATIVE}
 
     def check(self, n_features: int) -> None:
@@ -43,7 +44,7 @@ class TopK(base.Variant):
         return keep_top(pre, self.k, shard)
 
     def objective(self, pre: jax.Array, params: dict, batch: base.Batch) -> tuple[jax.Array, base.Parts]:
-        feats = batch.mask[:, None] * keep_top(pre, self.k, batch.shard)  # [N, F]
+        feats = batch.shard.active(pre, batch.mask[:, None] * keep_top(pre, self.k, batch.shard))  # [N, F]
         mse, resid = base.reconstruct(feats, params, batch)
         return mse, base.Parts(feats, resid)
 
