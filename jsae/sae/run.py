@@ -97,6 +97,7 @@ def run(
         context.log.info("sae: going on from step %d of %d", step, recipe.n_steps)
     log = context.metrics_log(stage.folder / METRICS_FILE)
     log.rewind(step)
+    trained = train.make_trained(mesh, abstract.sae)
     over = functools.partial(evaluate.over_store, mesh=mesh, n_vectors=c.batch_size, context=context)
     order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
     source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
@@ -109,7 +110,7 @@ def run(
             train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch),
             pace=_pace(c, recipe.n_steps),
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
-            validate=lambda sae: over(sae, stores["val"]),
+            validate=lambda state: over(trained(state), stores["val"]),
             saved=saved,
             log=log,
             last_eval=meshes.of_writer(lambda: loop.last_eval(stage.folder / METRICS_FILE)),
@@ -117,7 +118,7 @@ def run(
         )
         mixed = mixing.shares(source, stores["train"].labels, cells, seed=config.seed)
     saved.close()
-    sae = jax.jit(train.trained_sae, out_shardings=shardings.sae)(state)
+    sae = trained(state)
     results = final_numbers(over, sae, stores) | _described(sae)
     export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": stores["train"].site})
     results |= {

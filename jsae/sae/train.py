@@ -31,6 +31,7 @@ from jsae.sae import losses, model, paths, variants
 from jsae.sae.batches import blocks
 from jsae.sae.recipe import Recipe, learning_rate, scaled
 
+BOTH_AXES = PartitionSpec(("model", "data"))
 METRICS = ("loss", "mse", "l1", "aux", "l0", "fvu", "dead_fraction", "learning_rate", "sparsity", "refused")
 
 
@@ -89,40 +90,66 @@ def with_mean_weights(sae: model.SAE, ema: dict) -> model.SAE:
     return sae.with_params(ema | {"w_dec": model.unit_rows(ema["w_dec"]) * norms})
 
 
+def spec_of(mesh: Mesh, variant: variants.Variant, n_features: int, name: str) -> PartitionSpec:
+    """How an array of this name is dealt in training: F rows over both axes, or `model` if that is uneven.
+
+    Each device keeps and updates its own rows of parameters, Adam's moments and mean weights; a step brings
+    the parameters of a shard of `model` together, and adds gradients up where their rows are (arXiv
+    1910.02054).
+    """
+    spec = PartitionSpec("model") if name == "silent_steps" else model.spec_of(name, variant)
+    is_even = n_features % (mesh.shape["model"] * mesh.shape["data"]) == 0
+    return BOTH_AXES if spec and is_even and mesh.shape["data"] > 1 else spec
+
+
 def shardings(mesh: Mesh, state: TrainState) -> TrainState:
-    """The shardings of a state: whatever has F rows is dealt over `model`, all else is replicated."""
-    model.check_features(mesh, state.silent_steps.shape[0])
+    """The shardings of a state. Raises ValueError if F cannot be dealt evenly over the mesh's model axis."""
+    n_features = state.silent_steps.shape[0]
+    model.check_features(mesh, n_features)
 
     def rule(path, _):
         name = jax.tree_util.keystr(path[-1:], simple=True)
-        if name == "silent_steps":
-            return NamedSharding(mesh, PartitionSpec("model"))
-        return NamedSharding(mesh, model.spec_of(name, state.sae.variant))
+        return NamedSharding(mesh, spec_of(mesh, state.sae.variant, n_features, name))
 
     return jax.tree_util.tree_map_with_path(rule, state)
+
+
+def make_trained(mesh: Mesh, sae: model.SAE) -> Callable[[TrainState], model.SAE]:
+    """A jitted `trained_sae` whose arrays are dealt as encode and decode take them (`model.shardings`)."""
+    return jax.jit(trained_sae, out_shardings=model.shardings(sae, mesh))
 
 
 def sums_over_mesh(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None) -> Callable:
     """(params, x [64, n, C], mask [64, n], dead [F], sparsity) -> (sums, gradients, batch_stats) of a batch.
 
     sums and gradients are added up over the shards; see `losses.sums_and_grads`. Each device works on its
-    rows of the batch and its features, with every collective written out (`jsae.sae.variants.shard`).
+    rows of the batch and its features, with every collective written out (`jsae.sae.variants.shard`). The
+    gradients are dealt as the parameters are (`spec_of`).
     """
     shard = paths.shard_of(mesh, recipe)
     is_full = paths.precision_of(mesh, recipe.precision) == "float32"
     if sparse is None:
         sparse = paths.is_sparse(mesh, sae.variant, sae.n_features)
+    spec = functools.partial(spec_of, mesh, sae.variant, sae.n_features)
 
     def of_shard(params, x, mask, dead, sparsity):
+        params = {
+            name: shard.gather_rows(value) if spec(name) == BOTH_AXES else value
+            for name, value in params.items()
+        }
         batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, shard)
         with jax.default_matmul_precision("float32" if is_full else "default"):
             sums, grads, batch_stats = losses.sums_and_grads(
                 params, batch, dead, variant=sae.variant, sparse=sparse
             )
-        return *shard.over_rows((sums, grads)), batch_stats
+        grads = {
+            name: shard.deal_rows(g) if spec(name) == BOTH_AXES else shard.over_rows(g)
+            for name, g in grads.items()
+        }
+        return shard.over_rows(sums), grads, batch_stats
 
     def of_batch(params, x, mask, dead, sparsity):
-        by_param = {name: model.spec_of(name, sae.variant) for name in params}
+        by_param = {name: spec(name) for name in params}
         whole, rows, features = PartitionSpec(), PartitionSpec("data"), PartitionSpec("model")
         return jax.shard_map(
             of_shard,
@@ -189,6 +216,7 @@ def make_step(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = 
             bad_in_row=jnp.where(good, 0, state.bad_in_row + 1),
             bad_total=state.bad_total + bad,
         )
+        new_state = lax.with_sharding_constraint(new_state, shardings(mesh, new_state))
         spread = sums["x_sq"] - (sums["x_sum"] ** 2).sum() / n
         metrics = {
             "loss": loss,

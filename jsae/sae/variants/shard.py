@@ -39,6 +39,17 @@ class Shard:
         """The sum of a value over the devices that hold the other rows."""
         return lax.psum(value, self.data) if self.data else value
 
+    def gather_rows(self, value: jax.Array) -> jax.Array:
+        """A parameter [F, ...] of which each device that holds other vectors has a part; matrices rounded as
+        operands of products are."""
+        is_short = value.ndim > 1 and self.dtype != "float32"
+        sent = value.astype(self.dtype) if is_short else value
+        return lax.all_gather(sent, self.data, tiled=True).astype(value.dtype)
+
+    def deal_rows(self, value: jax.Array) -> jax.Array:
+        """The sum over those devices of a gradient [F, ...]: to each its part."""
+        return lax.psum_scatter(value, self.data, tiled=True)
+
     def over_features(self, value: Any) -> Any:
         """The sum of a partial value over the devices that hold the other features.
 
