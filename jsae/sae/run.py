@@ -101,7 +101,6 @@ def run(
     over = functools.partial(evaluate.over_store, mesh=mesh, n_vectors=c.batch_size, context=context)
     order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
     source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
-    cells = stores["train"].n_vectors // stores["train"].n_images
     pace = paces.Pace.of_stage(stage, c, recipe.n_steps, start=step, most_steps=source.most_steps)
     with contextlib.closing(source):
         state, rate = loop.run_steps(
@@ -118,10 +117,10 @@ def run(
             last_eval=meshes.of_writer(lambda: loop.last_eval(stage.folder / METRICS_FILE)),
             context=context,
         )
+        cells = stores["train"].n_vectors // stores["train"].n_images
         mixed = mixing.shares(source, stores["train"].labels, cells, seed=config.seed)
     saved.close()
-    sae = trained(state)
-    results = final_numbers(over, sae, stores) | _described(sae)
+    results = final_numbers(over, sae := trained(state), stores) | _described(sae)
     export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": stores["train"].site})
     results |= {
         "gamma": stages.results(config, workdir, "activations").get("gamma"),
