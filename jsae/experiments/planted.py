@@ -175,8 +175,8 @@ class Trainer:
             )
 
         abstract = jax.eval_shape(fresh, store.mean, np.float32(1))
-        self._shardings = train.shardings(self._mesh, abstract)
-        self._fresh = jax.jit(fresh, out_shardings=self._shardings)
+        self._fresh = jax.jit(fresh, out_shardings=train.shardings(self._mesh, abstract))
+        self._trained = train.make_trained(self._mesh, abstract.sae)
         self._per_dispatch = c.steps_per_dispatch or 10
         self._dispatch = train.make_dispatch(
             self._mesh, abstract.sae, self._recipe, self._shape, self._per_dispatch
@@ -208,8 +208,7 @@ class Trainer:
         source.close()
         if int(state.bad_total):
             context.log.warning("%s: %d steps were refused", label, int(state.bad_total))
-        sae = jax.jit(train.trained_sae, out_shardings=self._shardings.sae)(state)
-        return sae, float(np.mean(values["l0"][:n]))
+        return self._trained(state), float(np.mean(values["l0"][:n]))
 
 
 def tuned(make: Callable[[float], tuple[Any, float]], coefficient: float, l0: float) -> tuple[Any, float]:
