@@ -6,7 +6,8 @@ least (no feature is dead); `sorts` and `scatter_loops` look into all branches.
 
     launches       instructions of the schedule that do something, after fusion; of a GPU about its kernels
     bytes          what they read and write; of a sliced, gathered or updated array what is touched
-    flops          of matrix products and convolutions by type, "bf16" or "f32"; nothing else is counted
+    flops          of matrix products and convolutions, nothing else, by how exact they are: "bf16", "f32"
+                   (float32 asked for) or "default" (float32 operands multiplied as the device likes best)
     sorts          sort instructions, and calls of TopK and CUB
     scatter_loops  loops that XLA made of a scatter
     collectives    kind -> [how many, bytes of their results]
@@ -44,7 +45,7 @@ class Counts:
 
 
 class Instruction(NamedTuple):
-    """One line: its shape, opcode, the names of its operands, what follows them, and whether it is the root."""
+    """One line: shape, opcode, names of its operands, what follows them, whether it is the root."""
 
     shape: str
     op: str
@@ -206,7 +207,9 @@ def _moved_by_fusion(body: Computation, shape: str) -> float:
     return total + max(0.0, _bytes(shape) - in_place)
 
 
-def _flops(computations: dict[str, Computation], body: Computation, instruction: Instruction) -> dict[str, float]:
+def _flops(
+    computations: dict[str, Computation], body: Computation, instruction: Instruction
+) -> dict[str, float]:
     """Operations of the products in an instruction, and in a fusion, by type of their operands."""
     _, op, operands, rest, _ = instruction
     if op == "fusion":
@@ -222,8 +225,8 @@ def _flops(computations: dict[str, Computation], body: Computation, instruction:
     if any(not each for each in shapes) or len(shapes) < 3:
         return {}
     (_, out), (kind, left), (_, right) = (each[0] for each in shapes)
-    label = "bf16" if kind in ("bf16", "f16") else "f32"
-    return {label: _of_product(rest, target, out, left, right)}
+    exact = "f32" if "highest" in rest.lower() else "default"
+    return {"bf16" if kind in ("bf16", "f16") else exact: _of_product(rest, target, out, left, right)}
 
 
 def _of_product(rest: str, target: str, out: str, left: str, right: str) -> float:

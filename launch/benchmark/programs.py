@@ -7,10 +7,11 @@ them, as many as the name's last part says: "_8x1" is 8 along `data`, 1 along `m
     prediction_, extraction_         of one batch, float32
     sae_VARIANT_nN_TYPE              a dispatch of training steps of N vectors, dense; counts are of one step
     sae_VARIANT_sparse_nN_TYPE       the same on rows of active features
+    sae_topk_deterministic_nN_TYPE   the path that deterministic runs choose on the devices
     evaluation_nN                    of one batch of about N vectors
     analysis_, ablation_             the passes of these stages, one batch each
     closed_form                      all features of one batch
-    edits_                           the network with a feature removed, forward and gradient, and many at once
+    edits_                           the network with features removed, forward and gradient, many at once
 """
 
 import dataclasses
@@ -21,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import fgvc_convnext_tiny
@@ -31,7 +31,7 @@ from jsae.ablation.all_features import closed_form, forward_pass
 from jsae.ablation.all_features.reducer import MeasureAllFeatures
 from jsae.ablation.counterfactual import drawings
 from jsae.ablation.counterfactual import effects as counterfactual
-from jsae.ablation.feature_space import controls, pairs
+from jsae.ablation.feature_space import pairs
 from jsae.ablation.input_space import patches
 from jsae.ablation.mediation import changed
 from jsae.ablation.mediation import passes as mediation
@@ -110,8 +110,9 @@ def catalogue(sizes: Sizes) -> dict[str, Callable[[Sequence[Any]], Program]]:
     for variant in variants.VARIANTS:
         for n in sizes.vectors:
             for name, kind in TYPES.items():
-                for path in ("", "_sparse") if variants.make(variant).sparse is not None else ("",):
-                    make = functools.partial(_sae_dispatch, sizes, variant, n, kind, bool(path))
+                paths = ["", "_sparse"] if variants.make(variant).sparse is not None else [""]
+                for path in paths + ["_deterministic"] * (variant == "topk"):
+                    make = functools.partial(_sae_dispatch, sizes, variant, n, kind, path)
                     made[f"sae_{variant}{path}_n{n}_{name}"] = make
     for n in sizes.vectors:
         made[f"evaluation_n{n}"] = functools.partial(_evaluation, sizes, n)
@@ -125,7 +126,9 @@ def catalogue(sizes: Sizes) -> dict[str, Callable[[Sequence[Any]], Program]]:
         return make(mesh)
 
     return {
-        f"{name}_{shape}": functools.partial(on, make, shape) for name, make in made.items() for shape in MESHES
+        f"{name}_{shape}": functools.partial(on, make, shape)
+        for name, make in made.items()
+        for shape in MESHES
     }
 
 
@@ -197,20 +200,28 @@ def _fresh(sizes: Sizes, variant: str) -> model.SAE:
     )
 
 
-def _sae_dispatch(sizes: Sizes, variant: str, n: int, precision: str, sparse: bool, mesh: Mesh) -> Program:
-    sae = _fresh(sizes, variant)
-    recipe = train.Recipe(n_steps=1000, learning_rate=1e-3, dead_after_steps=100, precision=precision)
-    shape = blocks.Shape(64 * n, sizes.acts[-1], n, length=n, dtype="bfloat16")
+def _sae_dispatch(sizes: Sizes, variant: str, n: int, precision: str, path: str, mesh: Mesh) -> Program:
+    sae, deterministic = _fresh(sizes, variant), path == "_deterministic"
+    recipe = train.Recipe(
+        n_steps=1000,
+        learning_rate=1e-3,
+        dead_after_steps=100,
+        precision=precision,
+        deterministic=deterministic,
+        stable_top_k=deterministic,
+    )
+    length = n // 16  # a window of four steps
+    shape = blocks.Shape(blocks.N_BLOCKS * length, sizes.acts[-1], n, length=length, dtype="bfloat16")
     state = jax.eval_shape(lambda sae: train.init_state(sae, recipe), sae)
     window = _dealt(
         mesh,
-        x=((blocks.N_BLOCKS, n, sizes.acts[-1]), jnp.bfloat16),
-        mask=((blocks.N_BLOCKS, n), jnp.float32),
-        order=((blocks.N_BLOCKS, n), jnp.int32),
+        x=((blocks.N_BLOCKS, length, sizes.acts[-1]), jnp.bfloat16),
+        mask=((blocks.N_BLOCKS, length), jnp.float32),
+        order=((blocks.N_BLOCKS, length), jnp.int32),
     )
     whole = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh))
     states = _abstract(state, train.shardings(mesh, state))
-    dispatch = train.make_dispatch(mesh, sae, recipe, shape, 10, sparse)
+    dispatch = train.make_dispatch(mesh, sae, recipe, shape, 10, None if deterministic else path == "_sparse")
     return dispatch, (states, *(window[name] for name in ("x", "mask", "order")), whole, whole)
 
 
@@ -294,7 +305,11 @@ def _analysis_receptive(sizes: Sizes, mesh: Mesh) -> Program:
         peaks=((b, 2), jnp.int32),
     )
     stride_px = sizes.network.stride_px(sizes.site)
-    return analysis_images._shares(sizes.site, stride_px), (_params(sizes, mesh), _on_mesh(sizes, mesh), batch)
+    return analysis_images._shares(sizes.site, stride_px), (
+        _params(sizes, mesh),
+        _on_mesh(sizes, mesh),
+        batch,
+    )
 
 
 def _ablation_test(sizes: Sizes, mesh: Mesh) -> Program:
@@ -391,7 +406,9 @@ def _ablation_mediation_rank(sizes: Sizes, mesh: Mesh) -> Program:
 
 
 def _ablation_mediation_score(sizes: Sizes, mesh: Mesh) -> Program:
-    sets = tuple(_array(mesh, (2, 1 + mediation.N_RANDOM, min(m, sizes.k)), jnp.int32) for m in mediation.SIZES)
+    sets = tuple(
+        _array(mesh, (2, 1 + mediation.N_RANDOM, min(m, sizes.k)), jnp.int32) for m in mediation.SIZES
+    )
     fixed = (_rest(sizes, mesh), _on_mesh(sizes, mesh), sets)
     return mediation._score, (*fixed, _input_acts(sizes, mesh), _mediation_batch(sizes, mesh))
 
@@ -422,8 +439,8 @@ def _ablation_twins_candidates(sizes: Sizes, mesh: Mesh) -> Program:
 
 def _ablation_twins_score(sizes: Sizes, mesh: Mesh) -> Program:
     sets = (_array(mesh, (64,), jnp.int32), _array(mesh, (8, 4, 64)), _array(mesh, (8, 64)))
-    fixed = (_effects_rest(sizes, mesh), _on_mesh(sizes, mesh), *sets)
-    return functools.partial(jax.jit(counterfactual._score, static_argnums=0), 0), (*fixed, _twins(sizes, mesh))
+    fixed = (0, _effects_rest(sizes, mesh), _on_mesh(sizes, mesh), *sets)
+    return counterfactual._score, (*fixed, _twins(sizes, mesh))
 
 
 def _closed_form(sizes: Sizes, mesh: Mesh) -> Program:
@@ -445,7 +462,9 @@ def _closed_form(sizes: Sizes, mesh: Mesh) -> Program:
             tops,
             groups=images["groups"],
             n_groups=1,
-            block=closed_form.block_features(b // mesh.size or 1, sizes.n_classes, mesh.devices.flat[0].platform),
+            block=closed_form.block_features(
+                b // mesh.size or 1, sizes.n_classes, mesh.devices.flat[0].platform
+            ),
             mesh=None if mesh.size == 1 else mesh,
         )
 
