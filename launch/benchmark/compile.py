@@ -95,7 +95,11 @@ def rows(
     catalogue = programs.catalogue(sizes)
     names = [name for name in catalogue if re.search(pattern, name)]
     if not names:
-        raise ValueError(f"no program matches {pattern!r}; there are {', '.join(catalogue)}")
+        without_mesh = dict.fromkeys(name.rpartition("_")[0] for name in catalogue)
+        meshes = ", ".join(f"_{mesh}" for mesh in programs.MESHES)
+        raise ValueError(
+            f"no program matches {pattern!r}; there are {', '.join(without_mesh)}, each with {meshes}"
+        )
     found = devices(target)
     for name in names:
         if name not in kept:
