@@ -40,7 +40,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jax import lax
 
 from jsae.classifier.families.convnext import depthwise
@@ -335,6 +335,7 @@ def _shares(row: dict[str, Any], rates: dict[str, dict[str, Any]]) -> dict[str, 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file
     scale = ON_DEVICE
     if _TARGET.value == "cpu":
         jax.config.update("jax_platforms", "cpu")

@@ -103,6 +103,9 @@ def main(peer: str, *words: str) -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv) or len(sys.argv) != 8:
+    if {"-h", "--help"} & set(sys.argv):
+        print((__doc__ or "").strip())
+        sys.exit()
+    if len(sys.argv) != 8:
         sys.exit((__doc__ or "").strip())
     main(*sys.argv[1:])
