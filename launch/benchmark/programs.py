@@ -201,15 +201,8 @@ def _fresh(sizes: Sizes, variant: str) -> model.SAE:
 
 
 def _sae_dispatch(sizes: Sizes, variant: str, n: int, precision: str, path: str, mesh: Mesh) -> Program:
-    sae, deterministic = _fresh(sizes, variant), path == "_deterministic"
-    recipe = train.Recipe(
-        n_steps=1000,
-        learning_rate=1e-3,
-        dead_after_steps=100,
-        precision=precision,
-        deterministic=deterministic,
-        stable_top_k=deterministic,
-    )
+    sae, sparse = _fresh(sizes, variant), {"": False, "_sparse": True}.get(path)  # None: as the device has it
+    recipe = train.Recipe(n_steps=1000, learning_rate=1e-3, dead_after_steps=100, precision=precision)
     length = n // 16  # a window of four steps
     shape = blocks.Shape(blocks.N_BLOCKS * length, sizes.acts[-1], n, length=length, dtype="bfloat16")
     state = jax.eval_shape(lambda sae: train.init_state(sae, recipe), sae)
@@ -221,7 +214,7 @@ def _sae_dispatch(sizes: Sizes, variant: str, n: int, precision: str, path: str,
     )
     whole = jax.ShapeDtypeStruct((), jnp.int32, sharding=meshes.replicated(mesh))
     states = _abstract(state, train.shardings(mesh, state))
-    dispatch = train.make_dispatch(mesh, sae, recipe, shape, 10, None if deterministic else path == "_sparse")
+    dispatch = train.make_dispatch(mesh, sae, recipe, shape, 10, sparse)
     return dispatch, (states, *(window[name] for name in ("x", "mask", "order")), whole, whole)
 
 
