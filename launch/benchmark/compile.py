@@ -22,12 +22,10 @@ An H200 that is not there picks no algorithms: products go to cuBLAS (on the dev
 convolutions keep cuDNN's workspaces out of temporary_mib, and sorts may be XLA's own instead of CUB's.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -37,22 +35,9 @@ from jax.experimental import topologies
 
 from launch import markdown
 from launch.benchmark import hlo, programs
+from launch.benchmark.peaks import PEAKS
 
 MIB = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """Data sheet of one device: bytes/s of its memory, and operations/s by exactness (`hlo.Counts`)."""
-
-    bytes_per_s: float
-    flops_per_s: Mapping[str, float]
-
-
-PEAKS = {
-    "h200": Peak(4.8e12, {"bf16": 989e12, "default": 494e12, "f32": 67e12}),  # SXM, dense; default is TF32
-    "v5e": Peak(819e9, {"bf16": 197e12, "default": 197e12, "f32": 197e12 / 6}),  # float32: six passes
-}
 
 
 def devices(target: str) -> list[Any]:
@@ -67,7 +52,7 @@ def devices(target: str) -> list[Any]:
             config = (pathlib.Path(__file__).parent / "h200.txtpb").read_text()
             topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x8")
         elif target.partition(":")[0] in PEAKS:
-            os.environ.update(TPU_SKIP_MDS_QUERY="1", TMPDIR=tempfile.mkdtemp(prefix="libtpu-"))
+            os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
             topology = topologies.get_topology_desc(target, platform="tpu")
         else:
             raise ValueError(f"--target={target} is unknown; expected h200, a slice such as v5e:2x4, or cpu")

@@ -6,6 +6,7 @@ them, as many as the name's last part says: "_8x1" is 8 along `data`, 1 along `m
     classifier_step_ARCHpx_bB_TYPE   one training step with augmentation, AdamW and the mean of the weights
     prediction_, extraction_         of one batch, float32
     sae_VARIANT_nN_TYPE              a dispatch of training steps of N vectors, dense; counts are of one step
+    sae_topk_fF_nN_TYPE              the same for a large dictionary
     sae_VARIANT_sparse_nN_TYPE       the same on rows of active features
     sae_topk_deterministic_nN_TYPE   the path that deterministic runs choose on the devices
     evaluation_nN                    of one batch of about N vectors
@@ -62,6 +63,7 @@ class Sizes:
       site: whose activations the SAE is of.
       n_classes, n_features, k: L, F and k.
       vectors: N of the training steps.
+      large: F of dictionaries that need many devices, at the largest N.
     """
 
     arch: str = "tiny"
@@ -74,6 +76,7 @@ class Sizes:
     n_features: int = 6144
     k: int = 32
     vectors: tuple[int, ...] = (4096, 16384)
+    large: tuple[int, ...] = (2**17, 2**20)
 
     @property
     def network(self) -> classifier.model.Trainable:
@@ -94,6 +97,7 @@ SMALL = Sizes(  # for tests
     n_features=64,
     k=4,
     vectors=(128,),
+    large=(),
 )
 
 
@@ -114,6 +118,11 @@ def catalogue(sizes: Sizes) -> dict[str, Callable[[Sequence[Any]], Program]]:
                 for path in paths + ["_deterministic"] * (variant == "topk"):
                     make = functools.partial(_sae_dispatch, sizes, variant, n, kind, path)
                     made[f"sae_{variant}{path}_n{n}_{name}"] = make
+    for f in sizes.large:
+        of_size, n = dataclasses.replace(sizes, n_features=f), sizes.vectors[-1]
+        made[f"sae_topk_f{f}_n{n}_bf16"] = functools.partial(
+            _sae_dispatch, of_size, "topk", n, "bfloat16", ""
+        )
     for n in sizes.vectors:
         made[f"evaluation_n{n}"] = functools.partial(_evaluation, sizes, n)
     for makers, prefix in ((_ANALYSIS, "analysis"), (_ABLATION, "ablation"), (_EDITS, "edits")):
