@@ -70,14 +70,15 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
   %top = (f32[4,2]{1,0}, s32[4,2]{1,0}) custom-call(%a), custom_call_target="__gpu$TopK"
   %started = (f32[4]{0}, f32[16]{0}) all-gather-start(%c), channel_id=1
   %c = f32[4]{0} constant({0, 0, 0, 0})
+  %summed = (f32[4]{0:T(128)S(1)}, f32[]{:T(128)}) all-reduce(%c, %c), to_apply=%region
   ROOT %done = f32[16]{0} all-gather-done(%started)
 }
 """
     found = hlo.count(text)
     assert found.flops == {"bf16": 2 * 4 * 16 * 8}
-    assert found.sorts == 1 and found.collectives == {"all-gather": [1, 64.0]}
-    of_copy, of_blas, of_top, of_gather = 64, 64 + 256 + 128 + 32, 64 + 64, 2 * 16 + 64
-    assert found.bytes == of_copy + of_blas + of_top + of_gather and found.launches == 4
+    assert found.sorts == 1 and found.collectives == {"all-gather": [1, 64.0], "all-reduce": [1, 20.0]}
+    of_copy, of_blas, of_top, of_gather, of_sum = 64, 64 + 256 + 128 + 32, 64 + 64, 2 * 16 + 64, 4 + 2 * 16
+    assert found.bytes == of_copy + of_blas + of_top + of_gather + of_sum and found.launches == 5
 
 
 def test_programs_are_measured_once_and_kept(tmp_path, monkeypatch, capsys):
