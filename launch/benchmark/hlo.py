@@ -149,7 +149,7 @@ def _target(rest: str) -> str:
 
 @functools.cache
 def _bytes(shape: str, everywhere: bool = False) -> float:
-    """Of all arrays of a shape, which may be a tuple; not of those in the fast memory of a TPU's core, S(1)."""
+    """Of all arrays of a shape, which may be a tuple; a TPU core's fast memory, S(1), is left out."""
     total = 0.0
     for found in _SHAPE.finditer(shape):
         layout = re.match(r"\{[^}]*\}", shape[found.end() :])
