@@ -6,14 +6,15 @@
 By arithmetic, for bfloat16 products. With D = data axis, M = model axis, N vectors per step, per device:
 
     memory      jsae.sae.memory
-    over data   all-reduce of the gradients of w_enc and w_dec:     2 * F/M * C * 4 bytes
+    over data   reduce-scatter of the gradients of w_enc and w_dec: 2 * F/(M D) * C * 4 bytes
+                all-gather of both (half of it in bfloat16):        2 * F/M * C * 4
     over model  all-reduce of the reconstructions:                  N/D * C * 4
                 all-gather of the candidates of TopK:               N/D * M * min(k, F/M) * 4
     products    dense: 10 * N/D * F/M * C; sparse: 2 * N/D * F/M * C + 8 * k * C * N/D / M operations
     bytes       dense: a * 2 * F/M * C + b * N/D * F/M, with a and b (`COUNTED`) from compiled steps
 
 An all-reduce of b bytes over p devices sends 2 (p - 1) / p * b over each device's links, an all-gather whose
-result has b bytes (p - 1) / p * b. AuxK adds another all-reduce of N/D * C while features are dead. The time
+result has b bytes, or a reduce-scatter of as many, (p - 1) / p * b. AuxK adds another all-reduce of N/D * C while features are dead. The time
 of a step is at least the largest of products, bytes and sending, at most their sum.
 
 docs/scaling.md has these numbers beside those of compiled programs; tests/sae/test_plan.py holds them against
@@ -85,16 +86,16 @@ def plan(
         vector_bytes=vector_bytes,
     )
     rows, features = batch_size // data, n_features // model
-    gradients = 2 * features * n_channels * 4 if data > 1 else 0
+    matrices = 2 * features * n_channels * 4 if data > 1 else 0
     recon = rows * n_channels * 4 if model > 1 else 0
     candidates = rows * model * min(k, features) * 4 if k and model > 1 else 0
-    sent = 2 * (data - 1) * gradients / data + (2 * recon + candidates) * (model - 1) / model
+    sent = 2 * (data - 1) * matrices / data + (2 * recon + candidates) * (model - 1) / model
     dense = 2 * rows * features * n_channels
     return Plan(
         data=data,
         model=model,
         needed=needed,
-        over_data=gradients,
+        over_data=matrices + matrices // data,
         over_model=recon + candidates,
         sent=int(sent),
         operations=dense + 8 * rows * (k or 0) * n_channels // model if sparse else 5 * dense,

@@ -257,7 +257,7 @@ def test_every_setting_of_a_recipe_is_checked():
         train.Recipe(n_steps=10, learning_rate=0.0)
     with pytest.raises(ValueError, match=r"sae\.topk\.aux_alpha=-1\.0 must be at least 0"):
         dataclasses.replace(VARIANTS["topk"], aux_alpha=-1.0).check(F)
-    with pytest.raises(ValueError, match="'float32', 'default' and 'bfloat16'"):
+    with pytest.raises(ValueError, match="'auto', 'float32', 'default' and 'bfloat16'"):
         train.Recipe(n_steps=10, learning_rate=1e-3, precision="bf16")
     with pytest.raises(ValueError, match="model axis, 8"):
         train.shardings(mesh_of(8, 8), dataclasses.replace(fresh("topk"), silent_steps=jnp.zeros(63)))
