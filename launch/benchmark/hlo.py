@@ -148,12 +148,12 @@ def _target(rest: str) -> str:
 
 
 @functools.cache
-def _bytes(shape: str) -> float:
-    """Of all arrays of a shape, which may be a tuple; those in a TPU's own memory, S(1), are free."""
+def _bytes(shape: str, everywhere: bool = False) -> float:
+    """Of all arrays of a shape, which may be a tuple; a TPU core's fast memory, S(1), is left out."""
     total = 0.0
     for found in _SHAPE.finditer(shape):
         layout = re.match(r"\{[^}]*\}", shape[found.end() :])
-        if layout and "S(1)" in layout[0]:
+        if layout and "S(1)" in layout[0] and not everywhere:
             continue
         bits = _BITS.get(found[1]) or int((re.search(r"\d+", found[1]) or ["0"])[0])
         total += bits / 8 * _size(found[2])
@@ -166,9 +166,11 @@ def _size(dims: str) -> int:
 
 def _result_bytes(body: Computation, instruction: Instruction) -> float:
     """Of a collective's result; a started one also has its operands in its shape, but for all-reduce."""
-    of_all = _bytes(instruction.shape)
+    of_all = _bytes(instruction.shape, everywhere=True)
     if instruction.op in ("all-gather-start", "collective-permute-start"):
-        of_all -= sum(_bytes(body[name].shape) for name in instruction.operands if name in body)
+        of_all -= sum(
+            _bytes(body[name].shape, everywhere=True) for name in instruction.operands if name in body
+        )
     return of_all
 
 

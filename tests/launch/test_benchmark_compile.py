@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 
 import jax
@@ -70,14 +71,15 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
   %top = (f32[4,2]{1,0}, s32[4,2]{1,0}) custom-call(%a), custom_call_target="__gpu$TopK"
   %started = (f32[4]{0}, f32[16]{0}) all-gather-start(%c), channel_id=1
   %c = f32[4]{0} constant({0, 0, 0, 0})
+  %summed = (f32[4]{0:T(128)S(1)}, f32[]{:T(128)}) all-reduce(%c, %c), to_apply=%region
   ROOT %done = f32[16]{0} all-gather-done(%started)
 }
 """
     found = hlo.count(text)
     assert found.flops == {"bf16": 2 * 4 * 16 * 8}
-    assert found.sorts == 1 and found.collectives == {"all-gather": [1, 64.0]}
-    of_copy, of_blas, of_top, of_gather = 64, 64 + 256 + 128 + 32, 64 + 64, 2 * 16 + 64
-    assert found.bytes == of_copy + of_blas + of_top + of_gather and found.launches == 4
+    assert found.sorts == 1 and found.collectives == {"all-gather": [1, 64.0], "all-reduce": [1, 20.0]}
+    of_copy, of_blas, of_top, of_gather, of_sum = 64, 64 + 256 + 128 + 32, 64 + 64, 2 * 16 + 64, 4 + 2 * 16
+    assert found.bytes == of_copy + of_blas + of_top + of_gather + of_sum and found.launches == 5
 
 
 def test_programs_are_measured_once_and_kept(tmp_path, monkeypatch, capsys):
@@ -122,11 +124,28 @@ def test_the_floor_is_that_of_bytes_or_of_products():
     assert ahead.floor_ms(few, "v5e:2x4") == pytest.approx(4.8e9 / 819e6)
 
 
-CUDA = importlib.util.find_spec("jax_cuda13_plugin") and shutil.which("ptxas")
+BOUNDS = {  # of compiled steps at full size: GB, and how many collectives of which kind
+    ("h200", "sae_relu_l1_n4096_bf16_1x1"): (1.35, {}),
+    ("h200", "sae_topk_n4096_bf16_1x1"): (1.7, {}),
+    ("h200", "sae_topk_n4096_bf16_8x1"): (0.55, {"all-gather": 1, "reduce-scatter": 2, "all-reduce": 2}),
+    ("v5e:2x4", "sae_topk_n4096_bf16_8x1"): (0.6, {"all-gather": 1, "reduce-scatter": 2, "all-reduce": 2}),
+}
+MISSING = {
+    "h200": None
+    if importlib.util.find_spec("jax_cuda13_plugin") and shutil.which("ptxas")
+    else "needs jax-cuda13-plugin, jax-cuda13-pjrt and ptxas",
+    "v5e:2x4": None
+    if importlib.util.find_spec("libtpu") or "TPU_LIBRARY_PATH" in os.environ
+    else "needs libtpu",
+}
 
 
-@pytest.mark.skipif(not CUDA, reason="needs jax-cuda13-plugin, jax-cuda13-pjrt and ptxas")
-def test_a_training_step_compiles_for_an_h200():
-    found = ahead.rows("h200", "sae_topk_n128_bf16_8x1", {}, lambda _: None, programs.SMALL)
-    row = found["sae_topk_n128_bf16_8x1"]
-    assert row["compiles"] and not row["scatter_loops"] and row["floor_ms"] > 0
+@pytest.mark.parametrize("target, name", BOUNDS)
+def test_a_step_compiled_for_an_accelerator_stays_within_its_bounds(target, name):
+    if MISSING[target]:
+        pytest.skip(MISSING[target])
+    row = ahead.rows(target, f"^{name}$", {}, lambda _: None, programs.Sizes())[name]
+    gb, collectives = BOUNDS[target, name]
+    assert row["compiles"], row
+    assert row["gb"] <= gb and not row["sorts"] and not row["scatter_loops"]
+    assert all(n <= collectives.get(kind, 0) for kind, (n, _) in row["collectives"].items())
