@@ -78,7 +78,7 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
     found = hlo.count(text)
     assert found.flops == {"bf16": 2 * 4 * 16 * 8}
     assert found.sorts == 1 and found.collectives == {"all-gather": [1, 64.0], "all-reduce": [1, 20.0]}
-    of_copy, of_blas, of_top, of_gather, of_sum = 64, 64 + 256 + 128 + 32, 64 + 64, 2 * 16 + 64, 4 + 2 * 16
+    of_copy, of_blas, of_top, of_gather, of_sum = 64, 64 + 256 + 128 + 32, 64 + 64, 16 + 64, 4 + 2 * 16
     assert found.bytes == of_copy + of_blas + of_top + of_gather + of_sum and found.launches == 5
 
 
