@@ -51,8 +51,7 @@ def of_objective(
     """(sums, gradients, x_n - x_hat_n [N, C], batch_stats) of a variant's objective, densely."""
     value, parts, grads = dense(params, centred, pre, objective, batch.shard)
     # By feature first: each further sum over [N, F] would be one more pass over it
-    by_feature = batch.shard.by_feature(parts.feats)
-    fired = batch.shard.by_feature((parts.feats != 0).astype(jnp.float32)).astype(jnp.int32)
+    by_feature, fired = batch.shard.by_feature(parts.feats), batch.shard.fired(parts.feats)
     sums = _sums(parts.resid, batch, by_feature.sum(), fired)
     sums |= {name: jnp.asarray(getattr(parts, name), jnp.float32) for name in ("penalty", "aux")}
     return sums | {"loss": value}, grads, parts.resid, parts.batch_stats

@@ -87,6 +87,12 @@ class Shard:
         total = value.sum(0)
         return total if self.dtype == "float32" else lax.optimization_barrier(total)
 
+    def fired(self, feats: jax.Array) -> jax.Array:
+        """On how many rows of this device each feature is not 0 [F] int32."""
+        if self.dtype == "float32":
+            return (feats != 0).sum(0, dtype=jnp.int32)
+        return self.by_feature(jnp.abs(jnp.sign(feats))).astype(jnp.int32)  # in one pass with other sums
+
     def product(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """a [N, F] @ b [F, C], differentiable."""
         return a @ b if self.dtype == "float32" else _product(a, b, self.dtype)
