@@ -169,8 +169,8 @@ class Trainer:
             )
 
         abstract = jax.eval_shape(fresh, store.mean, np.float32(1))
-        self._shardings = train.shardings(self._mesh, abstract)
-        self._fresh = jax.jit(fresh, out_shardings=self._shardings)
+        self._fresh = jax.jit(fresh, out_shardings=train.shardings(self._mesh, abstract))
+        self._trained = train.make_trained(self._mesh, abstract.sae)
         self._dispatch = train.make_dispatch(
             self._mesh, abstract.sae, self._recipe, self._shape, c.steps_per_dispatch
         )
@@ -201,7 +201,7 @@ class Trainer:
         source.close()
         if int(state.bad_total):
             context.log.warning("%s: %d steps were refused", label, int(state.bad_total))
-        return jax.jit(train.trained_sae, out_shardings=self._shardings.sae)(state)
+        return self._trained(state)
 
 
 def mesh_of(study: Study) -> Any:

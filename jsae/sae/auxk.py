@@ -34,7 +34,10 @@ def plain(pre: jax.Array, w_dec: jax.Array, error: jax.Array, mask: jax.Array, d
     return jnp.where(dead.any(), (mask * (missed**2).sum(-1)).sum() / c, 0.0)
 
 
-def value_and_grads(
+def add_to(
+    loss: jax.Array,
+    grads: dict,
+    alpha: float,
     params: dict,
     centred: jax.Array,
     pre: jax.Array,
@@ -42,12 +45,14 @@ def value_and_grads(
     mask: jax.Array,
     dead: jax.Array,
     shard: Shard = WHOLE,
-) -> tuple[jax.Array, dict]:
-    """`plain` and its gradient for w_enc, b_enc, w_dec and b_dec.
+) -> tuple[jax.Array, jax.Array, dict]:
+    """(`plain`, loss + alpha * `plain`, grads + alpha * its gradient); as they were while no feature is dead.
 
     With F dealt over devices, params, pre and dead are those of this device's features.
 
     Args:
+      loss, grads: of the objective, the latter by name.
+      alpha: the variant's `aux_alpha`.
       params: the trainable dict.
       centred: x_n - b_dec [N, C].
       pre: pre-activations [N, F].
@@ -65,28 +70,37 @@ def value_and_grads(
         def objective(pre_dead, rest):
             few = pre_dead.shape[1] * shard.n_model <= keep
             feats = base.relu(pre_dead) if few else keep_top(pre_dead, keep, shard)
+            feats = shard.active(pre_dead, feats)
             missed = error - shard.over_features(shard.product(feats, rest["w_dec"]))  # [N, C]
             return (mask * (missed**2).sum(-1)).sum() / c, ()
 
         value, _, grads = backward.dense(params, centred, pre_dead, objective, shard)
         return value, grads
 
+    def added(value, of_aux):
+        return (
+            value,
+            loss + alpha * value,
+            grads | {name: grads[name] + alpha * gradient for name, gradient in of_aux.items()},
+        )
+
     def none():
-        return jnp.zeros(()), {name: jnp.zeros_like(value) for name, value in params.items()}
+        return jnp.zeros(()), loss, grads
 
     def some():
-        chosen = jnp.nonzero(dead, size=n_subset, fill_value=n_features)[0]  # F marks an unused slot
+        # Counted and gathered: a scatter is slow on accelerators, and a loop where results must be the same
+        place = jnp.cumsum(dead, dtype=jnp.int32)  # [F]
+        chosen = (place[None, :] <= jnp.arange(n_subset)[:, None]).sum(1)  # F marks an unused slot
         take = lambda a: a.at[chosen].get(mode="fill", fill_value=0)  # noqa: E731
         few = {name: value if name == "b_dec" else take(value) for name, value in params.items()}
         pre_dead = shard.product_t(centred, few["w_enc"]) + few["b_enc"][None, :]  # 0 where unused
-        value, grads = of_dead(few, pre_dead)
-        put = lambda a, b: jnp.zeros_like(a).at[chosen].set(b, mode="drop")  # noqa: E731
-        return value, {
-            name: grads[name] if name == "b_dec" else put(params[name], grads[name]) for name in _SHARED
-        }
+        value, of_aux = of_dead(few, pre_dead)
+        slot = jnp.clip(place - 1, 0, n_subset - 1)
+        put = lambda a: jnp.where(dead.reshape(-1, *[1] * (a.ndim - 1)), a[slot], 0.0)  # noqa: E731
+        return added(value, {name: g if name == "b_dec" else put(g) for name, g in of_aux.items()})
 
     def many():
-        return of_dead(params, jnp.where(dead[None, :], pre, -jnp.inf))
+        return added(*of_dead(params, jnp.where(dead[None, :], pre, -jnp.inf)))
 
     n_dead = shard.largest(dead.sum())  # all shards take the same branch
     return lax.switch((n_dead > 0).astype(jnp.int32) + (n_dead > n_subset), [none, some, many])

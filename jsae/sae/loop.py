@@ -20,7 +20,7 @@ from jsae import metrics
 from jsae.runtime import checkpoints, logs, preemption
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
-from jsae.sae import evaluate, model, train
+from jsae.sae import evaluate, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run_steps(
     *,
     pace: Pace,
     bad_vectors: Callable[[int], list[int]],
-    validate: Callable[[model.SAE], evaluate.Sums],
+    validate: Callable[[train.TrainState], evaluate.Sums],
     saved: checkpoints.Checkpoints,
     log: logs.MetricsLog,
     last_eval: int,
@@ -102,7 +102,7 @@ def run_steps(
         while True:
             if step and pace.is_due(pace.eval, step) and last_eval != step:
                 try:
-                    sums = validate(train.trained_sae(state))
+                    sums = validate(state)
                 except preemption.Preempted:
                     _save_and_stop(saved, step, state, context)
                 log.write(step, _numbers("eval", sums.sae))

@@ -76,17 +76,17 @@ def sums_and_grads(
     """
     mask, shard = batch.mask, batch.shard
     centred = batch.x_n - params["b_dec"][None, :]  # [N, C]
-    pre = shard.product_t(centred, params["w_enc"]) + params["b_enc"][None, :]  # [N, F]
+    product = shard.product_t(centred, params["w_enc"], short=not variant.selects)
+    pre = product + params["b_enc"][None, :]  # [N, F]
     if sparse and variant.sparse is not None:
         sums, grads, resid, batch_stats = variant.sparse(params, batch, centred, pre)
     else:
         objective = lambda pre, rest: variant.objective(pre, rest, batch)  # noqa: E731
         sums, grads, resid, batch_stats = backward.of_objective(params, batch, centred, pre, objective)
     if variant.aux_alpha:
-        sums["aux"], aux_grads = auxk.value_and_grads(params, centred, pre, resid, mask, dead, shard)
-        sums["loss"] = sums["loss"] + variant.aux_alpha * sums["aux"]
-        for name, gradient in aux_grads.items():
-            grads[name] = grads[name] + variant.aux_alpha * gradient
+        sums["aux"], sums["loss"], grads = auxk.add_to(
+            sums["loss"], grads, variant.aux_alpha, params, centred, pre, resid, mask, dead, shard
+        )
     sums |= {
         "n": mask.sum(),
         "x_sq": (mask[:, None] * batch.x_n**2).sum(),

@@ -2,9 +2,10 @@
 
 With M = model axis, D = data axis, N vectors per step, per device and in bytes:
 
-    state        w_enc, w_dec and their two Adam moments:         3 * 2 * F/M * C * 4
-                 (and the mean of the weights, where one is kept: 2 * F/M * C * 4)
-    gradients    the same matrices once more, and the new values: 2 * 2 * F/M * C * 4
+    state        w_enc, w_dec and their two Adam moments:         3 * 2 * F/(M D) * C * 4
+                 (and the mean of the weights, where one is kept: 2 * F/(M D) * C * 4)
+    gradients    of the matrices, and their new values:           2 * (F/M + F/(M D)) * C * 4
+                 (and with D > 1 the matrices of all rows:        2 * F/M * C * 4)
     activations  dense: pre, features and their gradients:        4 * N/D * F/M * 4
                  sparse: pre-activations and their sorting:       2 * N/D * F/M * 4
     vectors      resident: all of them / D; streamed: two windows / D, as stored
@@ -55,8 +56,8 @@ def estimate(
     matrices = 2 * (n_features // model) * n_channels * 4
     table = (batch_size // data) * (n_features // model) * 4
     return Estimate(
-        state=(4 if has_ema else 3) * matrices,
-        gradients=2 * matrices,
+        state=(4 if has_ema else 3) * matrices // data,
+        gradients=(2 if data > 1 else 1) * matrices + matrices // data,
         activations=(2 if sparse else 4) * table,
         vectors=int(vector_bytes / data),
     )
@@ -91,7 +92,8 @@ def check(needed: Estimate, available: int | None, mesh: Mesh, *, streamed: bool
         "activations": "lower sae.batch_size",
         "state": "lower sae.n_features or raise runtime.model_axis",
     }
-    largest = max(advice, key=lambda name: getattr(needed, name) * (5 / 3 if name == "state" else 1))
+    sizes = vars(needed) | {"state": needed.state + needed.gradients}
+    largest = max(advice, key=lambda name: sizes[name])
     raise ValueError(
         f"training the SAE needs about {needed}, and a device has {available / GIB:.2f} GiB "
         f"({_SAFE_SHARE:.0%} of it may be used; mesh {dict(mesh.shape)}, {jax.device_count()} device(s)): "

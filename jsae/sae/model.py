@@ -143,10 +143,10 @@ def init(
     )
 
 
-def unit_rows(w: jax.Array) -> jax.Array:
-    """Rows [F, C] divided by their norms; a zero row stays zero."""
+def unit_rows(w: jax.Array, where: jax.Array | bool = True) -> jax.Array:
+    """Rows [F, C] divided by their norms, bit for bit as they are if not `where`; a zero row stays zero."""
     norms = jnp.linalg.norm(w, axis=-1, keepdims=True)  # [F, 1]
-    return w / jnp.where(norms > 0, norms, 1.0)
+    return w / jnp.where((norms > 0) & where, norms, 1.0)
 
 
 def normalise(sae: SAE, x: jax.Array) -> jax.Array:
@@ -168,7 +168,9 @@ def encode(sae: SAE, x: jax.Array | np.ndarray) -> jax.Array:
       axis over `data` where that divides it.
     """
     _check_last_axis(x, sae.n_channels, "activations", "C")
-    return _encode(sae, x) if _on_one_device(sae) else _over_mesh(_encode, sae, x, None, "model")
+    if not _on_one_device(sae):
+        return _over_mesh(_encode, sae, x, None, "model")
+    return _encode(sae, x, variants.WHOLE if sae.mesh is None else variants.shard.of_mesh(sae.mesh))
 
 
 def decode(sae: SAE, feats: jax.Array) -> jax.Array:

@@ -1,10 +1,13 @@
 """How an SAE is trained: the settings that all variants share, checked, and the learning rate."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,11 +24,8 @@ class Recipe:
       ema_decay: of the running mean of the weights that evaluation, export and load use; 0 keeps none.
       frozen: "" trains all, "decoder" or "encoder" leaves that matrix as it was drawn: the baselines of
         arXiv 2602.14111.
-      precision: of the products in training: "float32", "default" (TF32 or bfloat16 on accelerators), or
-        "bfloat16" operands with float32 sums; the state is float32 always.
-      stable_top_k: let equal values in a top_k go to the lower feature; False is faster on a GPU, where this
-        jax can, and gives up results that are the same bit for bit.
-      deterministic: take no step that is slow where results must be the same (`jsae.sae.paths.is_sparse`).
+      precision: of the products in training: "float32", "default" (TF32 or bfloat16 on accelerators),
+        "bfloat16" operands with float32 sums, or "auto" (`jsae.sae.paths`); the state is float32 always.
     """
 
     n_steps: int
@@ -35,9 +35,7 @@ class Recipe:
     dead_after_steps: int = 1
     ema_decay: float = 0.0
     frozen: str = ""
-    precision: str = "float32"
-    stable_top_k: bool = True
-    deterministic: bool = False
+    precision: str = AUTO
 
     def __post_init__(self):
         if self.n_steps < 1:
@@ -48,7 +46,7 @@ class Recipe:
                 f"the run has {self.n_steps} steps"
             )
         for name, valid in (
-            ("precision", ("float32", "default", "bfloat16")),
+            ("precision", (AUTO, "float32", "default", "bfloat16")),
             ("frozen", ("", "decoder", "encoder")),
         ):
             if getattr(self, name) not in valid:
@@ -77,17 +75,11 @@ def learning_rate(recipe: Recipe) -> optax.Schedule:
     return optax.join_schedules([schedule for _, schedule in parts], ends)
 
 
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Adam in float32 with the recipe's schedule, on gradients scaled to norm 1 over all parameters.
+def scaled(grads: Any, norm: jax.Array) -> Any:
+    """The gradients at norm 1 over all parameters, from their norm; all 0 as they are.
 
     Adam divides by the root of a mean square over about a thousand steps. The first gradients of an SAE are
     many times as long as the later ones and would make every step of a run of some hundred too short.
     """
-    adam = optax.adam(learning_rate(recipe))
-
-    def update(grads, state, params=None):
-        norm = optax.tree.norm(grads)
-        norm = jnp.where(jnp.isinf(norm), jnp.nan, jnp.where(norm > 0, norm, 1.0))  # an overflow is refused
-        return adam.update(jax.tree.map(lambda g: g / norm, grads), state, params)
-
-    return optax.GradientTransformation(adam.init, update)
+    norm = jnp.where(norm > 0, norm, 1.0)
+    return jax.tree.map(lambda g: g / norm, grads)

@@ -4,7 +4,7 @@ The activations lie on the devices or are streamed to them (`jsae.sae.batches`),
 them. In the stage's folder:
 
     model.json        variant, its settings, n_channels, n_features, has_ema
-    source.json       whether the vectors are resident or streamed, which a resumed run keeps
+    source.json       what a resumed run keeps: whether vectors are resident or streamed, and the precision
     checkpoints/      the train state: parameters, constants, Adam's moments, counters, mean weights if kept
     metrics.jsonl     rows train/* every log_every_steps, eval/* (on val) every eval_every_steps
     export/           cfg.json and sae_weights.safetensors, which SAELens reads
@@ -12,6 +12,7 @@ them. In the stage's folder:
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,7 @@ from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints, settings, stages
 from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
-from jsae.sae import evaluate, export, loop, model, restore, train, variants
+from jsae.sae import evaluate, export, loop, model, paths, restore, train, variants
 from jsae.sae.batches import blocks, mixing, resident, sources
 
 METRICS_FILE = "metrics.jsonl"
@@ -66,26 +67,27 @@ def run(
     stage = stages.begin(config, workdir, "sae", context, where=where)
     if stage.up_to_date:
         return
-    c, deterministic = config.sae, config.runtime.deterministic
+    c = config.sae
     activations = stages.folder(config, workdir, "activations")
     stores = {name: ActivationStore.open(activations / name) for name in ("train", "val", "test")}
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     blocks.check_mesh(mesh)
     variant = variants.of_section(c)
-    is_streamed, shape = sources.choose(
-        mesh, stores["train"], c, variant, stage.folder, config.seed, deterministic
-    )
+    is_streamed, shape = sources.choose(mesh, stores["train"], c, variant, stage.folder, config.seed)
     recipe = recipe_of(
         c,
         n_steps=max(1, round(c.n_epochs * shape.steps_per_epoch)),
         dead_after_steps=max(1, round(c.dead_after_epochs * shape.steps_per_epoch)),
-        deterministic=deterministic,
     )
     note_warmup(c, recipe, context)
+    recipe = dataclasses.replace(recipe, precision=sources.precision(mesh, c.precision, stage.folder))
+    is_sparse = paths.is_sparse(mesh, variant, c.n_features)
+    way = "on rows of active features" if is_sparse else "dense"
+    context.log.info("sae: steps are %s; products in %s", way, recipe.precision)
     fresh = functools.partial(_fresh, config.seed, stores["train"], c.n_features, variant, recipe)
     abstract = jax.eval_shape(fresh)
     shardings = train.shardings(mesh, abstract)
-    sources.remember(stage.folder, is_streamed)
+    sources.remember(stage.folder, is_streamed, recipe.precision)
     restore.describe(stage.folder, abstract.sae, has_ema=recipe.ema_decay > 0)
     saved = checkpoints.Checkpoints(stage.folder / "checkpoints", stage=stage, keep=c.keep_checkpoints)
     step, state = saved.restore(checkpoints.abstract(abstract, shardings)) or (0, None)
@@ -95,6 +97,7 @@ def run(
         context.log.info("sae: going on from step %d of %d", step, recipe.n_steps)
     log = context.metrics_log(stage.folder / METRICS_FILE)
     log.rewind(step)
+    trained = train.make_trained(mesh, abstract.sae)
     over = functools.partial(evaluate.over_store, mesh=mesh, n_vectors=c.batch_size, context=context)
     order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
     source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
@@ -107,7 +110,7 @@ def run(
             train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch),
             pace=_pace(c, recipe.n_steps),
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
-            validate=lambda sae: over(sae, stores["val"]),
+            validate=lambda state: over(trained(state), stores["val"]),
             saved=saved,
             log=log,
             last_eval=meshes.of_writer(lambda: loop.last_eval(stage.folder / METRICS_FILE)),
@@ -115,7 +118,7 @@ def run(
         )
         mixed = mixing.shares(source, stores["train"].labels, cells, seed=config.seed)
     saved.close()
-    sae = jax.jit(train.trained_sae, out_shardings=shardings.sae)(state)
+    sae = trained(state)
     results = final_numbers(over, sae, stores) | _described(sae)
     export.save(stage.folder / "export", meshes.collect(sae), metadata={"site": stores["train"].site})
     results |= {
@@ -124,6 +127,7 @@ def run(
         "refused_steps": int(state.bad_total),
         "vectors_per_s": rate,
         "store": "streamed" if is_streamed else "resident",
+        "precision": recipe.precision,
         "mixing": mixed,
     }
     stage.finish(results)
@@ -177,22 +181,16 @@ def note_warmup(c: Any, recipe: train.Recipe, context: RunContext) -> None:
         )
 
 
-def recipe_of(
-    c: Any, *, n_steps: int, dead_after_steps: int, deterministic: bool | None = None
-) -> train.Recipe:
+def recipe_of(c: Any, *, n_steps: int, dead_after_steps: int) -> train.Recipe:
     """The recipe of `config.sae` for a run of this length.
 
     A warm-up that is not shorter than the run, as a set of few photos makes it, becomes a tenth of it.
-
-    deterministic: config.runtime.deterministic; None: top_k as if it were, and the step that pays.
     """
     shared = ("learning_rate", "lr_decay_share", "ema_decay", "frozen", "precision")
     return train.Recipe(
         n_steps=n_steps,
         lr_warmup_steps=c.lr_warmup_steps if c.lr_warmup_steps < n_steps else n_steps // 10,
         dead_after_steps=dead_after_steps,
-        stable_top_k=deterministic is None or deterministic,
-        deterministic=bool(deterministic),
         **{name: c[name] for name in shared},
     )
 

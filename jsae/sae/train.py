@@ -5,11 +5,15 @@
     params  = Adam(params, grads / ||grads||); decoder rows renormalised, thresholds kept at 0 or above
     own     = the arrays that follow the batches (BatchTopK's threshold), after the step
 
-A step is refused if its loss, a gradient, or anything it would write is not finite: parameters, thresholds,
-Adam's moments and counters, the mean of the weights and the counters of silence stay as they were, bit for
-bit, and the refusal is counted. The data's order is a function of (seed, step) and comes from
-`jsae.sae.batches.blocks`; the state carries no random key. `make_dispatch` runs a number of steps that is
-known only at run time inside one compiled program: results do not depend on how the steps are grouped.
+A step is refused if its loss, the norm of its gradient or an array that follows the batches is not finite:
+parameters, thresholds, Adam's moments and counters, the mean of the weights and the counters of silence stay
+as they were, bit for bit, and the refusal is counted. Nothing else that it would write can be: gradients of
+norm 1 leave Adam's moments at 1 or below, and a parameter moves by the learning rate times a bounded ratio.
+So what to keep is known before anything is written, and the state is read and written once.
+
+The data's order is a function of (seed, step) and comes from `jsae.sae.batches.blocks`; the state carries no
+random key. `make_dispatch` runs a number of steps that is known only at run time inside one compiled program:
+results do not depend on how the steps are grouped.
 """
 
 import dataclasses
@@ -25,8 +29,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jsae.runtime.pytrees import pytree
 from jsae.sae import losses, model, paths, variants
 from jsae.sae.batches import blocks
-from jsae.sae.recipe import Recipe, learning_rate, optimizer
+from jsae.sae.recipe import Recipe, learning_rate, scaled
 
+BOTH_AXES = PartitionSpec(("model", "data"))
 METRICS = ("loss", "mse", "l1", "aux", "l0", "fvu", "dead_fraction", "learning_rate", "sparsity", "refused")
 
 
@@ -85,39 +90,66 @@ def with_mean_weights(sae: model.SAE, ema: dict) -> model.SAE:
     return sae.with_params(ema | {"w_dec": model.unit_rows(ema["w_dec"]) * norms})
 
 
+def spec_of(mesh: Mesh, variant: variants.Variant, n_features: int, name: str) -> PartitionSpec:
+    """How an array of this name is dealt in training: F rows over both axes, or `model` if that is uneven.
+
+    Each device keeps and updates its own rows of parameters, Adam's moments and mean weights; a step brings
+    the parameters of a shard of `model` together, and adds gradients up where their rows are (arXiv
+    1910.02054).
+    """
+    spec = PartitionSpec("model") if name == "silent_steps" else model.spec_of(name, variant)
+    is_even = n_features % (mesh.shape["model"] * mesh.shape["data"]) == 0
+    return BOTH_AXES if spec and is_even and mesh.shape["data"] > 1 else spec
+
+
 def shardings(mesh: Mesh, state: TrainState) -> TrainState:
-    """The shardings of a state: whatever has F rows is dealt over `model`, all else is replicated."""
-    model.check_features(mesh, state.silent_steps.shape[0])
+    """The shardings of a state. Raises ValueError if F cannot be dealt evenly over the mesh's model axis."""
+    n_features = state.silent_steps.shape[0]
+    model.check_features(mesh, n_features)
 
     def rule(path, _):
         name = jax.tree_util.keystr(path[-1:], simple=True)
-        if name == "silent_steps":
-            return NamedSharding(mesh, PartitionSpec("model"))
-        return NamedSharding(mesh, model.spec_of(name, state.sae.variant))
+        return NamedSharding(mesh, spec_of(mesh, state.sae.variant, n_features, name))
 
     return jax.tree_util.tree_map_with_path(rule, state)
+
+
+def make_trained(mesh: Mesh, sae: model.SAE) -> Callable[[TrainState], model.SAE]:
+    """A jitted `trained_sae` whose arrays are dealt as encode and decode take them (`model.shardings`)."""
+    return jax.jit(trained_sae, out_shardings=model.shardings(sae, mesh))
 
 
 def sums_over_mesh(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = None) -> Callable:
     """(params, x [64, n, C], mask [64, n], dead [F], sparsity) -> (sums, gradients, batch_stats) of a batch.
 
     sums and gradients are added up over the shards; see `losses.sums_and_grads`. Each device works on its
-    rows of the batch and its features, with every collective written out (`jsae.sae.variants.shard`).
+    rows of the batch and its features, with every collective written out (`jsae.sae.variants.shard`). The
+    gradients are dealt as the parameters are (`spec_of`).
     """
     shard = paths.shard_of(mesh, recipe)
+    is_full = paths.precision_of(mesh, recipe.precision) == "float32"
     if sparse is None:
-        sparse = paths.is_sparse(mesh, sae.variant, sae.n_features, recipe.deterministic)
+        sparse = paths.is_sparse(mesh, sae.variant, sae.n_features)
+    spec = functools.partial(spec_of, mesh, sae.variant, sae.n_features)
 
     def of_shard(params, x, mask, dead, sparsity):
+        params = {
+            name: shard.gather_rows(value) if spec(name) == BOTH_AXES else value
+            for name, value in params.items()
+        }
         batch = variants.Batch(x.reshape(-1, x.shape[-1]), mask.reshape(-1), sparsity, shard)
-        with jax.default_matmul_precision("float32" if recipe.precision == "float32" else "default"):
+        with jax.default_matmul_precision("float32" if is_full else "default"):
             sums, grads, batch_stats = losses.sums_and_grads(
                 params, batch, dead, variant=sae.variant, sparse=sparse
             )
-        return *shard.over_rows((sums, grads)), batch_stats
+        grads = {
+            name: shard.deal_rows(g) if spec(name) == BOTH_AXES else shard.over_rows(g)
+            for name, g in grads.items()
+        }
+        return shard.over_rows(sums), grads, batch_stats
 
     def of_batch(params, x, mask, dead, sparsity):
-        by_param = {name: model.spec_of(name, sae.variant) for name in params}
+        by_param = {name: spec(name) for name in params}
         whole, rows, features = PartitionSpec(), PartitionSpec("data"), PartitionSpec("model")
         return jax.shard_map(
             of_shard,
@@ -144,7 +176,8 @@ def make_step(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = 
     """
     variant, c = sae.variant, sae.n_channels
     sums_of = sums_over_mesh(mesh, sae, recipe, sparse)
-    adam, rate = optimizer(recipe), learning_rate(recipe)
+    rate = learning_rate(recipe)
+    adam = optax.adam(rate)
     frozen = {"": (), "decoder": ("w_dec",), "encoder": ("w_enc",)}[recipe.frozen]
 
     def step(state: TrainState, batch: dict):
@@ -159,32 +192,31 @@ def make_step(mesh: Mesh, sae: model.SAE, recipe: Recipe, sparse: bool | None = 
         if variant.has_unit_rows:
             along = (grads["w_dec"] * old["w_dec"]).sum(-1, keepdims=True)  # [F, 1]
             grads["w_dec"] = grads["w_dec"] - along * old["w_dec"]
-        updates, adam_state = adam.update(grads, state.adam, old)
-        params = optax.apply_updates(old, updates)
+        loss, norm = sums["loss"] / n, optax.tree.norm(grads)
+        own = variant.follow(state.sae.own, batch_stats, taken)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        for name in own.keys() - old.keys():
+            good = good & jnp.isfinite(own[name]).all()
+        updates, adam_state = adam.update(scaled(grads, norm), state.adam, old)
+        keep = functools.partial(jax.tree.map, lambda new, before: jnp.where(good, new, before))
+        params = keep(variant.project(optax.apply_updates(old, updates)), old)
         if variant.has_unit_rows and "w_dec" not in frozen:
-            params["w_dec"] = model.unit_rows(params["w_dec"])
-        params = variant.project(params)
+            params["w_dec"] = model.unit_rows(params["w_dec"], good)
         decay = jnp.minimum(recipe.ema_decay, (1.0 + taken) / (10.0 + taken))
-        trained = dataclasses.replace(
-            state,
-            sae=state.sae.with_params(params, variant.follow(state.sae.own, batch_stats, taken)),
-            adam=adam_state,
-            silent_steps=jnp.where(sums["fired"] > 0, 0, state.silent_steps + 1),
-            ema={name: decay * mean + (1 - decay) * params[name] for name, mean in state.ema.items()},
-        )
-        loss = sums["loss"] / n
-        good = functools.reduce(
-            jnp.logical_and,
-            [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, grads, trained))],
-        )
-        kept = jax.tree.map(lambda new, before: jnp.where(good, new, before), trained, state)
+        ema = {name: decay * mean + (1 - decay) * params[name] for name, mean in state.ema.items()}
         bad = (~good).astype(jnp.int32)
-        new_state = dataclasses.replace(
-            kept,
+        new_state = TrainState(
+            sae=state.sae.with_params(params, keep(own, state.sae.own)),
+            adam=keep(adam_state, state.adam),
+            silent_steps=jnp.where(
+                good, jnp.where(sums["fired"] > 0, 0, state.silent_steps + 1), state.silent_steps
+            ),
+            ema=keep(ema, state.ema),
             step=state.step + 1,
             bad_in_row=jnp.where(good, 0, state.bad_in_row + 1),
             bad_total=state.bad_total + bad,
         )
+        new_state = lax.with_sharding_constraint(new_state, shardings(mesh, new_state))
         spread = sums["x_sq"] - (sums["x_sum"] ** 2).sum() / n
         metrics = {
             "loss": loss,
@@ -226,14 +258,16 @@ def make_dispatch(
 
     def dispatch(state, x, mask, order, first, n_steps):
         def body(i, carry):
-            state, buffers = carry
+            state, table = carry
             constants = state.sae.mean, state.sae.scale
             batch = blocks.take(x, mask, order, state.step - first, shape, *constants)
             state, metrics = step(state, batch)
-            return state, {name: buffers[name].at[i].set(metrics[name]) for name in METRICS}
+            row = jnp.stack([metrics[name] for name in METRICS])
+            return state, lax.dynamic_update_index_in_dim(table, row, i, axis=0)
 
-        buffers = {name: jnp.zeros(max_steps, jnp.float32) for name in METRICS}
-        return lax.fori_loop(0, n_steps, body, (state, buffers))
+        table = jnp.zeros((max_steps, len(METRICS)), jnp.float32)
+        state, table = lax.fori_loop(0, n_steps, body, (state, table))
+        return state, dict(zip(METRICS, table.T, strict=True))
 
     abstract = jax.eval_shape(lambda sae: init_state(sae, recipe), sae)
     states = shardings(mesh, abstract)

@@ -29,6 +29,11 @@ _FREE = {  # no work of their own
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"),
     *("replica-id", "iota", "opt-barrier", "add-dependency"),
 }
+_BOTH = (
+    "all-gather-start",
+    "collective-permute-start",
+    "copy-start",
+)  # operand and result are in their shape
 _SORTS = re.compile(r"topk|sort|\bcub", re.IGNORECASE)
 
 
@@ -167,7 +172,7 @@ def _size(dims: str) -> int:
 def _result_bytes(body: Computation, instruction: Instruction) -> float:
     """Of a collective's result; a started one also has its operands in its shape, but for all-reduce."""
     of_all = _bytes(instruction.shape, everywhere=True)
-    if instruction.op in ("all-gather-start", "collective-permute-start"):
+    if instruction.op in _BOTH:
         of_all -= sum(
             _bytes(body[name].shape, everywhere=True) for name in instruction.operands if name in body
         )
@@ -181,6 +186,8 @@ def _moved(computations: dict[str, Computation], body: Computation, instruction:
         return _moved_by_fusion(computations[_called(rest, "calls")], shape)
     if op in ("dynamic-slice", "slice", "gather"):
         return 2 * _bytes(shape)
+    if op in _BOTH:
+        return _bytes(shape)
     if op == "dynamic-update-slice":
         return 2 * _bytes(body[operands[1]].shape)
     return _bytes(shape) + sum(_bytes(body[name].shape) for name in operands if name in body)

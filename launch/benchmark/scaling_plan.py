@@ -6,15 +6,16 @@
 By arithmetic, for bfloat16 products. With D = data axis, M = model axis, N vectors per step, per device:
 
     memory      jsae.sae.memory
-    over data   all-reduce of the gradients of w_enc and w_dec:     2 * F/M * C * 4 bytes
+    over data   reduce-scatter of the gradients of w_enc and w_dec: 2 * F/(M D) * C * 4 bytes
+                all-gather of both (half of it in bfloat16):        2 * F/M * C * 4
     over model  all-reduce of the reconstructions:                  N/D * C * 4
                 all-gather of the candidates of TopK:               N/D * M * min(k, F/M) * 4
     products    dense: 10 * N/D * F/M * C; sparse: 2 * N/D * F/M * C + 8 * k * C * N/D / M operations
-    bytes       dense: a * 2 * F/M * C + b * N/D * F/M, with a and b (`COUNTED`) from compiled steps
+    bytes       dense: (a / D + b) * 2 * F/M * C + c * N/D * F/M, with a, b, c from compiled steps (`COUNTED`)
 
 An all-reduce of b bytes over p devices sends 2 (p - 1) / p * b over each device's links, an all-gather whose
-result has b bytes (p - 1) / p * b. AuxK adds another all-reduce of N/D * C while features are dead. The time
-of a step is at least the largest of products, bytes and sending, at most their sum.
+result has b bytes, or a reduce-scatter of as many, (p - 1) / p * b. AuxK adds another all-reduce of N/D * C
+while features are dead. A step takes at least the largest of products, bytes and sending, at most their sum.
 
 docs/scaling.md has these numbers beside those of compiled programs; tests/sae/test_plan.py holds them against
 a compiled 2 x 2 step.
@@ -37,9 +38,10 @@ _DEVICES = flags.DEFINE_integer("devices", 64, "Devices.")
 _TARGET = flags.DEFINE_enum("target", "h200", sorted(PEAKS), "Device whose data sheet is taken.")
 _DENSE = flags.DEFINE_bool("dense", True, "The dense step; --nodense for the gathered one.")
 
-# (bytes per parameter of w_enc and w_dec, bytes per vector and feature) of a dense TopK step in bfloat16:
-# solved from "gb" of sae_topk_n4096_bf16_1x1 and sae_topk_n16384_bf16_1x1 of --only=compile
-COUNTED = {"h200": (131.0, 30.0), "v5e": (131.0, 30.0)}
+# Of a dense TopK step in bfloat16, bytes per parameter of w_enc and w_dec that a device holds, per parameter
+# that it gathers, per vector and feature without a model axis, and with one: fitted to "gb" of the eight
+# sae_topk_n(4096|16384)_bf16 of --only=compile, which they give within 13% on an H200
+COUNTED = {"h200": (49.3, 35.5, 33.8, 144.0), "v5e": (49.3, 35.5, 33.8, 144.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +87,16 @@ def plan(
         vector_bytes=vector_bytes,
     )
     rows, features = batch_size // data, n_features // model
-    gradients = 2 * features * n_channels * 4 if data > 1 else 0
+    matrices = 2 * features * n_channels * 4 if data > 1 else 0
     recon = rows * n_channels * 4 if model > 1 else 0
     candidates = rows * model * min(k, features) * 4 if k and model > 1 else 0
-    sent = 2 * (data - 1) * gradients / data + (2 * recon + candidates) * (model - 1) / model
+    sent = 2 * (data - 1) * matrices / data + (2 * recon + candidates) * (model - 1) / model
     dense = 2 * rows * features * n_channels
     return Plan(
         data=data,
         model=model,
         needed=needed,
-        over_data=gradients,
+        over_data=matrices + matrices // data,
         over_model=recon + candidates,
         sent=int(sent),
         operations=dense + 8 * rows * (k or 0) * n_channels // model if sparse else 5 * dense,
@@ -109,9 +111,9 @@ def topologies(n_devices: int, **settings: Any) -> list[Plan]:
 
 def row(p: Plan, target: str, n_channels: int, n_features: int, batch_size: int) -> dict[str, Any]:
     """A line of the table: a plan on a device."""
-    peak, (by_parameter, by_cell) = PEAKS[target], COUNTED[target]
-    features = n_features // p.model
-    moved = by_parameter * 2 * features * n_channels + by_cell * (batch_size // p.data) * features
+    peak, (held, gathered, alone, dealt) = PEAKS[target], COUNTED[target]
+    features, cells = n_features // p.model, batch_size // p.data * (n_features // p.model)
+    moved = (held / p.data + gathered) * 2 * features * n_channels + (dealt if p.model > 1 else alone) * cells
     times = {
         "products": 1e3 * p.operations / peak.flops_per_s["bf16"],
         "bytes": 1e3 * moved / peak.bytes_per_s,

@@ -10,7 +10,7 @@ import pytest
 
 from jsae.runtime import mesh as meshes
 from jsae.sae import train, variants
-from jsae.sae.variants import backward, batch_topk
+from jsae.sae.variants import backward, selection
 from tests.sae.oracle import RELATIVE, check_gradients, compute, in_float64, preactivations, problem
 
 
@@ -93,11 +93,11 @@ def test_the_cut_is_the_value_a_sort_finds(n_keep):
     expected = np.sort(values.ravel())[::-1][n_keep - 1]
     if expected <= 0:
         expected = values[values > 0].min()
-    assert jax.jit(batch_topk.cut)(np.maximum(values, 0), n_keep) == expected
+    assert jax.jit(selection.cut_of_all)(np.maximum(values, 0), n_keep) == expected
 
 
 def test_the_cut_of_few_equal_or_no_values():
-    cut = jax.jit(batch_topk.cut)
+    cut = jax.jit(selection.cut_of_all)
     values = np.array([[0.0, 3.0, 1e-40, 2.0, 3.0]], np.float32)
     assert cut(values, 2) == 3.0
     assert cut(values, 3) == 2.0

@@ -68,16 +68,18 @@ def test_traffic_is_that_of_the_compiled_step(compiled):
     sent, expected = hlo.count(compiled.as_text()).collectives, planned()
     recon = N // 2 * C * 4
     # Besides: sums by feature, biases, scalars
-    assert sent["all-reduce"][1] == pytest.approx(expected.over_data + recon, rel=0.05)
-    assert sent["all-gather"][1] == pytest.approx(expected.over_model - recon, rel=0.05)
+    assert sent["all-reduce"][1] == pytest.approx(recon, rel=0.05)
+    of_both = expected.over_data + expected.over_model - recon
+    assert sent["all-gather"][1] + sent["reduce-scatter"][1] == pytest.approx(of_both, rel=0.05)
+    assert sent["reduce-scatter"][1] == pytest.approx(expected.over_data / (1 + MESH["data"]), rel=0.05)
 
 
 def test_the_matrix_is_dealt_over_the_model_axis_in_the_plan():
     settings = dict(n_channels=1536, n_features=2**20, batch_size=16384, sparse=False, k=64)
     plans = plan.topologies(64, **settings)
     assert [(p.data, p.model) for p in plans][:3] == [(64, 1), (32, 2), (16, 4)]
-    assert plans[0].needed.state == 6 * 2**20 * 1536 * 4
-    assert plans[-1].needed.state == plans[0].needed.state // 64
+    assert {p.needed.state for p in plans} == {6 * 2**20 * 1536 * 4 // 64}
+    assert plans[-1].needed.gradients < plans[0].needed.gradients // 32
     assert {p.needed.activations for p in plans} == {plans[0].needed.activations}
     assert plans[0].sent > 10 * plans[4].sent  # gradients of the dictionary bound a mesh without model axis
     row = plan.row(plans[0], "h200", 1536, 2**20, 16384)

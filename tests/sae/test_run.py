@@ -13,7 +13,7 @@ from jsae.sae.run import note_warmup, recipe_of, run
 RESULTS = {
     *("variant", "n_channels", "n_features", "k", "l0", "fvu", "density_mean", "pca_fvu", "dead_fraction"),
     *("n_vectors_train", "n_vectors_test", "gamma", "steps", "refused_steps", "vectors_per_s"),
-    *("store", "mixing"),
+    *("store", "mixing", "precision"),
 }
 
 

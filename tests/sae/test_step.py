@@ -236,6 +236,27 @@ def test_fvu_after_50_steps_agrees_between_1_and_8_devices():
     assert abs(fvu(8) - one) < 0.005 * one
 
 
+@pytest.mark.parametrize("variant", ["topk", "relu_l1"])
+def test_short_products_find_the_fvu_of_float32(variant):
+    """Mean over three draws of the SAE, of the last of 60 dense steps, within 1%."""
+    kind = {"topk": sae.variants.TopK(k=K, aux_alpha=0.0), "relu_l1": sae.variants.ReluL1(l1=0.05)}[variant]
+    x, mask = jnp.asarray(vectors()[: 5 * N].reshape(5, 64, 2, C)), jnp.ones((64, 2))
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        recipe = dataclasses.replace(RECIPE, precision=precision)
+
+        @jax.jit
+        def last_fvu(key, recipe=recipe):
+            made = sae.init(key, n_channels=C, n_features=F, variant=kind, mean=jnp.zeros(C), scale=1.0)
+            step = train.make_step(mesh_of(1), made, recipe, sparse=False)
+            one = lambda state, i: step(state, {"x": x[i % 5], "mask": mask})  # noqa: E731
+            return jax.lax.scan(one, train.init_state(made, recipe), jnp.arange(60))[1]["fvu"][-5:].mean()
+
+        found[precision] = np.mean([last_fvu(jax.random.key(seed)) for seed in range(3)])
+    assert found["bfloat16"] != found["float32"]
+    assert abs(found["bfloat16"] / found["float32"] - 1) < 0.01, found
+
+
 @pytest.mark.parametrize("variant", ["topk", "batch_topk"])  # the latter with a threshold and a mean
 def test_results_do_not_depend_on_how_steps_are_grouped_and_a_restored_state_goes_on_bitwise(variant):
     whole, rows = train_for(variant, 14, group=16)
@@ -257,7 +278,7 @@ def test_every_setting_of_a_recipe_is_checked():
         train.Recipe(n_steps=10, learning_rate=0.0)
     with pytest.raises(ValueError, match=r"sae\.topk\.aux_alpha=-1\.0 must be at least 0"):
         dataclasses.replace(VARIANTS["topk"], aux_alpha=-1.0).check(F)
-    with pytest.raises(ValueError, match="'float32', 'default' and 'bfloat16'"):
+    with pytest.raises(ValueError, match="'auto', 'float32', 'default' and 'bfloat16'"):
         train.Recipe(n_steps=10, learning_rate=1e-3, precision="bf16")
     with pytest.raises(ValueError, match="model axis, 8"):
         train.shardings(mesh_of(8, 8), dataclasses.replace(fresh("topk"), silent_steps=jnp.zeros(63)))

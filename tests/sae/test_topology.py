@@ -80,7 +80,7 @@ def test_a_state_of_eight_devices_goes_on_upon_others(saved, data, model):
     other = Topology(data, model, folder)
     step, state = other.restore()
     assert step == STEPS == int(state.step)
-    assert state.adam[0].mu["w_dec"].addressable_shards[0].data.shape == (F // model, C)
+    assert state.adam[0].mu["w_dec"].addressable_shards[0].data.shape == (F // (data * model), C)
     for i, batch in enumerate(batches):  # over the end of an epoch
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(other.batch(STEPS + i)), batch)
     for name, gradient in other.gradients(state, step).items():

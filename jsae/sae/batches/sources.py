@@ -26,7 +26,6 @@ def choose(
     variant: Variant,
     folder: epath.Path,
     seed: int,
-    deterministic: bool = False,
 ) -> tuple[bool, blocks.Shape]:
     """(whether the vectors are streamed, the blocks' sizes) for `config.sae`.
 
@@ -47,7 +46,7 @@ def choose(
         batch_size=c.batch_size,
         data=mesh.shape["data"],
         model=mesh.shape["model"],
-        sparse=paths.is_sparse(mesh, variant, c.n_features, deterministic),
+        sparse=paths.is_sparse(mesh, variant, c.n_features),
         has_ema=c.ema_decay > 0,
     )
     available = memory.of_device(mesh)
@@ -65,9 +64,17 @@ def choose(
     return chosen == "streamed", shape
 
 
-def remember(folder: epath.Path, is_streamed: bool) -> None:
-    """Write the choice into the stage's folder, once all settings have been found good."""
-    artifacts.write_json(folder / FILE, {"store": "streamed" if is_streamed else "resident"})
+def precision(mesh: Mesh, setting: str, folder: epath.Path) -> str:
+    """What config.sae.precision means on this mesh, or meant where the run in this folder began."""
+    path = folder / FILE
+    kept = meshes.of_writer(lambda: artifacts.read_json(path).get("precision") if path.exists() else None)
+    return kept or paths.precision_of(mesh, setting)
+
+
+def remember(folder: epath.Path, is_streamed: bool, precision: str) -> None:
+    """Write the choices into the stage's folder, once all settings have been found good."""
+    chosen = {"store": "streamed" if is_streamed else "resident", "precision": precision}
+    artifacts.write_json(folder / FILE, chosen)
 
 
 def open_source(

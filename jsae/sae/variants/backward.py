@@ -37,6 +37,7 @@ def dense(
     """
     rest = {name: value for name, value in params.items() if name != "w_enc"}
     (value, parts), (d_pre, grads) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(pre, rest)
+    d_pre = shard.short(d_pre)
     d_b_enc = d_pre.sum(0)
     grads["w_enc"] = shard.outer_sum(d_pre, centred)
     grads["b_enc"] = grads["b_enc"] + d_b_enc
@@ -50,7 +51,7 @@ def of_objective(
     """(sums, gradients, x_n - x_hat_n [N, C], batch_stats) of a variant's objective, densely."""
     value, parts, grads = dense(params, centred, pre, objective, batch.shard)
     # By feature first: each further sum over [N, F] would be one more pass over it
-    by_feature, fired = parts.feats.sum(0), (parts.feats != 0).sum(0, dtype=jnp.int32)
+    by_feature, fired = batch.shard.by_feature(parts.feats), batch.shard.fired(parts.feats)
     sums = _sums(parts.resid, batch, by_feature.sum(), fired)
     sums |= {name: jnp.asarray(getattr(parts, name), jnp.float32) for name in ("penalty", "aux")}
     return sums | {"loss": value}, grads, parts.resid, parts.batch_stats

@@ -85,6 +85,7 @@ class Variant:
       by_feature: those of its arrays that have F rows.
       sparse: a faster way than the objective, (self, params, batch, centred, pre) -> (sums, grads, resid,
         batch_stats), where the platform makes it pay (`jsae.sae.paths`); None: there is none.
+      selects: features are chosen by comparing pre-activations with each other, which then stay in float32.
       k: active features per vector, where that is a setting; None elsewhere.
       aux_alpha: coefficient of AuxK (`jsae.sae.auxk`), where that is a setting; 0 elsewhere.
     """
@@ -95,6 +96,7 @@ class Variant:
     learned: ClassVar[tuple[str, ...]] = ()
     by_feature: ClassVar[tuple[str, ...]] = ()
     sparse: ClassVar[Callable | None] = None
+    selects: ClassVar[bool] = False
     # Comments, for annotated they would be settings of every variant
     k = None  # type: int | None
     aux_alpha = 0.0  # type: float

@@ -1,8 +1,8 @@
 """BatchTopK (arXiv 2412.06410): the k * N largest positive pre-activations of a whole batch are kept.
 
 In training the cut is the (k * N)-th largest value over the N real vectors of the batch, on all devices
-together; values equal to it stay in. It is found by counting: bisection over the bits of a float32, whose
-order is that of the values, 31 counts instead of a sort of N * F numbers.
+together; values equal to it stay in. It is found by counting (`jsae.sae.variants.selection`), not by a sort
+of N * F numbers.
 
 At inference a vector must not depend on its neighbours, so a feature is active where its pre-activation
 is above `threshold`, a running mean of the cuts in float32. With t steps taken before, its decay is
@@ -10,7 +10,6 @@ min(threshold_decay, (1 + t) / (10 + t)), so the first batches do not weigh for 
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -18,10 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jsae.runtime import settings
-from jsae.sae.variants import backward, base
+from jsae.sae.variants import backward, base, selection
 from jsae.sae.variants.shard import WHOLE, Shard
 
-_INFINITY_BITS = 0x7F800000
 _CANDIDATES = 4  # times k, of each vector
 
 
@@ -41,6 +39,7 @@ class BatchTopK(base.Variant):
 
     name = "batch_topk"
     saelens = base.SaeLens("jumprelu", arrays={"threshold": True}, is_read=False)
+    selects = True
     ranges: ClassVar = {
         "k": settings.COUNT,
         "aux_alpha": settings.NOT_NEGATIVE,
@@ -79,9 +78,9 @@ class BatchTopK(base.Variant):
         n_local = pre.shape[1]
         per_vector = backward.room(self.k, batch.shard.n_model, n_local)
         m = min(_CANDIDATES * per_vector, n_local)
-        values, indices = batch.shard.top_k(pre, m)  # [N, m]
+        values, indices = lax.top_k(pre, m)  # [N, m]
         values = jnp.where((values <= 0) | (batch.mask == 0)[:, None], 0.0, values)  # a NaN stays visible
-        at = cut(values, _n_keep(batch, self.k), batch.shard.over_all)
+        at = selection.cut_of_all(values, _n_keep(batch, self.k), batch.shard.over_all)
         kept = (batch.mask > 0)[:, None] & ~(values < at)
         entries, missed = backward.listed(values, indices, kept, per_vector, n_local)
         # A minimum over the row: slicing the last column makes XLA:CPU sort whole rows
@@ -93,42 +92,11 @@ class BatchTopK(base.Variant):
         return sums, grads, resid, {"cut": jnp.where(is_dense, exact["cut"], at)}
 
 
-def cut(values: jax.Array, n_keep: jax.Array, total: Callable = lambda value: value) -> jax.Array:
-    """The n_keep-th largest of the positive `values` over all shards, by counting.
-
-    Args:
-      values: float32, any shape; a NaN counts as larger than all numbers.
-      n_keep: how many to keep, a traced integer; if fewer values are positive, the smallest of them is
-        the cut.
-      total: adds a count up over the shards.
-
-    Returns:
-      The cut, a scalar; infinity where no value is positive. Counts are int32.
-    """
-    bits = lax.bitcast_convert_type(values, jnp.int32)
-
-    def count(at_least):
-        # More than n_keep says no more than n_keep + 1 does, and the sum over many devices stays an int32
-        return total(jnp.minimum((bits >= at_least).sum(dtype=jnp.int32), jnp.int32(n_keep) + 1))
-
-    wanted = jnp.minimum(jnp.int32(n_keep), count(jnp.int32(1)))
-
-    def halve(_, ends):
-        low, high = ends  # count(low) >= wanted > count(high)
-        middle = low + (high - low) // 2
-        enough = count(middle) >= wanted
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    start = (jnp.int32(1), jnp.int32(_INFINITY_BITS + 1))
-    low, _ = lax.fori_loop(0, 31, halve, start)
-    return jnp.where(wanted > 0, lax.bitcast_convert_type(low, jnp.float32), jnp.inf)
-
-
 def select(pre: jax.Array, batch: base.Batch, k: int) -> tuple[jax.Array, jax.Array]:
     """(features [N, F], cut) of pre-activations [N, F]; padding rows count for nothing and give 0."""
     positive = batch.mask[:, None] * base.relu(pre)  # [N, F]
-    at = cut(lax.stop_gradient(positive), _n_keep(batch, k), batch.shard.over_all)
-    return jnp.where(positive < at, 0.0, positive), at
+    at = selection.cut_of_all(lax.stop_gradient(positive), _n_keep(batch, k), batch.shard.over_all)
+    return batch.shard.active(pre, jnp.where(positive < at, 0.0, positive)), at
 
 
 def _n_keep(batch: base.Batch, k: int):

@@ -52,9 +52,9 @@ class Gated(base.Variant):
         return jnp.where(pre <= 0, 0.0, strength)
 
     def objective(self, pre: jax.Array, params: dict, batch: base.Batch) -> tuple[jax.Array, base.Parts]:
-        feats = batch.mask[:, None] * self.activate(pre, params)  # [N, F]
+        feats = batch.shard.short(batch.mask[:, None] * self.activate(pre, params))  # [N, F]
         mse, resid = base.reconstruct(feats, params, batch)
-        gate = batch.mask[:, None] * base.relu(pre)  # [N, F]
+        gate = batch.shard.active(pre, batch.mask[:, None] * base.relu(pre))  # [N, F]
         aux, _ = base.reconstruct(gate, lax.stop_gradient(params), batch)
         penalty = batch.shard.over_features(gate.sum()) / batch.x_n.shape[1]
         return mse + batch.sparsity * penalty + aux, base.Parts(feats, resid, penalty, aux)

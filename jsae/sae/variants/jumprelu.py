@@ -61,7 +61,7 @@ class JumpReLU(base.Variant):
 
     def objective(self, pre: jax.Array, params: dict, batch: base.Batch) -> tuple[jax.Array, base.Parts]:
         feats, on = jump(pre, params["threshold"], self.bandwidth)
-        feats = batch.mask[:, None] * feats
+        feats = batch.shard.short(batch.mask[:, None] * feats)
         mse, resid = base.reconstruct(feats, params, batch)
         penalty = batch.shard.over_features((batch.mask[:, None] * on).sum()) / batch.x_n.shape[1]
         return mse + batch.sparsity * penalty, base.Parts(feats, resid, penalty)

@@ -50,9 +50,9 @@ class ReluL1(base.Variant):
         return base.relu(pre)
 
     def objective(self, pre: jax.Array, params: dict, batch: base.Batch) -> tuple[jax.Array, base.Parts]:
-        feats = batch.mask[:, None] * base.relu(pre)  # [N, F]
+        feats = batch.shard.active(pre, batch.mask[:, None] * base.relu(pre))  # [N, F]
         mse, resid = base.reconstruct(feats, params, batch)
-        by_feature = feats.sum(0)
+        by_feature = batch.shard.by_feature(feats)
         if self.decoder_norm == "free":
             by_feature = by_feature * jnp.linalg.norm(params["w_dec"], axis=-1)
         penalty = batch.shard.over_features(by_feature.sum()) / batch.x_n.shape[1]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jsae.runtime import settings
-from jsae.sae.variants import backward, base
+from jsae.sae.variants import backward, base, selection
 from jsae.sae.variants.shard import WHOLE, Shard
 
 
@@ -33,6 +33,7 @@ class TopK(base.Variant):
 
     name = "topk"
     saelens = base.SaeLens("topk")
+    selects = True
     ranges: ClassVar = {"k": settings.COUNT, "aux_alpha": settings.NOT_NEGATIVE}
 
     def check(self, n_features: int) -> None:
@@ -43,18 +44,18 @@ class TopK(base.Variant):
         return keep_top(pre, self.k, shard)
 
     def objective(self, pre: jax.Array, params: dict, batch: base.Batch) -> tuple[jax.Array, base.Parts]:
-        feats = batch.mask[:, None] * keep_top(pre, self.k, batch.shard)  # [N, F]
+        feats = batch.shard.active(pre, batch.mask[:, None] * keep_top(pre, self.k, batch.shard))  # [N, F]
         mse, resid = base.reconstruct(feats, params, batch)
         return mse, base.Parts(feats, resid)
 
     def sparse(self, params: dict, batch: base.Batch, centred: jax.Array, pre: jax.Array) -> tuple:
         shard, n_local = batch.shard, pre.shape[1]
-        values, indices = shard.top_k(pre, min(self.k, n_local))  # [N, m]
+        values, indices = lax.top_k(pre, min(self.k, n_local))  # [N, m]
         kept = ~(values <= 0) & (batch.mask > 0)[:, None]  # a NaN stays visible
         if shard.n_model == 1:
             entries = backward.by_vector(values, indices, kept)
             return *backward.sparse(params, batch, centred, entries), {}
-        kept = kept & _among_largest(values, self.k, shard)
+        kept = kept & selection.among_largest(values, self.k, shard)
         per_vector = backward.room(self.k, shard.n_model, n_local)
         entries, missed = backward.listed(values, indices, kept, per_vector, n_local)
         objective = lambda pre, rest: self.objective(pre, rest, batch)  # noqa: E731
@@ -70,27 +71,8 @@ class TopK(base.Variant):
 
 
 def keep_top(pre: jax.Array, k: int, shard: Shard = WHOLE) -> jax.Array:
-    """relu(pre) [N, F] on the k largest entries of each row, 0 elsewhere; a NaN stays visible.
-
-    With F dealt over devices, the k largest of all of them: each device offers the k largest of its values.
-    """
-    values, indices = shard.top_k(lax.stop_gradient(pre), min(k, pre.shape[1]))  # [N, k], ties by index
-    kept = _among_largest(values, k, shard)
-    # Reductions, not values[:, -1:]: XLA:CPU folds that slice into the top_k and sorts whole rows, 18x slower
-    threshold = jnp.where(kept, values, jnp.inf).min(axis=-1, keepdims=True)  # [N, 1]
-    last = jnp.where(kept & (values == threshold), indices, -1).max(axis=-1, keepdims=True)
+    """relu(pre) [N, F] on the k largest entries of each row of all shards, else 0; a NaN stays visible."""
+    threshold, last = selection.cut_of_rows(lax.stop_gradient(pre), k, shard)  # [N, 1]
     column = lax.broadcasted_iota(jnp.int32, pre.shape, 1)
     dropped = (pre < threshold) | ((pre == threshold) & (column > last))
     return jnp.where(dropped, 0.0, base.relu(pre))
-
-
-def _among_largest(values, k: int, shard: Shard):
-    """Which of this device's largest values of each row, falling [N, m], are among the k largest of all."""
-    if shard.n_model == 1:
-        return jnp.ones(values.shape, bool)
-    everyone = shard.candidates(values)  # [N, n_model * m]
-    top, places = shard.top_k(everyone, k)
-    threshold = top.min(axis=-1, keepdims=True)
-    last = jnp.where(top == threshold, places, -1).max(axis=-1, keepdims=True)
-    place = shard.index() * values.shape[1] + lax.broadcasted_iota(jnp.int32, values.shape, 1)
-    return ~((values < threshold) | ((values == threshold) & (place > last)))

@@ -176,7 +176,7 @@ def test_a_streamed_run_resumes_bit_for_bit(examples, tmp_path, monkeypatch):
                 stop_in_report(patch, 4)
                 with pytest.raises(preemption.Preempted):
                     run(config, workdir)
-            assert artifacts.read_json(workdir / "sae" / "source.json") == {"store": "streamed"}
+            assert artifacts.read_json(workdir / "sae" / "source.json")["store"] == "streamed"
         run(config, workdir)
         results = stages.results(config, workdir, "sae")
         assert results["store"] == "streamed"
@@ -251,5 +251,5 @@ def test_auto_streams_what_does_not_fit_and_a_run_keeps_its_source(folder, tmp_p
     assert is_streamed and shape.n_windows > 1
     with pytest.raises(ValueError, match=r"lower sae\.buffer_mib"):
         choose(beside)
-    sources.remember(tmp_path, True)
+    sources.remember(tmp_path, True, "float32")
     assert choose(2 * (beside + resident_bytes))[0] is True  # as it was started, though it would fit now
