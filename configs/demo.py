@@ -119,13 +119,18 @@ def get_config(form: str = "full") -> ConfigDict:
         n_top=16,
         batch_size=128,
         n_permutations=100,
-        n_receptive=32,  # class-selective features whose receptive field is measured
+        pixel_maps=dict(  # which pixels a feature depends on (jsae/analysis/pixel_maps)
+            n_features=32,  # class-selective ones that are measured
+            n_patches=2,  # of each; one takes some 300 forward passes
+            method="occlusion",  # or integrated, smooth
+        ),
         embedding_workdir="",  # a study of another seed, whose classifier says how alike images are
     )
     config.ablation = dict(
         n_features=32,
         features=(),  # () lets the stage choose
         max_images=48,  # blurred for a feature
+        n_mapped_images=8,  # of these, also blurred where the pixel map says; 0 is none
         n_blurred_features=24,  # the first of n_features; a pair takes up to a dozen forward passes
         sigma_px=6.0,
         size_cells=1,
@@ -160,6 +165,7 @@ def get_config(form: str = "full") -> ConfigDict:
         config.ablation.n_features, config.ablation.max_images = 8, 24
         config.ablation.counterfactual.n_train = config.ablation.counterfactual.n_test = 24
         config.report.n_features, config.report.n_images = 8, 64
+        config.analysis.pixel_maps.n_features, config.ablation.n_mapped_images = 4, 1
     return config
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -66,7 +67,7 @@ TABLES = {
     "nearest": Listed("jsae.analysis.nearest", "analysis"),
     "localisation": Listed("jsae.analysis.localisation", "analysis", _PARTS),
     "parts": Listed("jsae.analysis.parts", "analysis", _PARTS),
-    "receptive": Listed("jsae.analysis.receptive", "analysis", _BARE),
+    "pixel_maps": Listed("jsae.analysis.pixel_maps.table", "analysis", _BARE),
     "monosemanticity": Listed(
         "jsae.analysis.monosemanticity",
         "analysis",
@@ -446,6 +447,38 @@ class Study:
             grid=store.grid,
             effect=next(iter(effects), None),
             all_features=next(iter(self._rows("all_features", feature)), None),
+        )
+
+    def pixel_map(
+        self, features: ArrayLike, images: ArrayLike, method: str = "occlusion", *, n_points: int = 16
+    ) -> np.ndarray:
+        """Which pixels a feature's peak depends on: attribution [n, B, S, S], signed, in raw units.
+
+        The peak is the cell where the feature is largest on the image; what is attributed is what the image
+        has more than its blur of a cell's width (jsae.analysis.pixel_maps.attribution; also for the cost).
+
+        Args:
+          features: n feature numbers.
+          images: as `classifier` takes them, [B, S, S, 3].
+          method: "occlusion", "integrated" or "smooth".
+          n_points: of the path of "integrated", or draws of noise of "smooth".
+
+        Raises TypeError and ValueError as `classifier` and `suppress` do, ValueError for an unknown method,
+        StageMissing in a study of bare activations.
+        """
+        from jsae.analysis.pixel_maps import attribution
+
+        self._needs_images("no images")
+        attribution.check_method(method)
+        numbers = edits.check_features(self.sae, features)
+        pixels = inputs.pixels(images, self.classifier.image_px)
+        stride_px = self.model.stride_px(self.site)
+        how = (self.site, stride_px, method, n_points)
+        return np.stack(
+            [
+                attribution.at_peak(self.params, self.sae, pixels, jnp.full(len(pixels), f), how)
+                for f in numbers
+            ]
         )
 
     def _rows(self, name: str, feature: int) -> list[dict]:

@@ -27,7 +27,8 @@ ROOMS = [
     "experiments",
     "report",
 ]
-BELOW_STUDY = {"report.card"}  # what a convenience of Study imports when it is called
+# what conveniences of Study import when they are called
+BELOW_STUDY = {"report.card", "analysis.pixel_maps.attribution"}
 FILES = sorted((ROOT / "jsae").rglob("*.py"))
 
 

@@ -24,6 +24,7 @@ RANGES = {
     "config.classifier.augmentation": data_settings.AUGMENTATION,
     "config.ablation.counterfactual": ground_truth.RANGES,
     **{f"config.{name}": module.RANGES for name, module in MODULES.items()},
+    "config.analysis.pixel_maps": MODULES["analysis"].PIXEL_MAP_RANGES,
     "config.ablation.mediation": MODULES["ablation"].MEDIATION_RANGES,
     **{f"config.sae.{name}": variant.ranges for name, variant in VARIANTS.items()},
 }

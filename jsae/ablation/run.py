@@ -25,15 +25,19 @@ from jsae.ablation.effects import Named
 from jsae.ablation.feature_space import controls, pairs
 from jsae.ablation.feature_space import table as feature_space_table
 from jsae.ablation.headline import of_feature_space
-from jsae.ablation.input_space import marks, patches, placements
+from jsae.ablation.input_space import patches, placements
 from jsae.ablation.input_space import table as input_space_table
 from jsae.ablation.mediation import changed as mediation_images
 from jsae.ablation.mediation import passes as mediation_passes
 from jsae.ablation.mediation import table as mediation_table
+from jsae.analysis import marks
+from jsae.analysis.pixel_maps import attribution
 from jsae.classifier import Head
 from jsae.classifier.forward import LogitsAndActs, LogitsFromActs
+from jsae.data import augment
 from jsae.runtime import artifacts, passes, settings, stages
 from jsae.runtime import mesh as meshes
+from jsae.runtime.batches import map_rows
 from jsae.runtime.context import RunContext
 from jsae.study import Study
 
@@ -51,6 +55,7 @@ RANGES = {
     "n_features": settings.COUNT,
     "features": settings.NOT_NEGATIVE,
     "n_blurred_features": settings.NONE_OR_MORE,
+    "n_mapped_images": settings.NONE_OR_MORE,
     "max_images": settings.COUNT,
     "sigma_px": settings.POSITIVE,
     "size_cells": settings.COUNT,
@@ -183,6 +188,9 @@ class Ablation:
         features, images = features[rows], images[rows]
         localised = self.study.table("localisation") if self.study.has_table("localisation") else None
         where = marks.marks_of(split, localised)
+        at = placements.of_marks(None if where is None else where.name)
+        if c.n_mapped_images:
+            at |= {"pixel_map": placements.of_maps(self.pixel_maps(split.images, features, images))}
         effects = self.keep("input_space", patches.effects_of_blurring)(
             LogitsAndActs(self.study.params, self.study.site),
             self.study.sae,
@@ -194,7 +202,7 @@ class Ablation:
             stride_px=self.study.params.model.stride_px(self.study.site),
             sigma_px=c.sigma_px,
             size_cells=c.size_cells,
-            placements=placements.of_marks(None if where is None else where.name),
+            placements=at,
             marks=where,
             mesh=self.study.mesh,
             label="ablation: input space",
@@ -204,6 +212,27 @@ class Ablation:
             "ablation: input space, %d pairs, %d forward passes", len(images), effects.n_passes
         )
         return effects
+
+    def pixel_maps(
+        self, split_images: np.ndarray, features: np.ndarray, images: np.ndarray
+    ) -> dict[int, np.ndarray]:
+        """Row of a pair -> its pixel map float16 [S, T], for the first n_mapped_images of each feature."""
+        study, method = self.study, self.config.analysis.pixel_maps.method
+        rows = patches.choose_images(features, images, self.config.ablation.n_mapped_images, self.config.seed)
+        how = (study.site, study.model.stride_px(study.site), method, attribution.N_POINTS)
+
+        def step(batch):
+            pixels = augment.normalise(batch["images"])
+            return attribution.at_peak(study.params, study.sae, pixels, batch["features"], how)
+
+        def read(numbers):
+            at = rows[numbers]
+            return {"images": split_images[images[at]], "features": features[at].astype(np.int32)}
+
+        label = "ablation: pixel maps"
+        settings = self.batches | {"batch_size": min(self.batches["batch_size"], 32)}
+        found = map_rows(step, read, len(rows), mesh=study.mesh, label=label, unit="pair", **settings)
+        return dict(zip(rows.tolist(), [] if found is None else found.astype(np.float16), strict=True))
 
     def mediation(self) -> mediation_passes.Scores | None:
         """Images blurred, masked and drawn as twins; None for bare activations, or without labels."""

@@ -12,7 +12,7 @@ scipy.stats.bootstrap cannot do.
 """
 
 import numpy as np
-import scipy.stats
+import scipy
 from numpy.typing import ArrayLike
 
 from jsae.analysis.features import MIN_ACTIVE_IMAGES

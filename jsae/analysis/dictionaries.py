@@ -17,9 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn import exceptions
-from sklearn.cluster import KMeans
-from sklearn.decomposition import NMF
 
 from jsae.analysis.directions import Directions, unit_rows
 from jsae.runtime.pytrees import pytree
@@ -110,6 +107,8 @@ def class_mean(class_vectors: np.ndarray, mean: np.ndarray) -> Directions:
 
 def kmeans(vectors: np.ndarray, mean: np.ndarray, n_features: int, seed: int) -> Directions:
     """Spherical k-means of vectors [N, C]: of their directions, from random ones; at most N clusters."""
+    from sklearn.cluster import KMeans  # a second to import, which most starts do not need
+
     rows = np.asarray(unit_rows(np.asarray(vectors, np.float32) - np.asarray(mean, np.float32)[None, :]))
     n_clusters = min(n_features, len(rows))
     fit = KMeans(n_clusters, init="random", n_init=1, max_iter=_KMEANS_ROUNDS, random_state=seed).fit(rows)
@@ -119,9 +118,12 @@ def kmeans(vectors: np.ndarray, mean: np.ndarray, n_features: int, seed: int) ->
 
 def nmf(vectors: np.ndarray, mean: np.ndarray, n_features: int, seed: int) -> Factors:
     """Non-negative factors of the positive and negative parts of vectors [N, C] minus mean."""
+    from sklearn.decomposition import NMF
+    from sklearn.exceptions import ConvergenceWarning
+
     target = np.asarray(_split(jnp.asarray(vectors, jnp.float32) - jnp.asarray(mean, jnp.float32)[None, :]))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", exceptions.ConvergenceWarning)  # a fixed number of rounds
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of rounds
         fit = NMF(n_features, init="random", max_iter=_NMF_ROUNDS, random_state=seed).fit(target)
     parts = fit.components_
     added = parts[:, : len(mean)] - parts[:, len(mean) :]

@@ -1,4 +1,4 @@
-"""The analysis stage's tables that need images: parts, receptive fields, how alike a feature's images are.
+"""The analysis stage's tables that need images: parts, pixel maps, how alike a feature's images are.
 
 Studies of bare activations have none of them, sets without masks and boxes no parts.
 """
@@ -13,8 +13,9 @@ import pyarrow as pa
 from etils import epath
 
 from jsae import classifier
-from jsae.analysis import cells, localisation, monosemanticity, parts, receptive
-from jsae.data import augment
+from jsae.analysis import cells, localisation, marks, monosemanticity, parts
+from jsae.analysis.pixel_maps import table as pixel_maps
+from jsae.data import augment, blur
 from jsae.runtime import mesh as meshes
 from jsae.runtime import paths, stages
 from jsae.runtime.batches import map_rows
@@ -47,12 +48,15 @@ def tables_of(
     stores = {split: study.activations(split) for split in ("train", "test")}
     where = cells.of_stores(study.data, stores, stride_px)
     results: dict[str, Any] = {"parts": None}
-    written = {}
+    written: dict[str, pa.Table] = {}
     if where:
         columns, localised = parts.compare(study, where, pass_over, config.seed)
         results["parts"] = {"n_parts": len(columns["part"]) - 1}
         written = {localisation.TABLE.name: localised, parts.TABLE.name: parts.TABLE.make(columns)}
-    written[receptive.TABLE.name] = _receptive(study, config, patches, features, stride_px, settings)
+    marked = marks.marks_of(study.data["test"], written.get(localisation.TABLE.name))
+    columns = _pixel_maps(study, config, patches, features, marked, settings)
+    results["pixel_maps"] = pixel_maps.headline(columns)
+    written[pixel_maps.TABLE.name] = pixel_maps.TABLE.make(columns)
     if config.analysis.embedding_workdir:
         embeddings = _embeddings(study, embedding_folder(config), settings)
         written[monosemanticity.TABLE.name] = monosemanticity.table(
@@ -85,31 +89,31 @@ def check_embeddings(config: Any, workdir: Any) -> None:
         )
 
 
-def _receptive(study: Study, config, patches, features, stride_px: int, settings: dict) -> pa.Table:
-    """receptive.parquet of the class-selective features, by falling AUROC on train."""
+def _pixel_maps(study: Study, config, patches, features, marked, settings: dict) -> dict[str, np.ndarray]:
+    """Columns of pixel_maps.parquet for the class-selective features, by falling AUROC on train."""
+    c, images = config.analysis.pixel_maps, study.data["test"].images
     rows = zip(features["feature"], features["class_selective"], features["auroc_train"], strict=True)
     rows = [(f.as_py(), auroc.as_py()) for f, selective, auroc in rows if selective.as_py()]
-    chosen = [f for f, _ in sorted(rows, key=lambda row: -row[1])][: config.analysis.n_receptive]
-    images, step = study.data["test"].images, _shares(study.site, stride_px)
-    columns = receptive.columns(
-        functools.partial(step, study.params, study.sae),
+    stride_px = study.model.stride_px(study.site)
+    matrices = tuple(blur.blur_matrix(n, stride_px) for n in images.shape[1:3])
+    scores = _scores(study.site, stride_px, c.method)
+    return pixel_maps.columns(
+        functools.partial(scores, study.params, study.sae, matrices),
         lambda numbers: images[numbers],
-        {name: patches[name].to_numpy() for name in ("feature", "image", "y", "x")},
-        chosen,
-        image_px=images.shape[1],
-        stride_px=stride_px,
-        label="analysis: receptive fields",
+        {name: patches[name].to_numpy() for name in ("feature", "rank", "image", "y", "x")},
+        [f for f, _ in sorted(rows, key=lambda row: -row[1])][: c.n_features],
+        marked,
+        n_patches=c.n_patches,
+        label="analysis: pixel maps",
         **settings | {"batch_size": min(settings["batch_size"], 32)},
     )
-    return receptive.TABLE.make(columns)
 
 
-def _shares(site: str, stride_px: int):
+def _scores(site: str, stride_px: int, method: str):
     @jax.jit
-    def step(params, sae, batch):
-        images = augment.normalise(batch["images"])
+    def step(params, sae, matrices, batch):
         acts_of = lambda images: classifier.apply(params, images)[1][site]  # noqa: E731
-        return receptive.shares(acts_of, sae, images, batch["features"], batch["peaks"], stride_px=stride_px)
+        return pixel_maps.measure(acts_of, sae, batch, stride_px=stride_px, matrices=matrices, method=method)
 
     return step
 

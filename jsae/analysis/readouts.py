@@ -19,7 +19,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import sklearn.linear_model
 
 from jsae import metrics
 from jsae.analysis.cells import PartCells
@@ -57,6 +56,8 @@ def read(store: Any, part_cells: PartCells, images: np.ndarray) -> Cells:
 
 def fit(train: Cells) -> dict[str, np.ndarray]:
     """Rows [P, C] of both KINDS, raw units, not normalised; NaN for a part that train does not show."""
+    from sklearn.linear_model import Ridge  # a second to import, which most starts do not need
+
     n_parts = train.positive.shape[1]
     rows = {kind: np.full((n_parts, train.acts.shape[1]), np.nan) for kind in KINDS}
     for part in range(n_parts):
@@ -65,7 +66,7 @@ def fit(train: Cells) -> dict[str, np.ndarray]:
             continue
         rows["mean_difference"][part] = acts[is_part].mean(0) - acts[~is_part].mean(0)
         centred = acts - acts.mean(0)[None, :]
-        ridge = sklearn.linear_model.Ridge(RIDGE * np.square(centred).sum() / centred.shape[1])
+        ridge = Ridge(RIDGE * np.square(centred).sum() / centred.shape[1])
         rows["probe"][part] = ridge.fit(centred, is_part.astype(np.float64)).coef_
     return rows
 

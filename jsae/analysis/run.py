@@ -1,7 +1,7 @@
 """Stage `analysis`: what every feature of the SAE sees.
 
 Reads the activations of train and test and the trained SAE; writes features.parquet, top_patches.parquet,
-nearest.parquet and receptive.parquet, where masks or boxes say where things are localisation.parquet and
+nearest.parquet and pixel_maps.parquet, where masks or boxes say where things are localisation.parquet and
 parts.parquet, and with config.analysis.embedding_workdir monosemanticity.parquet. Train chooses (alive, top
 class, part), test reports. The work takes a few passes over each split, on all devices; an interrupted stage
 goes on behind the last whole pass.
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from jsae.analysis import features, images, nearest, top_patches
+from jsae.analysis.pixel_maps.attribution import METHODS
 from jsae.analysis.strength import KeepPooled, MeasureStrength, Strength, spaced
 from jsae.analysis.top_patches import KeepTopPatches, TopPatches
 from jsae.runtime import artifacts, passes, settings, stages
@@ -28,8 +29,8 @@ RANGES = {
     "n_top": settings.at_least(MIN_TOP, "which purity16 looks at"),
     "n_permutations": settings.at_least(2, "which a null needs; 100 is usual"),
     "batch_size": settings.COUNT,
-    "n_receptive": settings.NONE_OR_MORE,
 }
+PIXEL_MAP_RANGES = {"n_features": settings.NONE_OR_MORE, "n_patches": settings.COUNT}
 
 
 def run(config: Any, workdir: Any, context: RunContext | None = None) -> None:
@@ -86,6 +87,8 @@ def check_config(config: Any) -> None:
     c = config.analysis
     settings.check("config", config, {"seed": settings.SEED})
     settings.check("config.analysis", c, RANGES)
+    settings.check("config.analysis.pixel_maps", c.pixel_maps, PIXEL_MAP_RANGES)
+    settings.check_choice("config.analysis.pixel_maps.method", c.pixel_maps.method, METHODS)
     mesh = meshes.make_mesh(config.runtime.data_axis, config.runtime.model_axis)
     meshes.check_batch(mesh, c.batch_size, "config.analysis.batch_size")
     if c.embedding_workdir:

@@ -5,16 +5,16 @@ A classifier that is no better than this has learnt what the background of each 
 
 import warnings
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from sklearn.base import ClassifierMixin
-from sklearn.dummy import DummyClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from jsae.data import order
 from jsae.data.cache import Split
+
+if TYPE_CHECKING:  # a second to import, which most starts do not need
+    from sklearn.base import ClassifierMixin
 
 SIDE_PX = 8
 _MOST_IMAGES = 10_000  # to train on; more change little and cost time
@@ -49,7 +49,7 @@ def pixel_baseline(
     return accuracy(fits[best] if held_out.all() else fitted(slice(None), best), "test")
 
 
-def fit(x: np.ndarray, labels: np.ndarray, penalty: float) -> ClassifierMixin:
+def fit(x: np.ndarray, labels: np.ndarray, penalty: float) -> "ClassifierMixin":
     """The minimum of mean cross-entropy + penalty / 2 * sum of squared weights; the bias has no penalty.
 
     Args:
@@ -57,6 +57,10 @@ def fit(x: np.ndarray, labels: np.ndarray, penalty: float) -> ClassifierMixin:
       labels: [N]; of one class only, that one is always predicted.
       penalty: above 0.
     """
+    from sklearn.dummy import DummyClassifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     if len(np.unique(labels)) < 2:
         return DummyClassifier().fit(x, labels)
     model = LogisticRegression(C=1 / (penalty * len(x)), max_iter=200)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import scipy.stats
+import scipy
 from etils import epath
 
 from jsae import metrics

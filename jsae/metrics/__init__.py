@@ -58,6 +58,7 @@ from jsae.metrics.logits import (
     measures,
 )
 from jsae.metrics.mediation import error_path, mediated_share, total_effect_is_clear
+from jsae.metrics.pixel_maps import N_STEPS, area_under, pixel_progress, pixel_ranks, positive_mass
 from jsae.metrics.planted import chosen_shares, detection_limit, planted_strengths
 from jsae.metrics.probes import pattern
 from jsae.metrics.reconstruction import (
@@ -87,6 +88,7 @@ from jsae.metrics.sums import add_sums
 __all__ = [
     "N_MATCHED",
     "N_PURITY",
+    "N_STEPS",
     "Z95",
     "ClassifierSums",
     "Moments",
@@ -95,6 +97,7 @@ __all__ = [
     "TwinGate",
     "accuracy",
     "add_sums",
+    "area_under",
     "auroc",
     "auroc_by_class",
     "benjamini_hochberg",
@@ -132,9 +135,12 @@ __all__ = [
     "monosemanticity_null",
     "pattern",
     "pca_fvu",
+    "pixel_progress",
+    "pixel_ranks",
     "planted_strengths",
     "pointing",
     "polysemanticity",
+    "positive_mass",
     "purity16",
     "recovered",
     "recovery",

@@ -1,8 +1,7 @@
 """What a feature sees: how its activations, or the labels of its top images, depend on the class."""
 
 import numpy as np
-import scipy.special
-import scipy.stats
+import scipy
 from numpy.typing import ArrayLike
 
 from jsae.metrics.sums import divide

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-import scipy.optimize
+import scipy
 from numpy.typing import ArrayLike
 
 N_MATCHED = 8192  # largest dictionary that is matched one to one

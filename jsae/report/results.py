@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from jsae.activations import ActivationStore
 from jsae.analysis.cells import FOREGROUND
+from jsae.analysis.pixel_maps import table as pixel_maps
 from jsae.data import cache
 from jsae.report.formatting import is_known
 from jsae.report.summary import complete_manifests
@@ -28,7 +29,11 @@ _MORE = {  # table of the analysis -> the name of a column of `Results.features`
         "part_auroc": "auroc",
         "part_pointing": "pointing",
     },
-    "receptive": {name: name for name in ("erf_share", "uniform_share")},
+    "pixel_maps": {
+        "pixel_map_in_cell": "cell_mass",
+        "pixel_map_insertion": "insertion_auc",
+        "pixel_map_deletion": "deletion_auc",
+    },
     "monosemanticity": {name: name for name in ("monosemanticity", "monosemanticity_z")},
 }
 _N_DRAWS = 4000  # random sets of images for purity by chance
@@ -220,7 +225,12 @@ def _columns(tables: dict[str, pa.Table]) -> tuple[dict[str, list], dict[str, st
 
 
 def _row_of_each(table: pa.Table) -> dict[int, dict]:
-    """feature -> its row; of the parts of localisation.parquet that of the largest AUROC on train."""
+    """feature -> its row; of the parts of localisation.parquet that of the largest AUROC on train.
+
+    Of pixel_maps.parquet it is the mean over the feature's qualified patches.
+    """
+    if table.schema.equals(pixel_maps.TABLE.schema):
+        return pixel_maps.by_feature(table)
     if "part" not in table.column_names:
         return {row["feature"]: row for row in table.to_pylist()}
     found: dict[int, dict] = {}

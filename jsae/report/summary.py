@@ -12,6 +12,9 @@ from etils import epath
 from jsae.runtime import artifacts, stages
 
 _SAE_KEYS = ("variant", "n_channels", "n_features", "l0", "fvu", "pca_fvu", "dead_fraction")
+_PIXEL_MAPS = tuple(
+    f"{prefix}{area}_auc" for prefix in ("", "activation_map_") for area in ("insertion", "deletion")
+)
 _TWINS = ("n_pairs", "twin_accuracy", "m")
 _COMPARED = ("supervised", "sae", "frozen_decoder", "rotation", "channels", "pca", "random_matched")
 _CARRIED = ("share", "leak", "tracking", "isolated")  # lists over m
@@ -71,6 +74,7 @@ def summarise(config: Any, workdir: str | epath.Path) -> dict:
         "analysis": _picked(
             results["analysis"], ("n_features_alive", "n_class_selective", "n_excluded_by_q")
         ),
+        "pixel_maps": _picked(results["analysis"].get("pixel_maps"), _PIXEL_MAPS),
         "ablation": {
             "feature_space": _picked(ablation.get("feature_space"), _FEATURE_SPACE),
             "input_space": _picked(ablation.get("input_space"), ("n_features", "n_images", *_MANIPULATION)),

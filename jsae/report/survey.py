@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae import edits, metrics
-from jsae.ablation import dealt
 from jsae.activations import Encoded, Reducer
 from jsae.runtime.pytrees import pytree
+from jsae.sae import dealt
 
 BINS = 24
 N_STRONGEST = 6

@@ -31,6 +31,7 @@ def make_config(model_axis=1, **ablation):
         "features": (),
         "max_images": 6,
         "n_blurred_features": 3,
+        "n_mapped_images": 2,
         "sigma_px": 3.0,
         "size_cells": 1,
         "batch_size": 16,
@@ -46,7 +47,7 @@ def make_config(model_axis=1, **ablation):
             "classifier": {"workdir": ""},
             "activations": {"site": "stage4"},
             "sae": {"n_features": F},
-            "analysis": {},
+            "analysis": {"pixel_maps": {"method": "occlusion"}},
             "ablation": defaults | ablation,
             "runtime": {"data_axis": -1, "model_axis": model_axis},
         }
@@ -152,7 +153,7 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
     numbers = results["input_space"]
     assert numbers["n_features"] == 3 and results["n_pairs"]["input_space"] == 18
     assert numbers["fall_median"] is not None and 0 <= numbers["qualified_share"] <= 1
-    assert set(numbers["placements"]) == {"peak", "active", "mask"}
+    assert set(numbers["placements"]) == {"peak", "active", "mask", "pixel_map"}
     assert results["mediation"]["m"] == [1, 4, 16]
     for name in ("blurred", "masked"):
         numbers = results["mediation"][name]
@@ -168,11 +169,13 @@ def test_writes_its_tables_and_headlines_and_is_then_up_to_date(make_workdir, ca
     }
     assert set(results["all_features"]["mean_margin"]) == {"clean", "all_removed"}
     rows = read(workdir, "feature_space").to_pylist()
-    assert len(rows) == 4 * 2 * 4 * 4 and len(read(workdir, "input_space")) == 3 * 6 * 3 * 4
+    assert len(rows) == 4 * 2 * 4 * 4 and len(read(workdir, "input_space")) == 3 * 8 * 3 * 4
     margin = [r for r in rows if (r["scope"], r["target"], r["measure"]) == ("map", "label", "margin")]
     mean = np.mean([row["mean_delta"] for row in margin])
     assert results["feature_space"]["mean_delta_margin"] == pytest.approx(mean)
-    assert {row["n_pairs"] for row in read(workdir, "input_space").to_pylist()} == {6}
+    blurred = read(workdir, "input_space").to_pylist()
+    counted = {(row["placement"] == "pixel_map", row["n_pairs"]) for row in blurred}
+    assert counted == {(False, 6), (True, 2)}  # max_images, n_mapped_images
     everything = read(workdir, "all_features").to_pylist()
     assert len(everything) == F and results["all_features"]["n_pairs"] == N * F
     for row in margin:  # the closed form beside the patched forward pass
@@ -253,7 +256,8 @@ def test_a_given_dead_feature_has_rows_of_nulls(make_workdir, parts):
     rows = [row for row in read(workdir, "feature_space").to_pylist() if row["feature"] == 3]
     assert len(rows) == 32 and all(r["n_active"] == 0 and r["mean_delta"] is None for r in rows)
     rows = read(workdir, "input_space").to_pylist()
-    assert [row["n_pairs"] for row in rows] == [0] * 72 + [6] * 72
+    assert len(rows) == 192 and all(row["n_pairs"] == 0 for row in rows[:96])
+    assert {row["n_pairs"] for row in rows[96:] if row["placement"] != "pixel_map"} == {6}
 
 
 def test_an_unknown_feature_and_other_images_are_named(make_workdir, parts, monkeypatch):

@@ -18,6 +18,7 @@ def study(tmp_path, monkeypatch):
     """(config, workdir) whose stages above analysis are complete; the SAE is a toy."""
     config = ConfigDict({"seed": 0, "classifier": {"workdir": ""}})
     config.analysis = {"n_top": 16, "batch_size": 16, "n_permutations": 5, "embedding_workdir": ""}
+    config.analysis.pixel_maps = {"n_features": 4, "n_patches": 2, "method": "occlusion"}
     config.runtime = {"data_axis": -1, "model_axis": 1}
     stages.begin(config, tmp_path, "classifier").finish({})
     stage = stages.begin(config, tmp_path, "activations")

@@ -117,8 +117,9 @@ def parts_table() -> pa.Table:
     return fill("parts", ({"part": part, "feature": f} for part, f in (("tail", 7), ("<b>nose</b>", 9))))
 
 
-def receptive_table() -> pa.Table:
-    return fill("receptive", ({"feature": f, "erf_share": 0.1 + f / 20} for f in range(9)))
+def pixel_maps_table() -> pa.Table:
+    known = {"qualified": True, "map": "pixel_map"}
+    return fill("pixel_maps", ({"feature": f, "cell_mass": 0.1 + f / 20} | known for f in range(9)))
 
 
 def monosemanticity_table() -> pa.Table:

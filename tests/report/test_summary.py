@@ -34,7 +34,10 @@ STAGES = {"classifier", "activations", "sae", "analysis", "ablation", "report"}
 
 
 def check_keys(summary):
-    assert set(summary) == {"classifier", "sae", "analysis", "ablation", "ground_truth", "device", *COSTS}
+    rooms = {"classifier", "sae", "analysis", "pixel_maps", "ablation", "ground_truth", "device"}
+    assert set(summary) == rooms | set(COSTS)
+    areas = {"insertion_auc", "deletion_auc"}
+    assert set(summary["pixel_maps"]) == areas | {f"activation_map_{area}" for area in areas}
     assert set(summary["classifier"]) == {"arch", "site", "test_accuracy", "test_mean_per_class_accuracy"}
     assert set(summary["sae"]) == SAE_KEYS | {"accuracy_recovered", "ce_recovered"}
     assert set(summary["analysis"]) == {"n_features_alive", "n_class_selective", "n_excluded_by_q"}

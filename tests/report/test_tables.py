@@ -247,6 +247,6 @@ def test_a_feature_gets_the_part_that_it_finds_best_on_train(report):
     page = (report / "features" / "feature-1.html").read_text()
     best = max((r for r in rows[3:6] if r["part"] != cells.FOREGROUND), key=lambda r: r["auroc_train"])
     assert f">{best['part']}<" in page and f">train {number(best['auroc_train'])}<" in page
-    assert "erf share" in page and f">{number(0.15)}<" in page
+    assert "pixel map inside the cell" in page and f">{number(0.15)}<" in page
     overview = (report / "index.html").read_text()
-    assert "falls inside the cell" in overview and "30.0%" in overview  # the mean of 0.1, 0.15, ... 0.5
+    assert "lies inside its cell" in overview and "30.0%" in overview  # the mean of 0.1, 0.15, ... 0.5

@@ -29,7 +29,7 @@ SMALL = {
         "n_epochs": 1,
         "lr_warmup_steps": 2,
     },
-    "analysis": dict(n_permutations=2, n_receptive=0, batch_size=16),
+    "analysis": {"n_permutations": 2, "pixel_maps.n_features": 0, "batch_size": 16},
 }
 
 

@@ -27,10 +27,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jsae.ablation import dealt
 from jsae.ablation.all_features import formula
 from jsae.ablation.effects import TARGETS
 from jsae.classifier import Head
+from jsae.sae import dealt
 
 _BLOCK_LOGITS = {"cpu": 2**20, "else": 2**26}  # B * features * L of a block; on a CPU it stays in the cache
 _LANES = 16  # a block's features are a multiple, so that vector registers are full

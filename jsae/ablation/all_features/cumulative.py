@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from jsae import metrics
-from jsae.ablation import dealt, statistics
+from jsae.ablation import statistics
 from jsae.classifier import Head, head_logits
+from jsae.sae import dealt
 from jsae.tables import Column, Table, interval
 
 ORDERS = ("attribution", "strength", "random")

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae import edits, metrics
-from jsae.ablation import dealt
 from jsae.ablation.all_features import closed_form
 from jsae.ablation.all_features.closed_form import EffectMoments
 from jsae.ablation.all_features.totals import (
@@ -33,6 +32,7 @@ from jsae.classifier.forward import as_argument
 from jsae.runtime import mesh as meshes
 from jsae.runtime.batches import map_rows
 from jsae.runtime.pytrees import pytree
+from jsae.sae import dealt
 
 _VALUES = 2**26  # of a block's maps [n, H, W, f], 4 bytes each on the host
 

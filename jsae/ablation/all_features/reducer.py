@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae import metrics
-from jsae.ablation import dealt
 from jsae.ablation.all_features import closed_form, cumulative
 from jsae.ablation.all_features.closed_form import EffectMoments
 from jsae.ablation.all_features.totals import (
@@ -26,6 +25,7 @@ from jsae.ablation.all_features.totals import (
 from jsae.activations import Encoded, Reducer
 from jsae.classifier import Head, head_logits
 from jsae.runtime.pytrees import pytree
+from jsae.sae import dealt
 
 
 @pytree

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jsae.ablation import dealt
 from jsae.ablation.counterfactual.drawings import Drawn
 from jsae.classifier import Head, Params, head_logits
 from jsae.classifier.forward import LogitsFromActs
@@ -26,6 +25,7 @@ from jsae.runtime import mesh as meshes
 from jsae.runtime.batches import map_rows
 from jsae.runtime.context import RunContext
 from jsae.runtime.pytrees import pytree
+from jsae.sae import dealt
 from jsae.study import Study
 
 

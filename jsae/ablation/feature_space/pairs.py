@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jsae import edits
-from jsae.ablation import dealt
 from jsae.ablation.effects import MEASURES, TARGETS, Named, changes, flips_of, make_effects
 from jsae.ablation.feature_space import controls
 from jsae.activations import Encoded, Reducer
@@ -29,6 +28,7 @@ from jsae.classifier.forward import as_argument
 from jsae.runtime import mesh as meshes
 from jsae.runtime.batches import map_rows
 from jsae.runtime.pytrees import pytree
+from jsae.sae import dealt
 
 SCOPES = ("map", "peak")
 KINDS = ("effect", "direction", "auroc", "feature")  # the feature itself, then its controls

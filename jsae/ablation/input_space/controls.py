@@ -6,7 +6,7 @@ An area without such a place has no control.
 """
 
 import numpy as np
-import scipy.ndimage
+import scipy
 from numpy.lib.stride_tricks import sliding_window_view
 
 ENERGY_TOLERANCE = 0.2

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae.ablation.input_space import blur, controls
-from jsae.ablation.input_space.marks import Marks
+from jsae.ablation.input_space import controls
 from jsae.ablation.input_space.placements import Pair, Placement, region
+from jsae.analysis.marks import Marks
+from jsae.data import blur
 from jsae.runtime.context import RunContext
 
 KINDS = ("effect", "control")  # the area itself, then its control

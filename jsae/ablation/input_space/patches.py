@@ -22,16 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae.ablation import dealt
 from jsae.ablation.effects import MEASURES, TARGETS, Named, changes, flips_of, make_effects
-from jsae.ablation.input_space import blur, layout
+from jsae.ablation.input_space import layout
 from jsae.ablation.input_space.layout import CELL, KINDS
-from jsae.ablation.input_space.marks import Marks
 from jsae.ablation.input_space.placements import Placement, active_cells
+from jsae.analysis.marks import Marks
 from jsae.classifier.forward import as_argument
+from jsae.data import blur
 from jsae.runtime import mesh as meshes
 from jsae.runtime.batches import map_rows
 from jsae.runtime.context import RunContext
+from jsae.sae import dealt
 
 MIN_FALL = 0.5  # of a pair that qualifies
 

@@ -4,11 +4,11 @@ So all placements can blur equal areas: the first `area_px` pixels in the order 
 is one function of a `Pair` and one name in the dict that `patches.effects_of_blurring` gets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 
 class Pair(NamedTuple):
@@ -59,6 +59,11 @@ def marked(pair: Pair) -> np.ndarray | None:
     inside = np.pad(pair.marked, 1)  # the image's edge is a border
     depth = scipy.ndimage.distance_transform_edt(inside) - scipy.ndimage.distance_transform_edt(~inside)
     return depth[1:-1, 1:-1]
+
+
+def of_maps(maps: Mapping[int, np.ndarray]) -> Placement:
+    """The pixels that a feature depends on most, by row -> pixel map [S, T]; none for a pair without one."""
+    return lambda pair: maps.get(pair.row)
 
 
 def of_marks(name: str | None) -> dict[str, Placement]:

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jsae.ablation.input_space.blur import blur_matrix
 from jsae.data import augment
+from jsae.data.blur import blur_matrix
 from jsae.data.cache import FOREGROUND_BIT, Split
 from jsae.data.twins import Twins
 from jsae.runtime.pytrees import pytree

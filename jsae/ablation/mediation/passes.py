@@ -21,7 +21,6 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jsae import metrics
-from jsae.ablation import dealt
 from jsae.ablation.all_features import closed_form
 from jsae.ablation.effects import MEASURES
 from jsae.ablation.mediation.changed import BEST_OTHER, Change, ChangedImages
@@ -29,6 +28,7 @@ from jsae.classifier import Head
 from jsae.classifier.forward import as_argument
 from jsae.runtime import mesh as meshes
 from jsae.runtime.batches import map_rows
+from jsae.sae import dealt
 
 SIZES = (1, 4, 16, 32)  # m, of sets of features
 N_RANDOM = 4  # random sets beside each

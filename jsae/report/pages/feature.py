@@ -3,8 +3,8 @@
 import re
 
 import numpy as np
-import scipy.stats
 
+from jsae import metrics
 from jsae.report import pictures
 from jsae.report.figures import strips
 from jsae.report.figures.histograms import value_histogram
@@ -16,7 +16,6 @@ from jsae.tables import interval
 _MAX_BARS = 10
 _MAX_NEAREST = 6
 _MAX_CLASSES = 8
-_NORMAL_95 = float(scipy.stats.norm.ppf(0.975))
 # Columns that the template names have a place there; any other one is listed by its name.
 _PLACED = {"alive", "top_class", *re.findall(r"feature\.(\w+)", template_text("feature.html"))}
 _KINDS = {
@@ -110,7 +109,7 @@ def _band(results: Results, feature: int, null: float | None, size: int) -> tupl
         return None
     n = int(np.sum(results.facts["class_sizes"]))
     share = (n - size) / (n - 1) if n > 1 else 0.0
-    half = _NORMAL_95 * float(results.survey.pooled_sd[feature]) * (share / size) ** 0.5
+    half = metrics.Z95 * float(results.survey.pooled_sd[feature]) * (share / size) ** 0.5
     return max(null - half, 0.0), null + half
 
 
@@ -154,7 +153,7 @@ def by_class(results: Results, feature: int) -> dict | None:
     drawn = rows[:_MAX_CLASSES]
     for row in drawn:
         mean, error = row["label_margin"], row["label_margin_se"]
-        half = _NORMAL_95 * error if is_known(error) else float("nan")
+        half = metrics.Z95 * error if is_known(error) else float("nan")
         row |= interval("label_margin", mean, mean - half, mean + half) | {"name": names[row["class"]]}
     return {"rows": drawn, "axis": strips.forest(drawn, "label_margin"), "n_more": len(rows) - len(drawn)}
 

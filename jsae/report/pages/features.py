@@ -24,7 +24,8 @@ COLUMNS = (  # head, table ("features": of `Results.features`), column; those th
     ("q", "feature_space", "q_direction"),
     ("blurred − control", "input_space", "effect_minus_control"),
     ("poly\u00adsemanticity", "features", "polysemanticity"),
-    ("erf share", "features", "erf_share"),
+    ("pixel map in cell", "features", "pixel_map_in_cell"),
+    ("insertion", "features", "pixel_map_insertion"),
     ("part auroc", "features", "part_auroc"),
 )
 _ROWS = {  # table -> the rows shown: margin of the top class, removed everywhere (own class) or blurred

@@ -31,7 +31,7 @@ def index_data(results: Results) -> dict:
         "manifests": {name: found for name, found in results.manifests.items() if name != "report"},
         "known": {
             name: [value for value in results.features.get(name, []) if is_known(value)]
-            for name in ("erf_share", "uniform_share", "polysemanticity")
+            for name in ("pixel_map_in_cell", "polysemanticity")
         },
         "pages": frozenset(results.chosen),
         "split_sizes": split_sizes(results),

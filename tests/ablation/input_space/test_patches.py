@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from jsae.ablation.input_space import blur, controls, patches, placements
-from jsae.ablation.input_space.marks import Marks, marks_of
+from jsae.ablation.input_space import controls, patches, placements
 from jsae.analysis.localisation import TABLE
-from jsae.data import augment
+from jsae.analysis.marks import Marks, marks_of
+from jsae.data import augment, blur
 from jsae.data.cache import FOREGROUND_BIT, Split
 from tests.ablation.toy import ToySAE
 
@@ -162,6 +162,9 @@ def test_placements_choose_the_pixels_that_they_name():
     two = placements.region(placements.active(pair), 2 * 64)
     np.testing.assert_array_equal(two, naive_square(0, 1) | naive_square(2, 3))
     assert placements.marked(pair._replace(marked=None)) is None
+    mapped = placements.of_maps({0: mask.astype(np.float16)})
+    np.testing.assert_array_equal(placements.region(mapped(pair), mask.sum()), mask)
+    assert mapped(pair._replace(row=1)) is None
     whole = pair._replace(marked=np.ones((S, T), bool))  # a box as large as the image
     assert placements.region(placements.marked(whole), 64)[S // 2, T // 2]
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jsae.ablation.input_space.blur import blur_matrix
 from jsae.ablation.mediation.changed import BEST_OTHER, ChangedImages, make_change, make_inputs
 from jsae.data import augment, cache
+from jsae.data.blur import blur_matrix
 from jsae.data.twins import Twins
 
 N, S = 6, 48

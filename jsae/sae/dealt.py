@@ -30,16 +30,32 @@ def map_shards(function: Callable, mesh: Mesh | None, in_specs: tuple, out_specs
 
 def decoder_rows(dictionary: Any, features: jax.Array) -> jax.Array:
     """Decoder rows [..., C] of features int [...], numbers in 0..F-1."""
+    return _rows(dictionary, dictionary.w_dec, features)
+
+
+def preactivations(sae: Any, acts: jax.Array, features: jax.Array) -> jax.Array:
+    """Pre-activations [B] of one feature int [B] for each raw activation vector [B, C], raw units.
+
+    s * ((x_n - b_dec) . w_enc + b_enc), before any gate, threshold or competition: it has a gradient where
+    the feature itself is off.
+    """
+    centred = (acts - sae.mean[None, :]) / sae.scale - sae.b_dec[None, :]
+    row, bias = _rows(sae, sae.w_enc, features), _rows(sae, sae.b_enc[:, None], features)[:, 0]
+    return sae.scale * ((centred * row).sum(-1) + bias)
+
+
+def _rows(dictionary, array, features):
+    """Rows [..., C] of an array [F, C] of the dictionary."""
     mesh, rows = mesh_of(dictionary), _images_over(dictionary, features)
     if mesh is None:
-        return dictionary.w_dec[features]
+        return array[features]
 
-    def take(w_dec, features):
-        at, held = _held(features, len(w_dec))
-        return lax.psum(jnp.where(held[..., None], w_dec[at], 0), "model")
+    def take(array, features):
+        at, held = _held(features, len(array))
+        return lax.psum(jnp.where(held[..., None], array[at], 0), "model")
 
     specs = (PartitionSpec("model"), PartitionSpec(rows))
-    return map_shards(take, mesh, specs, PartitionSpec(rows))(dictionary.w_dec, features)
+    return map_shards(take, mesh, specs, PartitionSpec(rows))(array, features)
 
 
 def feature_maps(dictionary: Any, feats: jax.Array, features: jax.Array | np.ndarray) -> jax.Array:

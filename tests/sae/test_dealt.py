@@ -8,7 +8,6 @@ import pytest
 
 from jsae import classifier
 from jsae import sae as saes
-from jsae.ablation import dealt
 from jsae.ablation.all_features.reducer import MeasureAllFeatures
 from jsae.ablation.feature_space import pairs
 from jsae.ablation.splice import MeasureSplice
@@ -16,6 +15,7 @@ from jsae.activations import reducers
 from jsae.activations.store import make_batches
 from jsae.classifier.forward import LogitsFromActs
 from jsae.runtime import mesh as meshes
+from jsae.sae import dealt
 from jsae.sae.model import over_mesh
 from tests.ablation.toy import Store
 

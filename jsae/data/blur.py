@@ -10,7 +10,7 @@ import numpy as np
 from jsae.data import augment
 
 
-def blurred(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def blurred(x: jax.Array, rows: jax.Array | np.ndarray, columns: jax.Array | np.ndarray) -> jax.Array:
     """x [B, S, T, channels] with matrices of one axis [S, S] and [T, T] applied; float32 products."""
     return jnp.einsum("sp,tq,bpqc->bstc", rows, columns, x, precision="float32")
 
