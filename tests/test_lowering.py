@@ -20,7 +20,7 @@ NAMES = [name for name in ACCELERATED if re.search("_4x2$|^sae_.*_1x1$|_(test|ma
 BOUNDS = {
     "classifier_step": (0, 0, 2),  # cross-entropy's labels; mixed images
     "analysis_test": (0, 1, 0),  # the strongest patches: among B + n_top images
-    "analysis_receptive": (0, 0, 1),
+    "analysis_pixel_maps": (4, 0, 4),  # pixels in the order of each of four maps
     "ablation_test": (1, 2, 9),  # joint removals: by effect and in a random order; by label
     "ablation_mediation_rank": (0, 0, 3),
     "closed_form": (0, 0, 3),

@@ -40,6 +40,7 @@ from jsae.activations import reducers
 from jsae.activations import run as extraction
 from jsae.analysis import images as analysis_images
 from jsae.analysis import nearest, strength, top_patches
+from jsae.analysis.pixel_maps.attribution import METHODS
 from jsae.classifier import evaluate as prediction
 from jsae.classifier import run as classifier_run
 from jsae.classifier import train as classifier_train
@@ -298,20 +299,17 @@ def _analysis_nearest(sizes: Sizes, mesh: Mesh) -> Program:
     )
 
 
-def _analysis_receptive(sizes: Sizes, mesh: Mesh) -> Program:
-    b = min(sizes.n_images, 32)
+def _analysis_pixel_maps(sizes: Sizes, mesh: Mesh) -> Program:
+    b, side = min(sizes.n_images, 32), sizes.image_px
     batch = _dealt(
         mesh,
-        images=((b, sizes.image_px, sizes.image_px, 3), jnp.uint8),
-        features=((b,), jnp.int32),
+        images=((b, side, side, 3), jnp.uint8),
         peaks=((b, 2), jnp.int32),
+        **dict.fromkeys(("features", "rows"), ((b,), jnp.int32)),
+        **dict.fromkeys(("foreground", "part"), ((b, side, side), jnp.bool_)),
     )
-    stride_px = sizes.network.stride_px(sizes.site)
-    return analysis_images._shares(sizes.site, stride_px), (
-        _params(sizes, mesh),
-        _on_mesh(sizes, mesh),
-        batch,
-    )
+    step = analysis_images._scores(sizes.site, sizes.network.stride_px(sizes.site), METHODS[0])
+    return step, (_params(sizes, mesh), _on_mesh(sizes, mesh), (_array(mesh, (side, side)),) * 2, batch)
 
 
 def _ablation_test(sizes: Sizes, mesh: Mesh) -> Program:
@@ -503,7 +501,7 @@ _ANALYSIS = {
     "train": _analysis_train,
     "test": _analysis_test,
     "nearest": _analysis_nearest,
-    "receptive": _analysis_receptive,
+    "pixel_maps": _analysis_pixel_maps,
 }
 _ABLATION = {
     "test": _ablation_test,
