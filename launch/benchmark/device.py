@@ -7,7 +7,8 @@ line are left out, and one that was cut off twice as well. --target=cpu runs all
 proves the script and measures nothing.
 
     rate_        bytes/s of a copy and operations/s of matrix products on this device
-    depthwise_   the 7x7 convolution, forward and gradient, in each form and stage of tiny@224, bfloat16
+    depthwise_   the 7x7 convolution of each stage of tiny@224, forward and gradient, bfloat16; plain_depthwise_
+                 by XLA's grouped convolution
     top_k_       selections of k among F, in each form
     sae_k, sae_f sparse and dense training steps at growing F / k
     classifier_  the training step of tiny@224 as configs/fgvc_convnext_tiny.py has it; timm_ beside it, with
@@ -43,11 +44,10 @@ import numpy as np
 from absl import flags, logging
 from jax import lax
 
-from jsae.classifier.families.convnext import depthwise
 from jsae.runtime import checkpoints, digests
 from jsae.sae.variants import topk
 from launch import usage
-from launch.benchmark import hlo, programs
+from launch.benchmark import classifier, hlo, programs
 
 _OUT = flags.DEFINE_string("out", "device_check.jsonl", "File that a line is added to for each item.")
 _ITEMS = flags.DEFINE_string("items", "", "A pattern in the items' names.")
@@ -56,7 +56,6 @@ _TARGET = flags.DEFINE_enum("target", "device", ("device", "cpu"), "cpu: tiny si
 _DIGEST = flags.DEFINE_bool("digest", False, "Print the digest of a short deterministic training, and end.")
 
 FULL = programs.Sizes()
-FORMS = {"depthwise": depthwise.depthwise, "conv": depthwise.conv, "shifts": depthwise.shifts}
 STEPS = 4  # of one dispatch
 
 
@@ -192,13 +191,10 @@ def _depthwise(scale: Scale) -> Iterator[tuple[str, Callable[[], dict[str, Any]]
             continue
         x = jax.ShapeDtypeStruct((b, side, side, channels), jnp.bfloat16)
         kernel = jax.ShapeDtypeStruct((7, 7, channels), jnp.bfloat16)
-        for name, form in FORMS.items():
+        for name, form in classifier.CONVOLUTIONS.items():
             loss = lambda x, k, form=form: form(x, k).astype(jnp.float32).sum()  # noqa: E731
             for what, f in {"forward": form, "gradient": jax.grad(loss, argnums=(0, 1))}.items():
-                yield (
-                    f"depthwise_{site}_{name}_{what}",
-                    functools.partial(timed, scale, jax.jit(f), (x, kernel)),
-                )
+                yield f"{name}_{site}_{what}", functools.partial(timed, scale, jax.jit(f), (x, kernel))
 
 
 def _selections(scale: Scale) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:

@@ -8,7 +8,7 @@ import pytest
 from launch.benchmark import device
 from tests.conftest import ROOT
 
-FIRST = "rate_|depthwise_stage1_conv_forward|top_k_lax_k4"
+FIRST = "rate_|plain_depthwise_stage1_forward|top_k_lax_k4"
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def lines(tmp_path):
 
 def test_each_item_is_a_line_with_rates_as_shares_of_the_devices_own(lines):
     found = {line["item"]: line for line in lines[1] if "started" not in line}
-    assert list(found) == ["rate_copy", "rate_product_bf16", "depthwise_stage1_conv_forward", "top_k_lax_k4"]
+    assert list(found) == ["rate_copy", "rate_product_bf16", "plain_depthwise_stage1_forward", "top_k_lax_k4"]
     assert found["rate_copy"]["of_copy"] == found["rate_product_bf16"]["of_product"] == 1.0
-    conv = found["depthwise_stage1_conv_forward"]
+    conv = found["plain_depthwise_stage1_forward"]
     assert conv["ms"] > 0 and conv["gflop"] == pytest.approx(2 * 8 * 16 * 16 * 8 * 49 / 1e9)
     assert conv["of_product"] > 0 and conv["of_copy"] > 0
 
@@ -50,7 +50,7 @@ def test_the_names_of_a_real_check_are_in_the_order_of_what_they_tell():
     names = [name for name, _ in device.items(device.ON_DEVICE)]
     assert len(set(names)) == len(names)
     kinds = list(dict.fromkeys(name.split("_")[0] for name in names))
-    assert kinds[:6] == ["rate", "depthwise", "top", "sae", "classifier", "timm"]
+    assert kinds[:7] == ["rate", "depthwise", "plain", "top", "sae", "classifier", "timm"]
     assert names[-3:] == ["deterministic", "save_s", "demo_bf16"]
 
 
