@@ -7,8 +7,8 @@ line are left out, and one that was cut off twice as well. --target=cpu runs all
 proves the script and measures nothing.
 
     rate_        bytes/s of a copy and operations/s of matrix products on this device
-    depthwise_   the 7x7 convolution of each stage of tiny@224, forward and gradient, bfloat16; plain_depthwise_
-                 by XLA's grouped convolution
+    depthwise_   the 7x7 convolution of each stage of tiny@224, forward and gradient, bfloat16;
+                 plain_depthwise_ is XLA's grouped convolution
     top_k_       selections of k among F, in each form
     sae_k, sae_f sparse and dense training steps at growing F / k
     classifier_  the training step of tiny@224 as configs/fgvc_convnext_tiny.py has it; timm_ beside it, with
