@@ -31,6 +31,7 @@ _FREE = {  # no work of their own
 }
 _BOTH = (
     "all-gather-start",
+    "reduce-scatter-start",
     "collective-permute-start",
     "copy-start",
 )  # operand and result are in their shape
