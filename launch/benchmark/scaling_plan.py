@@ -39,9 +39,11 @@ _TARGET = flags.DEFINE_enum("target", "h200", sorted(PEAKS), "Device whose data 
 _DENSE = flags.DEFINE_bool("dense", True, "The dense step; --nodense for the gathered one.")
 
 # Of a dense TopK step in bfloat16, bytes per parameter of w_enc and w_dec that a device holds, per parameter
-# that it gathers, per vector and feature without a model axis, and with one: fitted to "gb" of the eight
-# sae_topk_n(4096|16384)_bf16 of --only=compile, which they give within 13% on an H200
-COUNTED = {"h200": (49.3, 35.5, 33.8, 144.0), "v5e": (49.3, 35.5, 33.8, 144.0)}
+# that it gathers, per vector and feature where a kernel selects, and where passes over all features do: F on
+# more than one device, or above 2^16. Fitted to "gb" of sae_topk_n(4096|16384)_bf16 of --only=compile, which on
+# an H200 they give within 13%; at F = 2^17 they are up to a quarter too many. On a v5e from three steps of
+# N = 4096, of which much stays in fast memory: for larger ones too few.
+COUNTED = {"h200": (49.8, 30.1, 33.9, 143.0), "v5e": (17.3, 0.9, 46.2, 49.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +113,10 @@ def topologies(n_devices: int, **settings: Any) -> list[Plan]:
 
 def row(p: Plan, target: str, n_channels: int, n_features: int, batch_size: int) -> dict[str, Any]:
     """A line of the table: a plan on a device."""
-    peak, (held, gathered, alone, dealt) = PEAKS[target], COUNTED[target]
+    peak, (held, gathered, alone, passes) = PEAKS[target], COUNTED[target]
     features, cells = n_features // p.model, batch_size // p.data * (n_features // p.model)
-    moved = (held / p.data + gathered) * 2 * features * n_channels + (dealt if p.model > 1 else alone) * cells
+    by_cell = alone if p.model == 1 and n_features <= 2**16 else passes
+    moved = (held / p.data + gathered) * 2 * features * n_channels + by_cell * cells
     times = {
         "products": 1e3 * p.operations / peak.flops_per_s["bf16"],
         "bytes": 1e3 * moved / peak.bytes_per_s,
