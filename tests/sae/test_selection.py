@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jsae.runtime import mesh as meshes
-from jsae.sae import train, variants
+from jsae.sae import model, train, variants
 from jsae.sae.variants import selection, topk
 from tests.sae import test_sharded
 
@@ -101,6 +101,9 @@ def test_a_device_by_itself_takes_a_kernel_and_all_else_counts(platform, target)
     assert target is None or target in alone
     assert "custom_call" not in any_ + wide
     assert "top_k" in lowered(lambda pre: topk.keep_top(pre, 9), "cpu", pre)
+    sae_ = model.over_mesh(test_sharded.host_state("topk").sae, test_sharded.mesh_of(1, 1))
+    encode = lowered(lambda x: sae_.encode(x), platform, jnp.zeros((4, test_sharded.C)))
+    assert target is None or target in encode
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")

@@ -212,3 +212,5 @@ def test_bfloat16_products_leave_a_float32_state():
     expected = sums["loss"] / sums["n"]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=0.02)  # eight bits of every operand
     assert metrics["loss"] != expected
+    np.testing.assert_allclose(metrics["l0"], sums["l0"] / sums["n"], rtol=0.02)
+    np.testing.assert_array_equal(after.silent_steps == 0, sums["fired"] > 0)
