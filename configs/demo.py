@@ -86,8 +86,9 @@ def get_config(form: str = "full") -> ConfigDict:
         store="auto",  # "resident" on the devices, "streamed" from disk; auto streams what does not fit
         buffer_mib=1024.0,  # of one of the two windows of a streamed store, over all devices
         dead_after_epochs=1.0,
-        steps_per_dispatch=10,
-        save_every_steps=200,
+        steps_per_dispatch=0,  # 0: as many as take half a second
+        save_every_s=300.0,  # about; counted in steps, which the first process measures
+        save_every_steps=0,
         log_every_steps=20,
         eval_every_steps=200,
         max_bad_steps=10,
@@ -109,6 +110,7 @@ def get_config(form: str = "full") -> ConfigDict:
         m=(1, 4),  # features that may carry one
         n_images=512,  # of train, to choose the features, and of test
         n_epochs=20.0,
+        tuned=("relu_l1",),  # variants whose coefficient is chosen on train to have topk.k active features
         variants=dict(  # what a variant takes instead of config.sae's values: about as many active features
             relu_l1=dict(learning_rate=1e-2, relu_l1=dict(l1=3.0, l1_warmup_steps=200)),
             jumprelu=dict(learning_rate=1e-2, jumprelu=dict(l0=1.0, l0_warmup_steps=200, bandwidth=0.5)),

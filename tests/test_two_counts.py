@@ -4,13 +4,11 @@ Each process computes much for itself, and where their numbers differ in the las
 iterations, pairs or passes. Process 1 is made to differ on purpose.
 """
 
-import socket
-import subprocess
 import sys
 
 import pytest
 
-from launch.faults import runs
+from tests.together import together
 
 START = """
 import os, pathlib, signal, sys, time, types
@@ -18,6 +16,7 @@ from jsae.runtime import preemption
 signals = preemption.install()
 import jax, numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jsae.classifier import run as classifier_run
 from jsae.data import cache
 from jsae.runtime import mesh, passes, stages
@@ -32,11 +31,6 @@ with signals.ending_together():
     end()
 """
 PROGRAM = """
-signals._number = 15 if told else None  # one is asked to stop, and both say so at the same poll
-assert context.requested_by_any() and signals.is_asked() == told
-signals._number, signals.deadline = None, preemption.Deadline(3)
-assert not context.requested_by_any()
-
 rng = np.random.default_rng(here)  # other pixels: another number of iterations, and another accuracy
 def split(name):
     images = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
@@ -60,6 +54,11 @@ again = passes.Passes(stage, ())
 found = again("effects", lambda: sys.exit("process %d computes it again" % here))()
 assert kept == found and kept[0] == 0.0, (kept, found)
 
+made_here = []
+parts = mesh.shared(5, lambda i: made_here.append(i) or np.array([i, 1 / 3]))  # in float64, none twice
+assert [part.tolist() for part in parts] == [[i, 1 / 3] for i in range(5)]
+assert made_here == list(range(here, 5, 2)), made_here
+
 stage = epath.Path(folder) / "study" / "report"
 if here == 0:
     stage.mkdir(parents=True)
@@ -70,9 +69,19 @@ stages.restart({}, folder / "study", "report")
 assert not stage.exists(), "process %d reads what is being dropped" % here
 print("done", accuracy, flush=True)
 mesh.wait_for_all("end")
+waits = []
+for name in ("process_allgather", "broadcast_one_to_all", "sync_global_devices"):
+    wait = getattr(multihost_utils, name)
+    setattr(multihost_utils, name, lambda *a, wait=wait, **named: waits.append(wait) or wait(*a, **named))
 def end():
+    step = 1
+    while not context.requested_by_any():
+        step += 1
+        if told and step == 120:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.002 * (1 + here))  # one is ahead of the other
+    print("stopped at", step, len(waits), flush=True)
     if told:  # in work of its own, while the other waits for it
-        os.kill(os.getpid(), signal.SIGUSR1)
         context.check_here()
     mesh.wait_for_all("never")
 """
@@ -93,36 +102,22 @@ def end():
 """
 
 
-def run(program, folder, which, environment):
+def run(program, folder, which, environment, grace_s=120):  # a busy machine may be slow to come to a poll
     """[(exit code, stdout, stderr)] of both processes; `which` is the one that is told."""
-    environment = environment | {"JAX_NUM_CPU_DEVICES": "1", "JSAE_NUM_PROCESSES": "2", "JSAE_GRACE_S": "3"}
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        environment["JSAE_COORDINATOR"] = f"127.0.0.1:{s.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", START + program + END, str(folder), str(which)],
-            env=environment | {"JSAE_PROCESS_ID": str(i)},
-            cwd=runs.ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+    command = [sys.executable, "-c", START + program + END, str(folder), str(which)]
+    return together(command, environment | {"JSAE_GRACE_S": str(grace_s)})
 
 
-def test_where_one_would_take_more_iterations_both_go_on_and_a_stop_ends_both(clean_environment, tmp_path):
+def test_where_one_would_take_more_iterations_both_go_on_and_stop_at_the_same_step(
+    clean_environment, tmp_path
+):
     ended = run(PROGRAM, tmp_path, 1, clean_environment)
     assert [code for code, *_ in ended] == [75, 75], ended
-    done = {out.splitlines()[-1] for _, out, _ in ended}
-    assert len(done) == 1 and done.pop().startswith("done "), ended
+    words = ("done ", "stopped at ")
+    said = [[line for line in out.splitlines() if line.startswith(words)] for _, out, _ in ended]
+    assert said[0] == said[1] and len(said[0]) == 2, ended
+    step, n_waits = map(int, said[0][1].split()[2:])
+    assert step >= 120 and n_waits == 0, ended
     assert "SIGUSR1: stopping" in ended[1][2] and "process 1 has stopped" in ended[0][2], ended
 
 
@@ -131,6 +126,6 @@ def test_where_one_would_take_more_iterations_both_go_on_and_a_stop_ends_both(cl
     [(STUCK, 75, "process 0 was told to stop (SIGTERM); no"), (FAILS, 1, "process 0 ended with exit code 1")],
 )
 def test_the_end_of_one_is_the_end_of_both(clean_environment, tmp_path, program, code, why):
-    ended = run(program, tmp_path, 0, clean_environment)
+    ended = run(program, tmp_path, 0, clean_environment, grace_s=3)
     assert [code for code, *_ in ended] == [code, code], ended
     assert why in ended[1][2] or "process 0 has stopped: no consistent point" in ended[1][2], ended

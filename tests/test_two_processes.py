@@ -1,19 +1,26 @@
-"""Two processes on loopback train one classifier step together, and agree with one process."""
+"""Two processes on loopback train one classifier step and an SAE together, and agree with one process."""
 
-import pathlib
-import socket
-import subprocess
+import os
 import sys
 
 import jax
 import numpy as np
+import pytest
+from jax.experimental import multihost_utils
 
-from jsae import classifier
+from jsae import classifier, sae
 from jsae.classifier import train
-from jsae.runtime import compilation, mesh
+from jsae.runtime import compilation, mesh, preemption, stages
+from jsae.sae import loop
+from jsae.sae.run import run as train_sae
+from tests.sae import conftest as examples
+from tests.together import together
 
-ROOT = pathlib.Path(__file__).parents[1]
 BATCH_SIZE = 16
+SLOW = pytest.mark.skipif(
+    not os.environ.get("JSAE_SLOW_TESTS"), reason="four more processes; JSAE_SLOW_TESTS=1 runs it"
+)
+AGREEMENTS = ("process_allgather", "broadcast_one_to_all", "sync_global_devices")
 
 
 def step_on(device_mesh) -> dict:
@@ -58,9 +65,30 @@ def step_on(device_mesh) -> dict:
     }
 
 
+def counting(monkeypatch) -> list[str]:
+    """A list to which each call comes by which the hosts wait for each other."""
+    waits: list[str] = []
+    for name in AGREEMENTS:
+        wait = getattr(multihost_utils, name)
+
+        def counted(*arguments, name=name, wait=wait, **named):
+            waits.append(name)
+            return wait(*arguments, **named)
+
+        monkeypatch.setattr(multihost_utils, name, counted)
+    return waits
+
+
+def sae_config():
+    """100 steps, a dispatch of one step each, and one save."""
+    config = examples.small_config()
+    config.sae.update(n_epochs=20.0, steps_per_dispatch=1, save_every_steps=0, eval_every_steps=0)
+    return config
+
+
 def main(folder: str) -> None:
-    """What each of the two processes does."""
-    mesh.initialize()
+    """What each of the processes does."""
+    mesh.initialize(preemption.install())
     caches = []
     for name in (f"cache-{jax.process_index()}", "cache-all"):
         compilation.cache(f"{folder}/{name}")
@@ -68,32 +96,39 @@ def main(folder: str) -> None:
     jax.config.update("jax_compilation_cache_dir", None)
     found = step_on(mesh.make_mesh())
     if mesh.is_writer():
-        np.savez(f"{folder}/two.npz", caches=caches, **found)
+        np.savez(f"{folder}/found.npz", caches=caches, **found)
+    run_steps = loop.run_steps
+    with pytest.MonkeyPatch.context() as patch:
+        waits = counting(patch)
+
+        def steps(*arguments, saved, **named):
+            waits.clear()
+            patch.setattr(saved, "save", lambda *_, save=saved.save: print("waits:", waits) or save(*_))
+            return run_steps(*arguments, saved=saved, **named)
+
+        patch.setattr(loop, "run_steps", steps)
+        train_sae(sae_config(), folder)
 
 
-def test_two_processes_take_the_step_of_one(clean_environment, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        joined = {"JSAE_COORDINATOR": f"127.0.0.1:{s.getsockname()[1]}", "JSAE_NUM_PROCESSES": "2"}
-    program = f"from tests.test_two_processes import main; main({str(tmp_path)!r})"
-    environment = clean_environment | joined | {"JAX_NUM_CPU_DEVICES": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=environment | {"JSAE_PROCESS_ID": str(i)},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    one = step_on(mesh.make_mesh(devices=jax.devices()[:4]))
-    for process in processes:
-        _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err[-3000:]
+@pytest.mark.parametrize("n", [2, pytest.param(4, marks=SLOW)])
+def test_several_processes_do_what_one_does(clean_environment, tmp_path, n):
+    ours, theirs = tmp_path / "one", tmp_path / "several"
+    for folder in (ours, theirs):
+        examples.make_activations(sae_config(), folder)
+    program = f"from tests.test_two_processes import main; main({str(theirs)!r})"
+    ended = together([sys.executable, "-c", program], clean_environment, n, 4 // n)
+    assert [code for code, *_ in ended] == [0] * n, ended
+    for _, out, err in ended:
         assert "not every process sees" in err, err  # a folder of each node
-    two = np.load(tmp_path / "two.npz")
-    for name, value in one.items():
+        assert out.count("waits: []") == 1, "100 dispatches before the save"
+    several = np.load(theirs / "found.npz")
+    for name, value in step_on(mesh.make_mesh(devices=jax.devices()[:4])).items():
         # same four devices, other reductions between processes: the project's bound for a change of topology
-        assert np.abs(value - two[name]).max() <= 1e-5 * np.abs(value).max(), name
-    assert two["caches"].tolist() == ["None", f"{tmp_path}/cache-all"]
+        assert np.abs(value - several[name]).max() <= 1e-5 * np.abs(value).max(), name
+    assert several["caches"].tolist() == ["None", f"{theirs}/cache-all"]
+    train_sae(sae_config(), ours)
+    one, several = (sae.load(folder / "sae") for folder in (ours, theirs))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+    fvu, other = (stages.results(sae_config(), folder, "sae")["fvu"] for folder in (ours, theirs))
+    assert other == pytest.approx(fvu, rel=1e-5)

@@ -30,14 +30,14 @@ def calm(tmp_path_factory):
 
 
 def test_both_stop_at_the_step_at_which_one_was_told_to(calm, tmp_path):
-    for stage, fail, of, step in (
-        ("classifier", "term@progress/classifier#7", 1, 7),
-        ("sae", "int@progress/sae#3", 0, 16),  # dispatches of four steps, told of while the next one runs
+    for stage, fail, of, step, ahead in (  # how far the other one may be ahead when it hears of it
+        ("classifier", "term@progress/classifier#7", 1, 7, 2),
+        ("sae", "int@progress/sae#3", 0, 16, 8),  # dispatches of four steps, told of while the next one runs
     ):
         ended = run(tmp_path, [75, 75], fail, of)
         assert [each.says("stopping at the next") for each in ended] == [i == of for i in range(2)]
         saved = checkpoints.Checkpoints(tmp_path / stage / "checkpoints")
-        assert saved.latest_step() == step
+        assert step <= saved.latest_step() <= step + ahead
         saved.close()
     run(tmp_path, [0, 0])
     assert compare_runs.compare(calm, tmp_path) == []

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jsae import metrics
+from jsae.runtime import mesh as meshes
 
 INDICES = ("selectivity", "label_entropy")
 _BLOCK = 512  # features at once
@@ -68,33 +69,37 @@ def against_null(
     """
     n_features, n_classes = class_mean.shape
     values = indices(class_mean, chosen)
-    mean, std = ({name: np.full(n_features, np.nan) for name in INDICES} for _ in range(2))
+    mean, std = np.full((2, len(INDICES), n_features), np.nan)
     permuted = _permutations(labels, n_permutations, seed)
     count = np.bincount(labels[labels >= 0], minlength=n_classes)
     active = np.flatnonzero(np.isfinite(values["selectivity"]) | np.isfinite(values["label_entropy"]))
     size = block_size(len(labels))
     at_once = _VALUES // max(1, size * n_classes)  # permutations
     at_once = max(1, min(at_once, _ONE_HOT_MIB * 2**18 // max(1, len(labels) * n_classes)))
-    for start in range(0, len(active), size):
-        block = active[start : start + size]
+    blocks = [active[start : start + size] for start in range(0, len(active), size)]
+
+    def nulls(number: int) -> np.ndarray:
+        """Mean and standard deviation of a block [2, len(INDICES), f]."""
+        block = blocks[number]
         columns = np.zeros((len(labels), size), np.float32)  # the last block is filled up: one compilation
         columns[:, : len(block)] = pooled[:, block]
-        columns, drawn = jax.device_put(columns), {name: [] for name in INDICES}
+        columns, drawn = jax.device_put(columns), []
         for first in range(0, n_permutations, at_once):
             sums = np.asarray(_class_sums(columns, permuted[first : first + at_once], n_classes=n_classes))
             means = sums[..., : len(block), :] / np.where(count > 0, count, np.nan)[None, None, :]
-            for name, value in indices(means, chosen[block]).items():
-                drawn[name].append(value)  # [permutations, features]
-        for name in INDICES:
-            null = np.concatenate(drawn[name])
-            mean[name][block], std[name][block] = null.mean(axis=0), null.std(axis=0, ddof=1)
+            drawn.append(indices(means, chosen[block]))  # [permutations, features] each
         if on_block is not None:
             on_block(len(block))
+        whole = [np.concatenate([part[name] for part in drawn]) for name in INDICES]
+        return np.array([[null.mean(axis=0) for null in whole], [null.std(axis=0, ddof=1) for null in whole]])
+
+    for block, (block_mean, block_std) in zip(blocks, meshes.shared(len(blocks), nulls), strict=True):
+        mean[:, block], std[:, block] = block_mean, block_std
     found = {}
-    for name in INDICES:
-        excess = values[name] - mean[name]
-        spread = np.where(std[name] > _STD_FLOOR, std[name], np.nan)
-        found |= {name: values[name], f"{name}_null": mean[name], f"{name}_excess": excess}
+    for name, null, spread in zip(INDICES, mean, std, strict=True):
+        excess = values[name] - null
+        spread = np.where(spread > _STD_FLOOR, spread, np.nan)
+        found |= {name: values[name], f"{name}_null": null, f"{name}_excess": excess}
         found[f"{name}_z"] = excess / spread
     return found
 
@@ -126,8 +131,13 @@ def class_auroc(pooled: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> t
     area, p = np.full((2, pooled.shape[1]), np.nan)
     having = np.flatnonzero(chosen >= 0)
     size = block_size(len(known))
-    for start in range(0, len(having) if len(known) else 0, size):
-        block = having[start : start + size]
+    blocks = [having[start : start + size] for start in range(0, len(having) if len(known) else 0, size)]
+
+    def of_block(number: int) -> np.ndarray:
+        block = blocks[number]
         positive = labels[known][:, None] == chosen[block][None, :]
-        area[block], p[block] = metrics.auroc(pooled[np.ix_(known, block)], positive)
+        return np.array(metrics.auroc(pooled[np.ix_(known, block)], positive))
+
+    for block, found in zip(blocks, meshes.shared(len(blocks), of_block), strict=True):
+        area[block], p[block] = found
     return area, p

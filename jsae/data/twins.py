@@ -6,6 +6,7 @@ to a network is known without a model of it.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,14 @@ class Pair(NamedTuple):
     with_part: int
 
 
+class Combination(NamedTuple):
+    """Two aircraft that differ in the part of a pair alone and that are not both a class."""
+
+    pair: Pair
+    without: frozenset[str]
+    with_part: frozenset[str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Twins:
     """The pairs of a drawn set and its renderer.
@@ -35,10 +44,15 @@ class Twins:
     seed: int
     image_px: int
 
+    @property
+    def variants(self) -> tuple[frozenset[str], ...]:
+        """The parts of every class, by label."""
+        return tuple(variant.parts for variant in drawing.VARIANTS)
+
     @functools.cached_property
     def pairs(self) -> tuple[Pair, ...]:
         """All pairs of classes that one added part sets apart, by part."""
-        variants = [variant.parts for variant in drawing.VARIANTS]
+        variants = self.variants
         found = [
             Pair(next(iter(b - a)), i, j)
             for i, a in enumerate(variants)
@@ -46,6 +60,15 @@ class Twins:
             if a < b and len(b - a) == 1
         ]
         return tuple(sorted(found, key=lambda pair: (drawing.PART_NAMES.index(pair.part), pair[1:])))
+
+    def combinations(self, n: int) -> tuple[Combination, ...]:
+        """For each pair the first n such aircraft, made by adding or removing its part in each variant."""
+        variants, found = self.variants, []
+        for pair in self.pairs:
+            two = dict.fromkeys((parts - {pair.part}, parts | {pair.part}) for parts in variants)
+            new = (each for each in two if not set(each) <= set(variants) and all(map(_is_aircraft, each)))
+            found += [Combination(pair, *each) for each in itertools.islice(new, n)]
+        return tuple(found)
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -63,6 +86,14 @@ class Twins:
     def masks(self, example: drawing.Example) -> np.ndarray:
         """The masks of a drawing as a split keeps them, uint16 [S, S] (`jsae.data.cache.Split`)."""
         return pack_masks(example.part_masks, example.aircraft_mask)
+
+
+def _is_aircraft(parts: frozenset[str]) -> bool:
+    try:
+        drawing.Variant("any", parts)
+    except ValueError:
+        return False
+    return True
 
 
 def twins_of(data: Mapping[str, Any]) -> Twins | None:

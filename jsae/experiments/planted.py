@@ -10,7 +10,9 @@ x' (train) is measured on pairs of which one direction is all the difference, A0
 
     oracle                            holds the d_p, f = (x - mean) . d_p: it must have share 1 and leak 0
                                       (m = 1: it has one feature for each part)
-    relu_l1, topk, ... matryoshka     every variant of `jsae.sae.VARIANTS`, trained on x'
+    relu_l1, topk, ... matryoshka     every variant of `jsae.sae.VARIANTS`, trained on x'; those of
+                                      config.planted.tuned with the coefficient at which as many features
+                                      are active on train as topk.k
     frozen_decoder, frozen_encoder    the study's variant with one random matrix: it must fail
 
 In WORKDIR/planted: planted.parquet, one row for each dictionary, dose and m, written after each training; a
@@ -56,6 +58,9 @@ RANGES = {
     "n_images": settings.COUNT,
     "n_epochs": settings.POSITIVE,
 }
+COEFFICIENTS = ("l1", "l0")  # settings of the variants that have a penalty
+MAX_TRIES = 5  # of a coefficient
+_L0_TOLERANCE = 0.03  # relative
 _CHUNK = 256  # images
 _FLOAT = pa.float64()
 TABLE = Table(
@@ -66,6 +71,7 @@ TABLE = Table(
         Column("m", pa.int32(), "features that may carry a direction, chosen on train"),
         Column("n_parts", pa.int32(), "directions planted, one for each part"),
         Column("n_features", pa.int32(), "features of the dictionary"),
+        Column("coefficient", _FLOAT, "of the penalty; null for variants that have none"),
         Column("l0", _FLOAT, "mean number of features active on a test vector with all directions planted"),
         Column("fvu", _FLOAT, "on these vectors; null for the oracle, which reconstructs nothing"),
         Column("share", _FLOAT, "of a part's effect that its m features carry, on test; mean over parts"),
@@ -171,8 +177,9 @@ class Trainer:
         abstract = jax.eval_shape(fresh, store.mean, np.float32(1))
         self._fresh = jax.jit(fresh, out_shardings=train.shardings(self._mesh, abstract))
         self._trained = train.make_trained(self._mesh, abstract.sae)
+        self._per_dispatch = c.steps_per_dispatch or 10
         self._dispatch = train.make_dispatch(
-            self._mesh, abstract.sae, self._recipe, self._shape, c.steps_per_dispatch
+            self._mesh, abstract.sae, self._recipe, self._shape, self._per_dispatch
         )
 
     def __call__(
@@ -181,8 +188,8 @@ class Trainer:
         mean: np.ndarray,
         context: RunContext,
         label: str,
-    ) -> model.SAE:
-        """An SAE of `vectors()`, chunks [n, C] of this mean [C].
+    ) -> tuple[model.SAE, float]:
+        """An SAE of `vectors()`, chunks [n, C] of this mean [C], and l0 in its last dispatch of steps.
 
         Raises preemption.Preempted if a stop was asked for.
         """
@@ -194,14 +201,41 @@ class Trainer:
             while step < n_steps:
                 context.check()
                 window = source.at(step)
-                n = min(self._c.steps_per_dispatch, window.stop - step, n_steps - step)
+                n = min(self._per_dispatch, window.stop - step, n_steps - step)
                 state, values = self._dispatch(state, window.x, window.mask, window.order, window.first, n)
                 step += n
                 progress.update(n, fvu=float(values["fvu"][n - 1]), l0=float(values["l0"][n - 1]))
         source.close()
         if int(state.bad_total):
             context.log.warning("%s: %d steps were refused", label, int(state.bad_total))
-        return self._trained(state)
+        return self._trained(state), float(np.mean(values["l0"][:n]))
+
+
+def tuned(make: Callable[[float], tuple[Any, float]], coefficient: float, l0: float) -> tuple[Any, float]:
+    """What `make` returns, with the coefficient at which its l0 on train is nearest to `l0`.
+
+    By secants of log l0 over log coefficient; within 3%, or the nearest of `MAX_TRIES`.
+
+    Args:
+      make: coefficient -> (something, its l0 on train).
+      coefficient: to begin with.
+      l0: wanted.
+    """
+    points: list[tuple[float, float]] = []
+    best: tuple[float, Any, float] | None = None
+    for _ in range(MAX_TRIES):
+        made, found = make(coefficient)
+        points.append((np.log(coefficient), np.log(max(found, 0.01) / l0)))
+        if best is None or abs(points[-1][1]) < best[0]:
+            best = abs(points[-1][1]), made, coefficient
+        if best[0] <= _L0_TOLERANCE:
+            break
+        x, y = points[-1]
+        x_before, y_before = points[-2] if len(points) > 1 else (x - 1, y + 1)
+        slope = np.clip((y - y_before) / (x - x_before), -4, -0.25)
+        coefficient = float(np.exp(x - y / slope))
+    assert best is not None
+    return best[1:]
 
 
 def mesh_of(study: Study) -> Any:
@@ -235,6 +269,12 @@ def check_config(config: Any, names: Sequence[str] = NAMES) -> None:
         raise ValueError(f"config.planted.m={config.planted.m} must have a 1, for the dose curves")
     for name in config.planted.variants:
         settings.check_choice("config.planted.variants", name, tuple(VARIANTS))
+    penalised = [name for name in VARIANTS if coefficient_of(config.sae[name])]
+    for name in config.planted.tuned:
+        settings.check_choice("config.planted.tuned", name, penalised)
+        section = section_of(config, name)[name]
+        positive = {str(coefficient_of(section)): settings.POSITIVE}
+        settings.check(f"config.planted.variants.{name}.{name}", section, positive)
     for name in set(names) - {"oracle"}:
         point = copy.deepcopy(config)
         point.sae = section_of(config, name)
@@ -249,6 +289,11 @@ def section_of(config: Any, name: str) -> Any:
     c.n_epochs = config.planted.n_epochs
     c.update(config.planted.variants.get(c.variant, {}))
     return c
+
+
+def coefficient_of(section: Any) -> str | None:
+    """Which setting of a variant's section is the coefficient of its penalty; None: it has none."""
+    return next((name for name in COEFFICIENTS if name in section), None)
 
 
 def covered_cells(study: Study) -> dict[str, np.ndarray]:
@@ -327,13 +372,14 @@ def _rows(
     q = covered.mean((0, 1, 2), dtype=np.float64)  # [P]
     strengths = metrics.planted_strengths(q, store.scale**2 * store.n_channels, dose)
     planted = strengths[:, None] * ground.directions  # [P, C]
-    label = f"planted: {name} at {100 * dose:g}%"
+    label, coefficient = f"planted: {name} at {100 * dose:g}%", None
     context.log.info("%s", label)
     if trainer is None:
         dictionary = Projections(*(jnp.asarray(a, jnp.float32) for a in (ground.directions, store.mean)))
     else:
         vectors = functools.partial(_vectors, store, covered, planted.astype(np.float32))
-        dictionary = trainer(vectors, (store.mean + q @ planted).astype(np.float32), context, label)
+        mean = (store.mean + q @ planted).astype(np.float32)
+        dictionary, coefficient = _trained(study, config, name, trainer, (vectors, mean, context, label))
     single, fit = {}, {}
     directions, added = (jnp.asarray(a, jnp.float32) for a in (ground.directions, planted))
     for split in ("train", "test"):
@@ -351,7 +397,7 @@ def _rows(
         single[split] = found["effects"] / totals[:, None]  # [P, F]
         fit = metrics.sae_metrics(found["fit"])  # of test, which comes last
     of_all = {"dictionary": name, "dose": float(dose), "n_parts": len(q), "n_features": dictionary.n_features}
-    of_all |= {"l0": fit["l0"], "fvu": None if trainer is None else fit["fvu"]}
+    of_all |= {"coefficient": coefficient, "l0": fit["l0"], "fvu": None if trainer is None else fit["fvu"]}
     of_all |= {"detection_limit": None, "seconds": time.monotonic() - start}
     rows = []
     for m in config.planted.m if trainer else (1,):
@@ -362,6 +408,20 @@ def _rows(
         means = {name: float(values.mean()) for name, values in numbers.items()}
         rows.append(of_all | {"m": int(m)} | means | {"smallest_share": float(share.min())})
     return rows
+
+
+def _trained(study: Study, config: Any, name: str, trainer: Trainer, arguments: tuple) -> tuple[Any, Any]:
+    """A dictionary and its coefficient, None if it has none; tuned if config.planted.tuned says so."""
+    c = section_of(config, name)
+    section, key = c[c.variant], coefficient_of(c[c.variant])
+    if name not in config.planted.tuned:
+        return trainer(*arguments)[0], section[key] if key else None
+
+    def make(coefficient: float) -> tuple[Any, float]:
+        section[key] = coefficient
+        return Trainer(study, c, config.seed)(*arguments)
+
+    return tuned(make, section[key], config.sae.topk.k)
 
 
 def _vectors(store, covered: np.ndarray, planted: np.ndarray) -> Iterator[np.ndarray]:
@@ -435,12 +495,13 @@ def verdict(rows: list[dict[str, Any]], dose: float = 0.01) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as markdown, one line for each dictionary and dose; m in brackets, unknown is a dash."""
     counts = sorted({row["m"] for row in rows})
-    head = ["dose", "l0", "fvu", *(f"{name} ({m})" for m in counts for name in ("share", "smallest", "leak"))]
+    of_m = [f"{name} ({m})" for m in counts for name in ("share", "smallest", "leak")]
+    head = ["dose", "coefficient", "l0", "fvu", *of_m]
     lines = ["| | " + " | ".join([*head, "limit"]) + " |", "|---" * (len(head) + 2) + "|"]
     for (name, dose), group in itertools.groupby(rows, key=lambda row: (row["dictionary"], row["dose"])):
         by_m = {row["m"]: row for row in group}
         first = next(iter(by_m.values()))
-        shown = [f"{100 * dose:g}%", _text(first["l0"]), _text(first["fvu"])]
+        shown = [f"{100 * dose:g}%", _text(first["coefficient"]), _text(first["l0"]), _text(first["fvu"])]
         for m in counts:
             row = by_m.get(m, {})
             shown += [_text(row.get(key)) for key in ("share", "smallest_share", "leak")]

@@ -3,7 +3,7 @@
     seeds/classifier-S/        a classifier of seed S and its activations, laid out as a study
     seeds/classifier-S/sae-T   an SAE of seed T on them, and frozen_decoder-T whose decoder is not trained
     seeds/untrained/           the same of a classifier as it was initialised
-    seeds/seeds.parquet        one row per classifier, SAE, dictionary and number of features
+    seeds/seeds.parquet        one row per classifier, SAE, dictionary, choice and number of features
     seeds/results.json         what summary.json says of them
 
 The drawn set is the same for all. Intervals are Student's t over classifiers, each of them the mean over its
@@ -21,7 +21,7 @@ import scipy
 from etils import epath
 
 from jsae import metrics
-from jsae.ablation.counterfactual import comparators, ground_truth
+from jsae.ablation.counterfactual import comparators, ground_truth, scores
 from jsae.activations import run as activations_run
 from jsae.classifier import run as classifier_run
 from jsae.experiments.baselines import untrained_config
@@ -37,6 +37,8 @@ FOLDER = "seeds"
 UNTRAINED = "untrained"
 NULLS = ("frozen_decoder", "rotation")
 SCORES = ("share", "leak", "tracking", "isolated")
+SINGLE = scores.SINGLE
+N_COMBINATIONS = 2  # other aircraft without and with the part of a pair
 RANGES = {"classifiers": settings.at_least(2, "which a spread needs"), "saes": settings.COUNT}
 _SAE_STEP = 1000  # between the seeds of the SAEs of one classifier
 _MEAN = "mean over parts, each the mean over its pairs; null where no pair's twins are told apart"
@@ -50,11 +52,23 @@ TABLE = Table(
         Column("fvu", pa.float64(), "of the SAE on test"),
         Column("n_pairs", pa.int32(), "pairs of twins that the classifier tells apart"),
         Column("dictionary", pa.string(), "which one (jsae.ablation.counterfactual.comparators)"),
-        Column("m", pa.int32(), "how many features, chosen on train drawings for each pair"),
+        Column(
+            "choice",
+            pa.string(),
+            "how they are chosen on train drawings, by pair: single, those of the largest single share; "
+            "tracking and isolated, one after the other by what each adds to that score of the set",
+        ),
+        Column("m", pa.int32(), "how many features; where none adds to a set, it stays smaller"),
         Column("share", pa.float64(), f"share of the twins' change of logits that they carry, {_MEAN}"),
         Column("leak", pa.float64(), f"mean |share| of the same features on other parts, {_MEAN}"),
         Column("tracking", pa.float64(), f"how well their effects follow the drawings, {_MEAN}"),
         Column("isolated", pa.float64(), f"1 - |1 - share| - leak, {_MEAN}"),
+        Column(
+            "combinations",
+            pa.float64(),
+            f"share of the same features on up to {N_COMBINATIONS} aircraft for each pair that are no class, "
+            f"without and with its part, read by its logits; {_MEAN}",
+        ),
     ),
 )
 
@@ -72,11 +86,11 @@ def run(
     settings.check("--", {"classifiers": n_classifiers, "saes": n_saes}, RANGES)
     seeds = range(config.seed, config.seed + n_classifiers)
     points = [(str(seed), seed + _SAE_STEP * j) for seed, j in itertools.product(seeds, range(n_saes))]
-    rows = meshes.of_writer(lambda: load(workdir))
+    rows, images = meshes.of_writer(lambda: load(workdir)), {}
     for classifier, sae in [*points, (UNTRAINED, config.seed)]:
         context.check()
         known = [row for row in rows if (row["classifier"], row["sae"]) == (classifier, sae)]
-        found = _measured(config, folder, classifier, sae, known, context)
+        found = _measured(config, folder, classifier, sae, known, images, context)
         rows = [row for row in rows if row not in known] + found
         artifacts.write_table(folder / TABLE.file, TABLE.of_rows(rows), {})
     artifacts.write_json(folder / "results.json", results(rows))
@@ -84,9 +98,18 @@ def run(
 
 
 def _measured(
-    config: Any, folder: epath.Path, classifier: str, seed: int, known: list[dict], context: RunContext
+    config: Any,
+    folder: epath.Path,
+    classifier: str,
+    seed: int,
+    known: list[dict],
+    images: dict,
+    context: RunContext,
 ) -> list[dict]:
-    """The rows of one SAE: those known if they are of the same SAE, else from measuring it."""
+    """The rows of one SAE: those known if they are of the same SAE, else from measuring it.
+
+    `images` holds the drawings, which are the same for all (28 kB each at 96 px, about 10,500 of the demo).
+    """
     trained = classifier != UNTRAINED
     point = copy.deepcopy(config) if trained else untrained_config(config)
     point.seed = int(classifier) if trained else config.seed
@@ -107,7 +130,14 @@ def _measured(
     compared = comparators.of_study(study) | {"frozen_decoder": load_sae(places["frozen_decoder"], mesh)}
     c = config.ablation
     _, found = ground_truth.measure(
-        study, compared, n_bootstrap=2, batch_size=c.batch_size, context=context, **c.counterfactual
+        study,
+        compared,
+        n_bootstrap=2,
+        n_combinations=N_COMBINATIONS,
+        images=images,
+        batch_size=c.batch_size,
+        context=context,
+        **c.counterfactual,
     )
     shared = {
         "classifier": classifier,
@@ -118,23 +148,27 @@ def _measured(
         "n_pairs": found["n_pairs"],
     }
     return [
-        shared | {"dictionary": name, "m": m} | {score: found[name][score][i] for score in SCORES}
+        shared
+        | {"dictionary": name, "choice": found["choice"][i], "m": found["m"][i]}
+        | {score: found[name][score][i] for score in (*SCORES, "combinations")}
         for name in (*compared, "random_matched", "supervised")
-        for i, m in enumerate(found["m"][: len(found[name]["share"])])
+        for i in range(len(found[name]["share"]))
     ]
 
 
 def load(workdir: Any) -> list[dict]:
-    """The rows of a workdir's table; [] without one."""
+    """The rows of a workdir's table; [] without one, or with one that lacks a column of today."""
     path = epath.Path(workdir) / FOLDER / TABLE.file
-    return artifacts.read_table(path).to_pylist() if path.exists() else []
+    table = artifacts.read_table(path) if path.exists() else None
+    return table.to_pylist() if table is not None and table.column_names == TABLE.names else []
 
 
-def by_classifier(rows: list[dict], dictionary: str, m: int, score: str) -> np.ndarray:
+def by_classifier(rows: list[dict], dictionary: str, m: int, score: str, choice: str = SINGLE) -> np.ndarray:
     """A score of each trained classifier, the mean over its SAEs; NaN where one of them has none."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if (row["dictionary"], row["m"]) == (dictionary, m) and row["classifier"] != UNTRAINED:
+        asked = (row["dictionary"], row["choice"], row["m"]) == (dictionary, choice, m)
+        if asked and row["classifier"] != UNTRAINED:
             found.setdefault(row["classifier"], []).append(np.nan if row[score] is None else row[score])
     return np.array([np.mean(values) for values in found.values()])
 
@@ -170,12 +204,23 @@ def _known(values: Any) -> list[float | None]:
 
 
 def markdown(rows: list[dict]) -> str:
-    """One line per dictionary and m: each score's mean over classifiers with its t interval."""
-    lines = ["| dictionary | m | " + " | ".join(SCORES) + " |", "|---" * (2 + len(SCORES)) + "|"]
-    for name, m in dict.fromkeys((row["dictionary"], row["m"]) for row in rows):
-        cells = [_text(spread(by_classifier(rows, name, m, score))) for score in SCORES]
+    """One line per dictionary and m, then a table for each other choice, then one of other aircraft.
+
+    Each number is the mean over classifiers with its t interval.
+    """
+    choices = dict.fromkeys(row["choice"] for row in rows)
+    tables = [_lines(rows, choice, SCORES) for choice in choices]
+    return "\n\n".join("\n".join(lines) for lines in [*tables, _lines(rows, SINGLE, ("combinations",))])
+
+
+def _lines(rows: list[dict], choice: str, shown: tuple[str, ...]) -> list[str]:
+    """The lines of one table."""
+    lines = [f"| {choice} | m | " + " | ".join(shown) + " |", "|---" * (2 + len(shown)) + "|"]
+    of_choice = [row for row in rows if row["choice"] == choice]
+    for name, m in dict.fromkeys((row["dictionary"], row["m"]) for row in of_choice):
+        cells = [_text(spread(by_classifier(rows, name, m, score, choice))) for score in shown]
         lines.append(f"| {name} | {m} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return lines
 
 
 def _text(interval: tuple[float, float, float]) -> str:

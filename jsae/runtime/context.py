@@ -15,8 +15,6 @@ import logging
 from collections.abc import Callable
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from jsae.runtime import compilation, logs, preemption
 from jsae.runtime.paths import PathLike
@@ -68,15 +66,13 @@ class RunContext:
         return logs.MetricsLog(path, self.tensorboard)
 
     def requested_by_any(self) -> bool:
-        """Whether any process of the run was asked to stop.
+        """Whether any process of the run was asked to stop, and all of them stop here.
 
-        With several processes a collective: all must call it the same number of times.
+        No collective, and no message: but all processes must call it the same number of times, for they
+        agree on the number of the call.
         """
         self._step("poll")
-        asked = self.signals is not None and self.signals.is_asked()
-        if jax.process_count() > 1:
-            asked = bool(multihost_utils.process_allgather(np.array(asked)).any())
-        return self._answered(asked)
+        return self._answered(self.signals is not None and self.signals.is_stop_due())
 
     def requested_here(self) -> bool:
         """Whether this process was asked to stop, or has heard that another was; asks nobody, never waits."""
@@ -86,7 +82,7 @@ class RunContext:
     def check(self) -> None:
         """Raise `preemption.Preempted` if a stop was asked for; for loops whose state is already on disk.
 
-        With several processes a collective, as `requested_by_any`.
+        All processes must call it the same number of times, as `requested_by_any`.
         """
         if self.requested_by_any():
             raise preemption.Preempted

@@ -5,9 +5,10 @@ hosts run the same code: arrays that a step takes are global, and `put_batch` as
 process's rows. Everything that asks which process this is lives in `jsae.runtime`.
 """
 
+import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -169,14 +170,35 @@ def of_writer(make: Callable[[], Any]) -> Any:
 
 def bytes_of_writer(data: bytes) -> bytes:
     """The writer process's bytes on every process."""
-    if jax.process_count() == 1:
-        return data
+    return data if jax.process_count() == 1 else _bytes_of(data, 0)
+
+
+def _bytes_of(data: bytes, process: int) -> bytes:
+    is_source = jax.process_index() == process
     length = np.array([len(data) >> 20, len(data) & 0xFFFFF], np.uint32)
-    high, low = multihost_utils.broadcast_one_to_all(length)
+    high, low = multihost_utils.broadcast_one_to_all(length, is_source)
     n = int(high) << 20 | int(low)
-    mine = np.frombuffer(data, np.uint8) if is_writer() else np.zeros(n, np.uint8)
+    mine = np.frombuffer(data, np.uint8) if is_source else np.zeros(n, np.uint8)
     parts = [mine[start : start + _COLLECT_BYTES] for start in range(0, n, _COLLECT_BYTES)]
-    return b"".join(np.asarray(multihost_utils.broadcast_one_to_all(part)).tobytes() for part in parts)
+    sent = (multihost_utils.broadcast_one_to_all(part, is_source) for part in parts)
+    return b"".join(np.asarray(part).tobytes() for part in sent)
+
+
+def shared(n: int, make: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
+    """make(0), ..., make(n - 1) on every process, each made by one of them; as many at once as there are.
+
+    For work of the hosts that no mesh deals. A collective: all processes must take all of them.
+    """
+    count, here = jax.process_count(), jax.process_index()
+    for first in range(0, n, count):
+        mine = make(first + here) if first + here < n else np.empty(0)
+        if count == 1:
+            yield mine
+            continue
+        stream = io.BytesIO()
+        np.save(stream, mine, allow_pickle=False)
+        for process in range(min(count, n - first)):
+            yield np.load(io.BytesIO(_bytes_of(stream.getvalue(), process)), allow_pickle=False)
 
 
 def collect(tree: Any) -> Any:

@@ -14,12 +14,11 @@ within JSAE_GRACE_S seconds (25) of the first. What is on disk is consistent at 
 lost than a SIGKILL would lose. A save that has begun, before the signal or after it, is no longer under this
 timer: it has JSAE_SAVE_S seconds (600) to end whole.
 
-With several processes the scheduler may signal only one of them; `requested_by_any()` and `check()` ask all
-of them, so that every process stops at the same step. They are collectives: only for loops that all processes
-go through together. Where each computes for itself `requested_here()` and `check_here()` ask nobody. Beside
-that the processes tell each other at once, outside of all collectives (jsae.runtime.peers), that a stop was
-asked for, which starts the timer in each of them, and that one has left: then the others can only wait in
-vain, and end too.
+With several processes the scheduler may signal only one of them. The processes tell each other, outside of
+all collectives (jsae.runtime.peers), that a stop was asked for, which starts the timer in each of them, and
+agree on the call of `requested_by_any()` or `check()` at which all of them stop: only for loops that all
+processes go through together. Where each computes for itself `requested_here()` and `check_here()` stop it
+alone. When one has left the others can only wait in vain, and end too.
 """
 
 import atexit
@@ -43,7 +42,7 @@ EXIT_CODE = 75
 GRACE_S = 25.0  # less than the 30 s that machines on notice give
 SAVE_S = 600.0
 LEFT_S = 2.0  # for a process to end by itself once another one has
-_NEWS_S = 2.0  # for a process that fails to hear whether another one has left
+_NEWS_S = 5.0  # for a process that fails to hear whether another one has left
 
 _AT_ONCE = (signal.SIGTERM, signal.SIGINT)  # of these the second one does not wait
 _ON_NOTICE = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -210,9 +209,13 @@ class Signals:
         """Whether this process was asked to stop, or has heard that another one was."""
         return self._number is not None or self._told
 
+    def is_stop_due(self) -> bool:
+        """Whether the run stops here, at a place to which all processes come equally often."""
+        return self.is_asked() if self.peers is None else self.peers.is_stop_due(self.is_asked())
+
     def join(self, client: Any, index: int, count: int) -> None:
         """From now on hear of the other processes, and let them hear of this one (`Peers`)."""
-        if count < 2 or not hasattr(client, "key_value_dir_get"):
+        if count < 2:
             return
         self.peers = Peers(client, index, count)
         self.peers.start(self._hear)

@@ -26,6 +26,7 @@ NO_RESULT = {
     "dir",
     "log_every_steps",
     "save_every_steps",
+    "save_every_s",
     "keep_checkpoints",
     "steps_per_dispatch",
     "remat",

@@ -25,6 +25,7 @@ from jsae import metrics
 from jsae.activations import ActivationStore
 from jsae.runtime import checkpoints, settings, stages
 from jsae.runtime import mesh as meshes
+from jsae.runtime import pace as paces
 from jsae.runtime.context import RunContext
 from jsae.sae import evaluate, export, loop, model, paths, restore, train, variants
 from jsae.sae.batches import blocks, mixing, resident, sources
@@ -40,7 +41,8 @@ RANGES = {  # of the settings that all variants share
     "batch_size": settings.COUNT,
     "buffer_mib": settings.POSITIVE,
     "dead_after_epochs": settings.POSITIVE,
-    "steps_per_dispatch": settings.COUNT,
+    "steps_per_dispatch": paces.STEPS_PER_DISPATCH,
+    "save_every_s": paces.SAVE_EVERY_S,
     "save_every_steps": settings.EVERY_STEPS,
     "log_every_steps": settings.EVERY_STEPS,
     "eval_every_steps": settings.EVERY_STEPS,
@@ -102,13 +104,15 @@ def run(
     order = {"is_streamed": is_streamed, "seed": config.seed, "last_step": recipe.n_steps}
     source = sources.open_source(mesh, stores["train"], c, shape, context, **order)
     cells = stores["train"].n_vectors // stores["train"].n_images
+    pace = paces.Pace.of_stage(stage, c, recipe.n_steps, start=step, most_steps=source.most_steps)
     with contextlib.closing(source):
         state, rate = loop.run_steps(
             state,
             step,
             source,
-            train.make_dispatch(mesh, abstract.sae, recipe, shape, c.steps_per_dispatch),
-            pace=_pace(c, recipe.n_steps),
+            train.make_dispatch(mesh, abstract.sae, recipe, shape, pace.most_steps),
+            pace=pace,
+            max_bad_steps=c.max_bad_steps,
             bad_vectors=lambda bad_step: blocks.bad_vectors(mesh, source, bad_step),
             validate=lambda state: over(trained(state), stores["val"]),
             saved=saved,
@@ -144,12 +148,6 @@ def _fresh(seed: int, store: ActivationStore, n_features: int, variant, recipe) 
         scale=np.float32(store.scale),
     )
     return train.init_state(sae, recipe)
-
-
-def _pace(c: Any, n_steps: int) -> loop.Pace:
-    every = {name: c[f"{name}_every_steps"] for name in ("log", "save", "eval")}
-    at_most = {name: c[name] for name in ("steps_per_dispatch", "max_bad_steps")}
-    return loop.Pace(n_steps=n_steps, **every, **at_most)
 
 
 def _described(sae: model.SAE) -> dict:

@@ -159,16 +159,16 @@ def run_together(
     module: str = MODULE,
 ) -> list[Outcome]:
     """Run launch.pipeline as `n` processes to their ends; `fail` and `strike` hit `of`, None: all."""
-    joined = {"JSAE_COORDINATOR": f"127.0.0.1:{topologies.free_port()}", "JSAE_NUM_PROCESSES": str(n)}
 
-    def one(index: int) -> Outcome:
-        environment = os.environ | _TOGETHER | joined | {"JSAE_PROCESS_ID": str(index)}
+    def one(address: str, index: int) -> Outcome:
+        joined = {"JSAE_COORDINATOR": address, "JSAE_NUM_PROCESSES": str(n), "JSAE_PROCESS_ID": str(index)}
+        environment = os.environ | _TOGETHER | joined
         fault = {"fail": fail, "strike": strike} if of in (index, None) else {}
         how = {"environment": environment, "module": module, "server": index}
         return run(workdir, settings, **how, **fault)
 
-    with concurrent.futures.ThreadPoolExecutor(n) as pool:
-        return list(pool.map(one, range(n)))
+    with topologies.coordinator() as address, concurrent.futures.ThreadPoolExecutor(n) as pool:
+        return list(pool.map(functools.partial(one, address), range(n)))
 
 
 def _start_whole(module: str, argv: list[str], environment: dict):

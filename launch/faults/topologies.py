@@ -9,16 +9,17 @@ Expected: fvu within 0.5% and accuracy within 0.5 points of one process.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -29,14 +30,14 @@ PREEMPTED = 75
 CHANGES = (((2, 1), (1, 1)), ((1, 1), (2, 2)), ((2, 4), (1, 2)))
 
 
-def start(module: str, n_processes: int, n_devices: int, arguments) -> list[subprocess.Popen]:
-    """Start a launch module in n processes that work together."""
-    port, started = free_port(), []
+def start(address: str, module: str, n_processes: int, n_devices: int, arguments) -> list[subprocess.Popen]:
+    """Start a launch module in n processes that work together; `address` is that of a `coordinator`."""
+    started = []
     for i in range(n_processes):
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(n_devices)}
         if n_processes > 1:
             environment |= {
-                "JSAE_COORDINATOR": f"127.0.0.1:{port}",
+                "JSAE_COORDINATOR": address,
                 "JSAE_NUM_PROCESSES": str(n_processes),
                 "JSAE_PROCESS_ID": str(i),
             }
@@ -48,13 +49,13 @@ def start(module: str, n_processes: int, n_devices: int, arguments) -> list[subp
     return started
 
 
-def free_port() -> int:
-    """A port of this machine at which nothing answers; jax's coordinator will listen there."""
-    while True:
-        port = random.randrange(20000, 60000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
+@contextlib.contextmanager
+def coordinator() -> Iterator[str]:
+    """An address for jax's coordinator whose port nobody else is given meanwhile."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # which the coordinator's server sets too
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 def finish(processes, expected: int = 0) -> None:
@@ -69,7 +70,9 @@ def finish(processes, expected: int = 0) -> None:
 def study(workdir: pathlib.Path, n_processes: int, n_devices: int, arguments) -> dict:
     """Run the whole pipeline; its row of the table."""
     began = time.monotonic()
-    finish(start("launch.pipeline", n_processes, n_devices, [*arguments, f"--workdir={workdir}"]))
+    with coordinator() as address:
+        command = [*arguments, f"--workdir={workdir}"]
+        finish(start(address, "launch.pipeline", n_processes, n_devices, command))
     summary = json.loads((workdir / "summary.json").read_text())
     return {
         "processes x devices": f"{n_processes} x {n_devices}",
@@ -99,12 +102,13 @@ def changed(workdir: pathlib.Path, source: pathlib.Path, change, n_devices: int,
     for i, (n_processes, model) in enumerate(change):
         described.append(f"{n_processes} x {n_devices}, model {model}")
         command = [*arguments, f"--workdir={workdir}", f"--config.runtime.model_axis={model}"]
-        running = start("launch.train_sae", n_processes, n_devices, command)
-        if i == 0:
-            wait_for(lambda: any((workdir / "sae" / "checkpoints").glob("[0-9]*")), running)
-            for process in running:
-                process.send_signal(signal.SIGTERM)
-        finish(running, PREEMPTED if i == 0 else 0)
+        with coordinator() as address:
+            running = start(address, "launch.train_sae", n_processes, n_devices, command)
+            if i == 0:
+                wait_for(lambda: any((workdir / "sae" / "checkpoints").glob("[0-9]*")), running)
+                for process in running:
+                    process.send_signal(signal.SIGTERM)
+            finish(running, PREEMPTED if i == 0 else 0)
     results = json.loads((workdir / "sae" / "manifest.json").read_text())["results"]
     return {"from": described[0], "to": described[1], "fvu": results["fvu"], "l0": results["l0"]}
 

@@ -54,6 +54,19 @@ def test_parts_that_make_no_aircraft_are_named():
         TWINS.draw_parts({"rotor"}, "train", 0)
 
 
+def test_combinations_are_no_class_and_differ_in_the_part_of_their_pair():
+    variants = {variant.parts for variant in drawing.VARIANTS}
+    found = TWINS.combinations(2)
+    assert len(found) == len(set(found)) == 2 * len(TWINS.pairs)
+    assert list(dict.fromkeys(each.pair for each in found)) == list(TWINS.pairs)
+    for pair, without, with_part in found:
+        assert with_part - without == {pair.part} and without < with_part
+        assert not {without, with_part} <= variants
+        TWINS.draw_parts(without, "test", 1)  # an aircraft
+    n_engines = sum(each.pair == TWINS.pairs[2] for each in TWINS.combinations(99))
+    assert TWINS.pairs[2].part == "outer_engines" and n_engines == 4  # they go with wing engines
+
+
 def test_masks_are_packed_as_a_split_keeps_them():
     example = TWINS.draw(0, "val", 2)
     masks = TWINS.masks(example)

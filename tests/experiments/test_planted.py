@@ -107,6 +107,30 @@ def test_the_curves_are_those_of_the_table_at_one_feature(rows):
             assert curve[key] == [table[name, dose, 1][key] for dose in curve["dose"]]
 
 
+def test_a_coefficient_is_tuned_to_as_many_active_features():
+    asked = []
+
+    def make(coefficient):
+        asked.append(coefficient)
+        return len(asked), 200 * coefficient**-1.7
+
+    made, coefficient = planted.tuned(make, 3.0, 16.0)
+    assert abs(200 * coefficient**-1.7 / 16 - 1) <= 0.03 and asked[made - 1] == coefficient
+    assert len(asked) <= 4
+    made, coefficient = planted.tuned(lambda c: (c, 5.0 if c == 2.0 else 1.0), 2.0, 16.0)
+    assert made == coefficient == 2.0  # the nearest, where none is near
+
+
+def test_a_tuned_variant_has_the_active_features_of_topk(study, covered, tmp_path):
+    config = make_config(doses=(1.0,), n_epochs=12.0)
+    config.planted.variants.relu_l1 = {"learning_rate": 1e-2, "relu_l1": {"l1": 0.3}}
+    found = run(study, covered, epath.Path(tmp_path), ("relu_l1",), config)["relu_l1", 1.0, 1]
+    config.planted.tuned = ()
+    before = run(study, covered, epath.Path(tmp_path), ("relu_l1",), config)["relu_l1", 1.0, 1]
+    assert before["coefficient"] == 0.3 != found["coefficient"]
+    assert abs(found["l0"] / 2 - 1) < 0.15 < abs(before["l0"] / 2 - 1)  # train's, measured on test
+
+
 def test_effects_of_pairs_are_those_of_a_loop(study, covered):
     ground = planted.plant(study, covered, make_config(), RunContext())
     d = ground.directions.astype(np.float64)
@@ -206,6 +230,12 @@ def test_parts_that_cover_nothing_are_left_out_and_one_part_is_too_few(study, co
         ({"m": (4, 16)}, ("topk",), "must have a 1"),
         ({}, ("topkk",), "--variants='topkk' is unknown; valid are 'oracle', 'relu_l1'"),
         ({"variants": {"top": {}}}, ("topk",), "config.planted.variants='top' is unknown"),
+        ({"tuned": ("topk",)}, ("topk",), "config.planted.tuned='topk' is unknown; valid are 'relu_l1'"),
+        (
+            {"variants": {"relu_l1": {"relu_l1": {"l1": 0.0}}}},
+            ("topk",),
+            r"variants\.relu_l1\.relu_l1\.l1=0.0 must be above 0",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes, names, words):

@@ -6,13 +6,15 @@ import scipy.stats
 
 from jsae import metrics
 from jsae.experiments import seeds
+from jsae.runtime import artifacts
 
 
 def rows_of(values):
     """Rows from {dictionary: [classifier][sae] -> isolated} at m = 4."""
     return [
         dict.fromkeys(seeds.TABLE.names, 0.0)
-        | {"classifier": str(c), "sae": c + 1000 * s, "dictionary": name, "m": 4, "isolated": value}
+        | {"classifier": str(c), "sae": c + 1000 * s, "dictionary": name, "choice": "single", "m": 4}
+        | {"isolated": value}
         for name, of_classifiers in values.items()
         for c, of_saes in enumerate(of_classifiers)
         for s, value in enumerate(of_saes)
@@ -52,6 +54,25 @@ def test_an_untrained_classifier_and_unknown_scores_stay_out_of_the_spread():
     found = seeds.results(rows)
     assert found["isolated_m4"]["sae"] == [None] * 3  # not the mean of the classifiers that are left
     assert found["isolated_m4"]["rotation"][0] is not None
+
+
+def test_other_choices_have_tables_of_their_own_and_stay_out_of_the_headline():
+    rows = rows_of(VALUES)
+    grown = [row | {"choice": "tracking", "isolated": row["isolated"] + 0.1} for row in rows]
+    assert seeds.results([*rows, *grown]) == seeds.results(rows)
+    single, tracking, combinations = seeds.markdown([*rows, *grown]).split("\n\n")
+    assert "| sae | 4 | 0.00 [0.00, 0.00] |" in combinations and "| combinations |" in combinations
+    assert single.splitlines()[2].split("|")[-2].startswith(" 0.58 [")
+    assert tracking.splitlines()[2].split("|")[-2].startswith(" 0.68 [")
+
+
+def test_a_table_of_other_columns_is_measured_again(tmp_path):
+    folder = tmp_path / seeds.FOLDER
+    table = seeds.TABLE.of_rows([row | {"digest": "any"} for row in rows_of(VALUES)])
+    artifacts.write_table(folder / seeds.TABLE.file, table, {})
+    assert len(seeds.load(tmp_path)) == 18
+    artifacts.write_table(folder / seeds.TABLE.file, table.drop_columns(["choice"]), {})
+    assert seeds.load(tmp_path) == []
 
 
 def test_holm_adjusts_step_by_step():

@@ -1,8 +1,6 @@
 """Workdirs on gs://: the real clients against a server on loopback, and what is said where one is missing."""
 
 import json
-import socket
-import subprocess
 import sys
 import urllib.parse
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import jsae
 from jsae.runtime import artifacts, remote
 from tests.runtime import gcs_server
+from tests.together import together
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("classifier", "activations", "sae", "analysis")
@@ -43,27 +42,9 @@ def run(bucket, environment, processes):
     """(exit codes, lines on stderr) of a small study in so many processes on the bucket."""
     command = [sys.executable, "-c", RUN, "--config=configs/demo.py:small", "--workdir=gs://bucket/w"]
     command += [f"--config.{room}.{key}={value}" for room in SMALL for key, value in SMALL[room].items()]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     environment = environment | gcs_server.environment(bucket.server_port)
-    started = []
-    for i in range(processes):
-        joined = {
-            "JSAE_COORDINATOR": f"127.0.0.1:{port}",
-            "JSAE_NUM_PROCESSES": str(processes),
-            "JSAE_PROCESS_ID": str(i),
-        }
-        started.append(
-            subprocess.Popen(
-                command,
-                env=environment | joined | {"JAX_NUM_CPU_DEVICES": "1"},
-                cwd=ROOT,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    said = [process.communicate(timeout=300)[1] for process in started]
-    return [process.returncode for process in started], "".join(said)
+    ended = together(command, environment, processes)
+    return [code for code, *_ in ended], "".join(err for *_, err in ended)
 
 
 def test_a_study_on_gs_with_two_processes(bucket, clean_environment, tmp_path):

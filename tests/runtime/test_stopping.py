@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -189,10 +190,10 @@ def test_a_context_hears_of_the_signals_of_its_process_and_of_none_without_handl
     assert points == ["poll", "poll", "poll", "progress/x"] and context.n_steps == 4
 
 
-def test_another_process_that_was_told_to_stop_is_heard_here_and_asked_for_by_all(signals):
+def test_another_process_that_was_told_to_stop_is_heard_here_and_agreed_upon(signals):
     context = RunContext()
     signals._hear(1, "asked", "SIGTERM")
-    assert context.requested_here() and not context.requested_by_any(), "the collective brings its answer"
+    assert context.requested_here() and not context.requested_by_any(), "all stop at the same call"
 
 
 def test_no_process_tidies_up_before_all_have_looked(tmp_path, monkeypatch):
@@ -303,6 +304,41 @@ def test_processes_hear_of_each_other_once_and_not_of_themselves():
     said = others.explain(lost)
     assert "another process of this run has ended" in said and "more" not in said
     assert others.explain(ValueError("config.sae.k=0")) is None
+
+
+@pytest.mark.parametrize("running, stop_at", [((0, 1, 2), 8), ((0, 2), 7)])
+def test_all_stop_at_the_first_poll_that_none_has_behind_it(running, stop_at):
+    store, n_polls = Store(), (5, 7, 6)
+    all_of_them = [peers.Peers(store, index, 3) for index in range(3)]
+    for each, n in zip(all_of_them, n_polls, strict=True):
+        assert not any(each.is_stop_due(False) for _ in range(n))
+    if 1 not in running:
+        all_of_them[1].tell("done", "0")  # its run has ended; it hears of nothing
+    all_of_them[0].tell("asked", "SIGTERM")
+    for index in (*running, *running):
+        all_of_them[index].read(lambda *_: None)
+        assert all_of_them[index]._written["polls"].wait(60)
+    for index in running:
+        assert not all_of_them[index]._halts
+        polls = [all_of_them[index].is_stop_due(False) for _ in range(stop_at - n_polls[index])]
+        assert polls == [False] * (len(polls) - 1) + [True] and all_of_them[index].is_stop_due(True)
+
+
+def test_a_process_that_was_asked_makes_no_poll_before_the_others_have_answered():
+    store = Store()
+    here, there = (peers.Peers(store, index, 2) for index in range(2))
+    polling = threading.Thread(target=lambda: found.append(here.is_stop_due(True)), daemon=True)
+    found = []
+    polling.start()
+    since = time.monotonic()
+    while "jsae/0/polls" not in store.words and time.monotonic() - since < 60:
+        time.sleep(0.01)
+    assert "jsae/0/polls" in store.words and not found
+    for each in (there, here):  # its main thread is in a collective meanwhile
+        each.read(lambda *_: None)
+        assert each._written["polls"].wait(60)
+    polling.join(60)
+    assert found == [True] and there.is_stop_due(False)
 
 
 class Clock:

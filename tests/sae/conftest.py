@@ -104,6 +104,7 @@ def small_config():
         "batch_size": 128,
         "dead_after_epochs": 1.0,
         "steps_per_dispatch": 4,
+        "save_every_s": 0.0,
         "save_every_steps": 20,
         "log_every_steps": 5,
         "eval_every_steps": 15,

@@ -88,11 +88,12 @@ def test_a_run_stopped_three_times_goes_on_bit_for_bit(finished, study, monkeypa
     config, workdir = study
     stops = (
         (evaluate, "over_store", 1, 4, 15),
-        (loop, "_report", 2, 7, 25),
-        (evaluate, "over_store", 4, 3, 60),  # after the evaluations at 30, 45 and 60
+        (loop._Reader, "_report", 2, 7, 25),
+        (evaluate, "over_store", 4, 0, 60),  # after the evaluations at 30, 45 and 60
     )
     for module, name, call, steps_per_dispatch, stopped_at in stops:
         config.sae.steps_per_dispatch = steps_per_dispatch
+        config.sae.save_every_s = 0.0 if steps_per_dispatch else 1e-3  # then at every dispatch
         with monkeypatch.context() as patch:
             raise_flag_at_call(patch, module, name, call)
             with pytest.raises(preemption.Preempted):
@@ -100,6 +101,7 @@ def test_a_run_stopped_three_times_goes_on_bit_for_bit(finished, study, monkeypa
         kept = max(int(path.name) for path in (workdir / "sae" / "checkpoints").iterdir())
         assert kept >= stopped_at
         assert not (workdir / "sae" / "export").exists()
+    assert "steps_per_dispatch" in stages.read_manifest(config, workdir, "sae")
     run(config, workdir)
     expected = sae.load(finished[1] / "sae")
     jax.tree.map(np.testing.assert_array_equal, sae.load(workdir / "sae"), expected)
@@ -140,7 +142,7 @@ def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
     """
     config, workdir = study
     config.sae.update(save_every_steps=0, eval_every_steps=0, n_epochs=4.0)
-    told, make, report = [], train.make_dispatch, loop._report
+    told, make, report = [], train.make_dispatch, loop._Reader._report
 
     def make_dispatch(*args):
         dispatch = make(*args)
@@ -151,12 +153,12 @@ def test_metrics_are_read_while_the_next_dispatch_runs(study, monkeypatch):
 
         return told_dispatch
 
-    def told_report(log, pace, first, n, *rest):
+    def told_report(reader, first, n, *rest):
         told.append(("read", n))
-        return report(log, pace, first, n, *rest)
+        return report(reader, first, n, *rest)
 
     monkeypatch.setattr(train, "make_dispatch", make_dispatch)
-    monkeypatch.setattr(loop, "_report", told_report)
+    monkeypatch.setattr(loop._Reader, "_report", told_report)
     monkeypatch.setattr(RunContext, "profile_bounds", lambda self: (3, 7))
     run(config, workdir)
     assert {3, 7} <= set(np.cumsum([steps for kind, steps in told if kind == "sent"]).tolist())

@@ -1,6 +1,7 @@
 """The twins of a study as its network sees them: activations and logits of one index in every class.
 
-A class that several pairs share is drawn and run once.
+A class that several pairs share is drawn and run once. So are aircraft that are no class, which the logits of
+a pair read all the same.
 """
 
 import concurrent.futures
@@ -29,17 +30,19 @@ class Seen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Indices 0 .. n - 1 of a split in the classes of all pairs.
+    """Indices 0 .. n - 1 of a split in the aircraft of all pairs.
 
     Attributes:
       split: "train" or "test".
-      pairs: of `Twins`.
-      classes: label -> its drawings.
+      pairs: of `Twins`; of combinations, two numbers of aircraft.
+      classes: number of the aircraft, which is the label of a class, -> its drawings.
+      contrasts_of: the pairs whose labels are read, of combinations; None: `pairs`.
     """
 
     split: str
     pairs: tuple[Pair, ...]
     classes: dict[int, Seen]
+    contrasts_of: tuple[Pair, ...] | None = None
 
     @property
     def n(self) -> int:
@@ -50,11 +53,16 @@ class Drawn:
         """Without and with the part."""
         return self.classes[pair.without], self.classes[pair.with_part]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """What c reads of each pair: the labels without and with the part, int32 [P, 2]."""
+        return np.array([pair[1:] for pair in self.contrasts_of or self.pairs], np.int32)
+
     def contrasts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """c . l without and with the part, float64 [n] each, pair by pair."""
-        for pair in self.pairs:
+        for pair, (a, b) in zip(self.pairs, self.labels, strict=True):
             logits = (seen.logits.astype(np.float64) for seen in self.of(pair))
-            without, with_part = (each[:, pair.with_part] - each[:, pair.without] for each in logits)
+            without, with_part = (each[:, b] - each[:, a] for each in logits)
             yield without, with_part
 
     def totals(self) -> np.ndarray:
@@ -62,23 +70,56 @@ class Drawn:
         return np.stack([with_part - without for without, with_part in self.contrasts()])
 
 
-def draw(study: Study, split: str, n: int, *, batch_size: int, context: RunContext | None = None) -> Drawn:
-    """Draw n indices of a split in every class that is in a pair, and run the classifier on them.
+def draw(
+    study: Study,
+    split: str,
+    n: int,
+    *,
+    batch_size: int,
+    n_combinations: int = 0,
+    images: dict | None = None,
+    context: RunContext | None = None,
+) -> Drawn:
+    """Draw n indices of a split in every aircraft of the pairs, and run the classifier on them.
 
-    Products are float32. Memory: classes * n * H * W * C * 4 bytes on the host of every process.
+    Products are float32. Memory: aircraft * n * H * W * C * 4 bytes on the host of every process.
+
+    Args:
+      study: of drawn data.
+      split: of the indices.
+      n: how many.
+      batch_size: images at once.
+      n_combinations: draw no classes, but for each pair up to so many other aircraft without and with its
+        part (`Twins.combinations`).
+      images: drawn before of the same data, (parts, split, index) -> uint8 [S, S, 3]; new ones are added.
+      context: shows progress and stops.
 
     Raises ValueError where nothing is drawn.
     """
     twins = study.twins
     if twins is None:
         raise ValueError(f"{study.workdir}: its data are not drawn, so no image has a twin")
-    labels = sorted({label for pair in twins.pairs for label in (pair.without, pair.with_part)})
+    pairs, read_by, parts_of = twins.pairs, None, list(twins.variants)
+    if n_combinations:
+        combinations = twins.combinations(n_combinations)
+        read_by = tuple(each.pair for each in combinations)
+        parts_of = list(dict.fromkeys(parts for each in combinations for parts in each[1:]))
+        pairs = tuple(Pair(each.pair.part, *map(parts_of.index, each[1:])) for each in combinations)
+    labels = sorted({label for pair in pairs for label in (pair.without, pair.with_part)})
     forward = LogitsAndActs(study.params, study.site)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
 
+        def image_of(key: tuple) -> np.ndarray:
+            if images is not None and key in images:
+                return images[key]
+            image = twins.draw_parts(*key).image
+            if images is not None:
+                images[key] = image
+            return image
+
         def read(rows: np.ndarray) -> dict[str, np.ndarray]:
-            drawn = pool.map(lambda row: twins.draw(labels[row // n], split, row % n).image, rows.tolist())
-            return {"image": np.stack(list(drawn))}
+            keys = [(parts_of[labels[row // n]], split, row % n) for row in rows.tolist()]
+            return {"image": np.stack(list(pool.map(image_of, keys)))}
 
         logits, acts = map_rows(
             lambda batch: _seen(forward, batch["image"]),
@@ -90,7 +131,7 @@ def draw(study: Study, split: str, n: int, *, batch_size: int, context: RunConte
             label=f"counterfactual: drawings of {split}",
         )
     rows = {label: slice(i * n, (i + 1) * n) for i, label in enumerate(labels)}
-    return Drawn(split, twins.pairs, {label: Seen(acts[at], logits[at]) for label, at in rows.items()})
+    return Drawn(split, pairs, {label: Seen(acts[at], logits[at]) for label, at in rows.items()}, read_by)
 
 
 @jax.jit

@@ -69,12 +69,14 @@ class Sets:
       sizes: how many each of the K sets was to have.
       is_signed: whether features may be negative, so that 0 is nothing special.
       of_faith: which of the K sets faithfulness is measured on.
+      choices: how each of the K sets was chosen; (): all of them by single features.
     """
 
     members: list[list[np.ndarray]]
     sizes: tuple[int, ...]
     is_signed: bool = False
     of_faith: int = 0
+    choices: tuple[str, ...] = ()
 
     @functools.cached_property
     def features(self) -> np.ndarray:
@@ -108,7 +110,7 @@ class Passes:
 
     def over(self, drawn: Drawn, label: str, step: Any, *arguments: Any) -> dict[str, np.ndarray]:
         """What step(rest, *arguments, batch) returns, name -> [P, n, ...]."""
-        classes = np.array([pair[1:] for pair in drawn.pairs], np.int32)  # [P, 2]
+        classes = drawn.labels
         if self.mesh is not None:
             arguments = meshes.replicate(self.mesh, arguments)
 
@@ -145,11 +147,9 @@ class Passes:
         """
         return self.over(drawn, f"features of {label}", _survey, dictionary)
 
-    def candidates(self, dictionary: Any, drawn: Drawn, features: np.ndarray, label: str) -> np.ndarray:
-        """Effects s [P, n, K] of candidates [P, K] of each pair, each moved alone, by forward passes."""
-        union = np.unique(features).astype(np.int32)
-        at = np.searchsorted(union, features).astype(np.int32)
-        return self.over(drawn, f"candidates of {label}", _candidates, dictionary, union, at)["effect"]
+    def own(self, dictionary: Any, drawn: Drawn, sets: Sets, label: str) -> np.ndarray:
+        """Effects s [P, n, K] of the sets of each pair in its own drawings, by forward passes."""
+        return self.over(drawn, label, _own, dictionary, sets.features, sets.masks)["effect"]
 
     def score(
         self, dictionary: Any, drawn: Drawn, sets: Sets, before: np.ndarray, label: str
@@ -240,17 +240,16 @@ def _moves(rest: Rest, dictionary: Any, features: jax.Array, batch: dict):
 
 
 @jax.jit
-def _candidates(rest: Rest, dictionary: Any, features: jax.Array, at: jax.Array, batch: dict):
+def _own(rest: Rest, dictionary: Any, features: jax.Array, masks: jax.Array, batch: dict):
     with jax.default_matmul_precision("float32"):
         f0, f1, moved = _moves(rest, dictionary, features, batch)
         acts, classes = rest.pool(batch["without"]), batch["classes"]
         clean = _contrast(rest(acts), classes)
 
-        def effect(one):  # [B], of each row its own
-            mask = jax.nn.one_hot(one, len(features))[:, None, None, :]
-            return _contrast(moved(acts, (f1 - f0) * mask), classes) - clean
+        def effect(mask):  # [B, U], of each row its own
+            return _contrast(moved(acts, (f1 - f0) * mask[:, None, None, :]), classes) - clean
 
-        return {"effect": jax.lax.map(effect, at[batch["pair"]].T).T}
+        return {"effect": jax.lax.map(effect, jnp.moveaxis(masks[batch["pair"]], 1, 0)).T}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,12 +8,14 @@ test indices. Everything is of one network: a claim about SAEs needs several (la
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from jsae import metrics
 from jsae.ablation.counterfactual import choice, comparators, drawings, effects, response, scores, table
 from jsae.runtime import mesh as meshes
 from jsae.runtime import settings
@@ -21,6 +23,7 @@ from jsae.runtime.context import RunContext
 from jsae.study import Study
 
 M = (1, 4, 16, 32)  # features moved together
+CHOICES = (scores.SINGLE, *choice.CRITERIA)
 FAITH_M = 16  # of faithfulness
 TABLES = (table.TABLE, response.TABLE)
 RANGES = {
@@ -39,6 +42,8 @@ def measure(
     n_candidates: int = 64,
     batch_size: int = 128,
     n_bootstrap: int = 1000,
+    n_combinations: int = 0,
+    images: dict | None = None,
     keep: Callable[[str, Callable], Callable] | None = None,
     context: RunContext | None = None,
 ) -> tuple[dict[str, pa.Table], dict[str, Any]]:
@@ -52,6 +57,9 @@ def measure(
       n_candidates: features of a pair whose shares are computed one by one where no closed form is; >= 32.
       batch_size: drawings at once, a multiple of the mesh's data axis.
       n_bootstrap: resamples of drawings.
+      n_combinations: if not 0, what stands in tables of its own as well (`jsae.experiments.seeds`): sets that
+        grow by `choice.CRITERIA`, and on up to so many other aircraft for each pair the `combinations` share.
+      images: drawings of the same data made before, of `drawings.draw`; new ones are added.
       keep: `passes.Passes` of a stage.
       context: shows progress and stops.
 
@@ -60,7 +68,9 @@ def measure(
       results: n_pairs (with an open gate), twin_accuracy (mean over all pairs), m, and for each dictionary
         share, leak, tracking, isolated, necessity, transfer (lists over m; of one for supervised),
         faithfulness {zero, mean, set_to} and response {z, sensitivity, specificity, balanced_accuracy} of
-        the best feature; ceiling (list over m). Means over parts of their pairs' means; None: unknown.
+        the best feature; ceiling (list over m). With n_combinations m is repeated for each of CHOICES, named
+        in `choice`, and each dictionary has the list `combinations`. Means over parts of their pairs' means;
+        None: unknown.
 
     Raises:
       ValueError: nothing is drawn.
@@ -70,18 +80,27 @@ def measure(
     context = context or RunContext()
     if dictionaries is None:
         dictionaries = comparators.of_study(study)
-    rows, results = make(study, dictionaries, n_train, n_test, n_candidates, batch_size, n_bootstrap, context)
+    sizes = n_train, n_test, n_candidates, batch_size, n_bootstrap, n_combinations
+    rows, results = make(study, dictionaries, *sizes, images, context)
     return {layout.name: layout.of_rows(rows[layout.name]) for layout in TABLES}, results
 
 
 def _measure(
-    study, dictionaries, n_train, n_test, n_candidates, batch_size, n_bootstrap, context
+    study,
+    dictionaries,
+    n_train,
+    n_test,
+    n_candidates,
+    batch_size,
+    n_bootstrap,
+    n_combinations,
+    images,
+    context,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """(table name -> rows, results)."""
-    seen = {
-        split: drawings.draw(study, split, n, batch_size=batch_size, context=context)
-        for split, n in (("train", n_train), ("test", n_test))
-    }
+    draw = functools.partial(drawings.draw, study, batch_size=batch_size, images=images, context=context)
+    seen = {"train": draw("train", n_train), "test": draw("test", n_test)}
+    other = draw("test", n_test, n_combinations=n_combinations) if n_combinations else None
     train, seed = study.activations("train"), study.config["seed"]
     twins = scores.Twins.of(seen["test"], train.class_names, n_bootstrap, seed)
     passes = effects.Passes(effects.rest_of(study), batch_size, study.mesh, context)
@@ -97,18 +116,34 @@ def _measure(
         members = [[features[:m] for m in sizes] for features in best]
         is_signed = isinstance(dictionary, comparators.Projections)
         sets = effects.Sets(members, sizes, is_signed, sizes.index(FAITH_M) if FAITH_M in sizes else 0)
-        found.append(_scored(passes, twins, name, dictionary, chosen, sets, best[:, : response.N_RANKS]))
+        is_grown = other is not None and name != "supervised"
+        all_sets = _with_greedy(sets, chosen, seen["train"]) if is_grown else sets
+        leaders = best[:, : response.N_RANKS]
+        found.append(_scored(passes, twins, name, dictionary, chosen, all_sets, leaders, other))
         if name == "sae":
-            sets = dataclasses.replace(sets, members=_matched(chosen, members, seed))
-            found.append(_scored(passes, twins, "random_matched", dictionary, chosen, sets, best[:, :0]))
+            by_chance = dataclasses.replace(sets, members=_matched(chosen, members, seed))
+            arguments = "random_matched", dictionary, chosen, by_chance, best[:, :0], other
+            found.append(_scored(passes, twins, *arguments))
     rows = {
         table.TABLE.name: [row for each in found for row in each.rows],
         response.TABLE.name: [row for each in found for row in each.responses],
     }
     results: dict[str, Any] = {each.name: each.results for each in found}
     accuracy = float(np.mean([gate.accuracy for gate in twins.gates]))
-    counts = {"n_pairs": int(twins.is_open.sum()), "twin_accuracy": accuracy, "m": list(M)}
-    return rows, _known(counts | results | {"ceiling": scores.ceilings(results, len(M))})
+    counts: dict[str, Any] = {"n_pairs": int(twins.is_open.sum()), "twin_accuracy": accuracy, "m": list(M)}
+    if other is not None:
+        counts |= {"m": list(M) * len(CHOICES), "choice": np.repeat(CHOICES, len(M)).tolist()}
+    return rows, _known(counts | results | {"ceiling": scores.ceilings(results, len(counts["m"]))})
+
+
+def _with_greedy(sets: effects.Sets, chosen: choice.Chosen, train: drawings.Drawn) -> effects.Sets:
+    """The sets, and behind them for each criterion of `choice.CRITERIA` as many that grow by it."""
+    grown = [choice.greedy(chosen.effect, train, max(M), criterion) for criterion in choice.CRITERIA]
+    members = [
+        [*own, *(of_pairs[p][:m] for of_pairs in grown for m in M)] for p, own in enumerate(sets.members)
+    ]
+    choices = tuple(np.repeat(CHOICES, len(M)).tolist())
+    return dataclasses.replace(sets, members=members, sizes=M * len(CHOICES), choices=choices)
 
 
 def _known(tree: Any) -> Any:
@@ -127,8 +162,15 @@ def _matched(chosen: choice.Chosen, members: list[list[np.ndarray]], seed: int) 
     return [[choice.matched(size, each, rng) for each in of_pair] for size, of_pair in of_pairs]
 
 
-def _scored(passes, twins, name, dictionary, chosen, sets, leaders) -> scores.Scored:
-    """The sets of a dictionary moved in all test drawings."""
+def _scored(passes, twins, name, dictionary, chosen, sets, leaders, other=None) -> scores.Scored:
+    """The sets of a dictionary moved in all test drawings, and in those of `other` aircraft."""
     before = chosen.before[:, sets.features]
     found = passes.score(dictionary, twins.drawn, sets, before, name)
-    return scores.scored(twins, name, chosen, sets, leaders, found)
+    all_scores = scores.scored(twins, name, chosen, sets, leaders, found)
+    if other is not None:
+        members = [sets.members[twins.drawn.pairs.index(pair)] for pair in other.contrasts_of]
+        moved = dataclasses.replace(sets, members=members)
+        effect = passes.own(dictionary, other, moved, f"{name}, other aircraft")
+        shares = scores.of_combinations(twins, other, effect)
+        all_scores.results["combinations"] = metrics.mean_of_parts(shares, twins.parts).tolist()
+    return all_scores

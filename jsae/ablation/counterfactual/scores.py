@@ -14,6 +14,7 @@ from jsae.ablation.counterfactual.effects import Sets
 
 SCORES = ("share", "necessity", "tracking", "leak", "isolated", "transfer")
 PUT_TO = ("zero", "mean", "set_to")
+SINGLE = "single"  # the choice of the best single features
 RESPONSES = ("z", "sensitivity", "specificity", "balanced_accuracy")
 
 
@@ -105,6 +106,28 @@ def of_sets(twins: Twins, effect: np.ndarray, lost: np.ndarray) -> dict[str, np.
     return {name: np.stack(values) for name, values in found.items()}
 
 
+def of_combinations(twins: Twins, drawn: Drawn, effect: np.ndarray) -> np.ndarray:
+    """Share of a pair's sets on other aircraft without and with its part [P, K], read by the pair's logits.
+
+    A mean over the aircraft on which the part moves these logits: mean D > 2 standard errors. NaN where there
+    are none, or the pair's gate is closed.
+
+    Args:
+      twins: the pairs.
+      drawn: R combinations of them.
+      effect: s of the pair's sets there, [R, n, K].
+    """
+    gates = [metrics.twin_gate(*two) for two in drawn.contrasts()]
+    moved = np.array([gate.mean > 2 * gate.standard_error for gate in gates])
+    shares = [metrics.carried_share(e.T, d) for e, d in zip(effect, drawn.totals(), strict=True)]
+    found = np.full((len(twins.gates), effect.shape[2]), np.nan)
+    for p in np.flatnonzero(twins.is_open):
+        mine = moved & [pair == twins.drawn.pairs[p] for pair in drawn.contrasts_of or ()]
+        if mine.any():
+            found[p] = np.stack(shares)[mine].mean(0)
+    return found
+
+
 def faithfulness(twins: Twins, moved: np.ndarray, is_signed: bool) -> dict[str, np.ndarray]:
     """PUT_TO -> mean cosine of each pair [P], of changes of the logits [P, n, 3, L]; NaN: zero if signed."""
     found = {}
@@ -152,6 +175,8 @@ def scored(
     for p, gate in enumerate(twins.gates):
         of_pair = {"gate": gate.passed, "twin_accuracy": gate.accuracy, "total": gate.mean}
         for k, features in enumerate(sets.members[p]):
+            if sets.choices and sets.choices[k] != SINGLE:
+                continue  # in a table of its own (`jsae.experiments.seeds`)
             values = {column: values[p, k] for column, values in of_pairs.items()}
             values |= {
                 f"faithfulness_{put}": value[p] if k == sets.of_faith else np.nan

@@ -15,6 +15,7 @@ as a feature does: along a direction of random sign, the mean effect would be 0 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from jsae import metrics
 from jsae.analysis.directions import Directions
 from jsae.analysis.strength import KeepPooled, spaced
+from jsae.runtime import mesh as meshes
 from jsae.runtime.context import RunContext
 
 N_CANDIDATES = 1024
@@ -83,24 +85,29 @@ def covariance_root(store: Any, batch_size: int, context: RunContext) -> np.ndar
     directions drawn with them, so float32 sums would tie the controls to the devices.
 
     Args:
-      store: activation store of train: batches(), n_images, mean.
+      store: activation store of train: batches(), n_images, grid, mean.
       batch_size: images read at a time.
       context: shows progress and stops.
 
     Returns:
       float32 [C, C]. If the activations do not vary at all, the identity: any direction is as good.
     """
-    mean, n_vectors = np.asarray(store.mean, np.float64), 0
+    mean, n = np.asarray(store.mean, np.float64), store.n_images
     total = np.zeros((len(mean), len(mean)))
-    with context.progress(store.n_images, label="ablation: covariance", unit="image") as progress:
-        for batch in store.batches(batch_size):
-            acts = batch.acts[batch.mask > 0]
-            centred = acts.astype(np.float64).reshape(-1, len(mean)) - mean[None, :]
-            total += centred.T @ centred
-            n_vectors += len(centred)
-            progress.update(len(acts))
+    starts = range(0, n, batch_size)
+
+    def products(number: int) -> np.ndarray:
+        rows = np.arange(starts[number], min(starts[number] + batch_size, n))
+        batch = next(store.batches(len(rows), rows))
+        centred = batch.acts.astype(np.float64).reshape(-1, len(mean)) - mean[None, :]
+        return centred.T @ centred
+
+    with context.progress(n, label="ablation: covariance", unit="image") as progress:
+        for start, part in zip(starts, meshes.shared(len(starts), products), strict=True):
+            total += part
+            progress.update(min(batch_size, n - start))
             context.check_here()
-    return root_of(total / max(n_vectors, 1))
+    return root_of(total / max(n * math.prod(store.grid), 1))
 
 
 def root_of(covariance: np.ndarray) -> np.ndarray:

@@ -121,6 +121,58 @@ def test_features_are_chosen_on_train():
     assert on_test.best(1)[0] == 1 and on_test.share[0, 1] > 1
 
 
+@pytest.mark.parametrize("criterion", choice.CRITERIA)
+def test_sets_grow_by_what_a_loop_over_all_features_finds_best(criterion):
+    head, m = toy.head(), 3
+    train = toy.drawn(head, "train", seed=1, weak=(2,))
+    rows = np.random.default_rng(3).normal(size=(6, toy.N_CHANNELS)).astype(np.float32)
+    rows *= (np.linspace(0.6, 1.5, 6) / np.linalg.norm(rows, axis=1))[:, None]  # some carry too much
+    dictionary = comparators.Projections(rows, np.zeros(toy.N_CHANNELS, np.float32))
+    passes = effects.Passes(toy.rest(head), batch_size=16)
+    chosen = choice.survey(passes, dictionary, train, 6, "toy")
+    found = choice.greedy(chosen.effect, train, m, criterion)
+    twins = scores.Twins.of(train, NAMES, 2, 0)
+    grown = [[] for _ in toy.PAIRS]
+    best = np.full(len(toy.PAIRS), 0.0)
+    for _ in range(m):  # each candidate of each pair really moved, and scored as on test
+        sets = effects.Sets([[np.array([*own, j]) for j in range(6)] for own in grown], (1,) * 6)
+        moved = passes.score(dictionary, train, sets, np.zeros((4, len(sets.features))), "toy")
+        values = scores.of_sets(twins, moved["effect"], moved["lost"])[criterion]
+        for p, own in enumerate(grown):
+            values[p, own] = -np.inf
+            if values[p].max() > best[p]:
+                best[p] = values[p].max()
+                own.append(int(values[p].argmax()))
+    for p, own in enumerate(grown):
+        if twins.is_open[p]:
+            assert found[p].tolist() == own, p
+    assert not twins.is_open[2] and any(len(own) == m for own in grown)
+    if criterion == "tracking":  # a set that grew is better than the best single ones
+        alone = effects.Sets([[features] for features in chosen.best(m)], (m,))
+        moved = passes.score(dictionary, train, alone, np.zeros((4, len(alone.features))), "toy")
+        of_single = scores.of_sets(twins, moved["effect"], moved["lost"])[criterion][:, 0]
+        assert (best >= of_single - 1e-5)[twins.is_open].all()
+
+
+def test_the_share_on_other_aircraft_is_read_by_the_pairs_logits():
+    head, pairs = toy.head(), toy.PAIRS
+    test, dictionary = toy.drawn(head), toy.true_dictionary()
+    aircraft = tuple(
+        pair._replace(without=pair.without + 10, with_part=pair.with_part + 10) for pair in pairs
+    )
+    classes = {label + 10: seen for label, seen in toy.drawn(head, seed=7).classes.items()}
+    classes[11] = classes[10]  # where the part moves nothing, the share is not known
+    other = Drawn("test", (*aircraft, aircraft[1]), classes, (*pairs, pairs[0]))
+    np.testing.assert_allclose(other.totals()[4], other.totals()[1])  # both read 6 times gear's direction
+    assert (other.totals()[0] == 0).all()
+    sets = effects.Sets([[np.array([0]), np.array([1])]] * 5, (1, 1))
+    passes = effects.Passes(toy.rest(head), batch_size=16)
+    effect = passes.own(dictionary, other, sets, "toy")
+    twins = scores.Twins.of(test, NAMES, 2, 0)
+    found = scores.of_combinations(twins, other, effect)
+    np.testing.assert_allclose(found, [[1, 0], [1, 0], [0, 1], [0, 0]], atol=1e-5)
+
+
 def test_matched_features_are_others_of_nearly_the_size():
     size = np.r_[np.linspace(1, 2, 40), np.zeros(10)]
     features = np.array([5, 20, 39])
@@ -169,6 +221,11 @@ def study(tmp_path_factory):
     )
 
 
+class NoRenderer(Twins):
+    def draw_parts(self, parts, split, index):
+        raise AssertionError("drawn again")
+
+
 def test_twins_are_the_images_of_the_set_in_every_class(study):
     drawn = drawings.draw(study, "test", 3, batch_size=8)
     assert drawn.n == 3 and len(drawn.classes) == 15
@@ -178,6 +235,14 @@ def test_twins_are_the_images_of_the_set_in_every_class(study):
         logits, acts = forward(study.params, augment.normalise(images))
         np.testing.assert_allclose(drawn.classes[label].acts, acts["stage4"], atol=1e-5)
         np.testing.assert_allclose(drawn.classes[label].logits, logits, atol=1e-5)
+    kept = {}
+    first = drawings.draw(study, "test", 3, batch_size=8, images=kept)
+    assert len(kept) == 15 * 3 and next(iter(kept.values())).shape == (S, S, 3)
+    again = types.SimpleNamespace(**vars(study) | {"twins": NoRenderer(0, S)})
+    second = drawings.draw(again, "test", 3, batch_size=8, images=kept)
+    for label, seen in first.classes.items():
+        np.testing.assert_array_equal(seen.acts, second.classes[label].acts)
+        np.testing.assert_array_equal(seen.acts, drawn.classes[label].acts)
     pair = drawn.pairs[0]
     without, with_part = (seen.logits for seen in drawn.of(pair))
     c = np.eye(N_VARIANTS)[pair.with_part] - np.eye(N_VARIANTS)[pair.without]
@@ -208,6 +273,13 @@ def test_measure_gives_tables_and_nulls_and_is_kept(study, tmp_path, monkeypatch
     responses = tables["counterfactual_response"].to_pylist()
     assert {row["dictionary"] for row in responses} == set(names) - {"random_matched"}
     assert all(len(row["features"]) == min(row["m"], 12) for row in rows if row["dictionary"] == "sae")
+    more = ground_truth.measure(study, n_combinations=1, **settings)
+    assert more[0]["counterfactual"].equals(tables["counterfactual"])  # the rest has tables of its own
+    assert more[1]["m"] == 3 * results["m"] and more[1]["choice"][3:5] == ["single", "tracking"]
+    for name in names:
+        length = 1 if name == "supervised" else 4 if name == "random_matched" else 12
+        assert len(more[1][name]["isolated"]) == len(more[1][name]["combinations"]) == length
+        assert more[1][name]["share"][:4] == results[name]["share"]
     again = ground_truth.measure(study, keep=kept.Passes(stage), **settings)
     assert again[1] == results and all(again[0][name].equals(table) for name, table in tables.items())
 

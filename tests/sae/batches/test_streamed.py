@@ -153,13 +153,13 @@ def test_a_short_store_is_streamed_too(tmp_path):
 
 def stop_in_report(monkeypatch, call):
     """A run is asked to stop when it writes the metrics of its call-th dispatch."""
-    calls, original = [], loop._report
+    calls, original = [], loop._Reader._report
 
     def report(*args):
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(loop, "_report", report)
+    monkeypatch.setattr(loop._Reader, "_report", report)
     monkeypatch.setattr(RunContext, "requested_by_any", lambda self: len(calls) >= call)
 
 
