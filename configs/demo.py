@@ -63,6 +63,9 @@ def get_config(form: str = "full") -> ConfigDict:
         log_every_steps=10,
         eval_every_steps=512,
         save_every_steps=256,
+        save_every_s=0.0,  # or about so many seconds, counted in steps; 0 is never by time
+        steps_per_dispatch=0,  # of images that lie on the devices; 0: as many as take half a second
+        image_store="auto",  # "resident" on the devices, "streamed", or auto: what fits; a CPU streams
         keep_checkpoints=2,
     )
     config.activations = dict(

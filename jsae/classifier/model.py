@@ -129,6 +129,10 @@ class Trainable(Model, Protocol):
         """
         ...
 
+    def forms(self, platform: str) -> dict[str, str]:
+        """How layers with several ways to be computed are computed on a platform, in words."""
+        ...
+
     def calibrate_norms(self, variables: Any, images: jax.Array) -> Any:
         """Fresh variables with every normalisation set so that its channels are standardised over `images`.
 

@@ -1,5 +1,6 @@
 """Stage `classifier`: train a network, keep the latest and the best checkpoint, evaluate on test."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -10,12 +11,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jsae.classifier import baseline, evaluate, families, picture, pretrained, train
+from jsae.classifier import baseline, evaluate, families, feeding, picture, pretrained, train
 from jsae.classifier.model import Params, Trainable
-from jsae.data import augment, cache, identity, mixing, order, pipeline
+from jsae.data import augment, cache, identity, mixing, order
 from jsae.data import settings as data_settings
-from jsae.runtime import artifacts, checkpoints, logs, mesh, preemption, settings, stages
+from jsae.runtime import artifacts, checkpoints, logs, mesh, pace, preemption, settings, stages
 from jsae.runtime.context import RunContext
+from jsae.runtime.pace import Pace
 
 BEST = "val/mean_per_class_accuracy"
 METRICS_FILE = "metrics.jsonl"
@@ -38,6 +40,8 @@ RANGES = {
     "log_every_steps": settings.EVERY_STEPS,
     "eval_every_steps": settings.EVERY_STEPS,
     "save_every_steps": settings.EVERY_STEPS,
+    "save_every_s": pace.SAVE_EVERY_S,
+    "steps_per_dispatch": pace.STEPS_PER_DISPATCH,
     "keep_checkpoints": settings.COUNT,
 }
 
@@ -129,7 +133,7 @@ def _begin(stage: stages.Stage, config: Any, device_mesh: Mesh, splits: dict) ->
         model, weights = families.model_of(stage.manifest["arch"]), None  # the weights are in the checkpoint
     else:
         model, weights = _network(c, len(splits["train"].class_names), config.seed)
-        stage.note(arch=families.describe(model))
+        stage.note(arch=families.describe(model), forms=model.forms(device_mesh.devices.flat[0].platform))
     recipe = _recipe(c, len(splits["train"].labels))
     rows, predict = stage.context.metrics_log(path), evaluate.make_predict(device_mesh)
     this = _Run(stage, config, device_mesh, splits, saved, rows, model, recipe, predict)
@@ -194,50 +198,84 @@ def _state(this: _Run, weights: Any) -> tuple[int, dict]:
 def _train(this: _Run, start: int, state: dict) -> dict:
     """The state after the last step. Raises Preempted, the state being saved, if the run is asked to stop."""
     c, context, n_steps = this.config.classifier, this.stage.context, this.recipe.n_steps
-    replicated = mesh.replicated(this.mesh)
-    step_fn = jax.jit(
-        train.make_step(this.model, this.recipe, this.config.seed),
-        in_shardings=(replicated, mesh.sharded(this.mesh)),
-        out_shardings=(replicated, replicated),
-        donate_argnums=0,
-    )
     n_params = sum(x.size for x in jax.tree.leaves(state["params"]))
     said = "classifier: %s, %d parameters, %d steps of %d images"
     context.log.info(said, this.model.name, n_params, n_steps, c.batch_size)
-    batches = pipeline.train_batches(
+    feed = feeding.open_feed(
+        this.mesh,
         this.splits["train"],
+        train.make_step(this.model, this.recipe, this.config.seed),
         seed=this.config.seed,
         batch_size=c.batch_size,
-        start_step=start,
-        process=mesh.process_slice(this.mesh),
+        start=start,
+        store=c.image_store,
     )
-    pending, since = None, (time.monotonic(), start)  # metrics are read one step late: the device never waits
-    with context.progress(n_steps, start=start, label="classifier") as progress:
-        for step in range(start + 1, n_steps + 1):
-            context.profile("classifier", step - 1, state["step"])
-            state, values = step_fn(state, mesh.put_batch(this.mesh, next(batches)))
+    rhythm = Pace.of_stage(this.stage, c, n_steps, start=start, most_steps=feed.most_steps)
+    step, pending = start, None  # metrics are read one dispatch late: the device never waits
+    with contextlib.closing(feed), context.progress(n_steps, start=start, label="classifier") as progress:
+        reader = _Reader(this.rows, rhythm, start, c.batch_size)
+        while step < n_steps:
+            n = rhythm.length(step, *context.profile_bounds())
+            context.profile("classifier", step, state["step"])
+            state, values = feed(state, step, n)
+            sent, step = (step, n, values), step + n
             if pending is not None:
-                _write(this.rows, *pending)
-                pending = None
-            if _is_due(c.log_every_steps, step) or step == n_steps:
-                now = time.monotonic()
-                rate = c.batch_size * (step - since[1]) / (now - since[0])
-                since = (now, step)
-                pending = step, values | {"images_per_s": rate}
-            progress.update(1)
+                reader.read(*pending)
+            progress.update(n)
             stopping, is_scored = context.requested_by_any(), this.is_scored(step)
-            saving = stopping or is_scored or _is_due(c.save_every_steps, step) or step == n_steps
-            if pending is not None and saving:  # rows up to a checkpoint are on disk before it is
-                _write(this.rows, *pending)
-                pending = None
+            saving = stopping or is_scored or rhythm.saves(step) or step == n_steps
+            if saving:  # rows up to a checkpoint are on disk before it is
+                reader.read(*sent)
+            pending = None if saving else sent
             if stopping:
                 this.save_and_stop(step, state)
             if is_scored:
                 this.score_and_save(step, state)
-                since = (time.monotonic(), step)
             elif saving:
                 this.saved.save(step, state)
+            if saving:
+                rhythm.saved(step)
+                reader.stop_clock()
     return state
+
+
+class _Reader:
+    """Reads the metrics of dispatches, writes the rows that are due, and measures the time between them."""
+
+    def __init__(self, rows: logs.MetricsLog, rhythm: Pace, start: int, batch_size: int) -> None:
+        self._rows, self._rhythm, self._batch_size = rows, rhythm, batch_size
+        self._last_s: float | None = time.monotonic()
+        self._since = time.monotonic(), start  # of the last row
+
+    def read(self, first: int, n: int, values: dict) -> None:
+        """The metrics of steps first + 1 to first + n, arrays [n or more]; waits for them.
+
+        Raises FloatingPointError if a loss is not finite.
+        """
+        values = {name: np.asarray(value)[:n] for name, value in values.items()}
+        now = time.monotonic()
+        self._rhythm.measured(n, None if self._last_s is None else now - self._last_s)
+        self._last_s = now
+        bad = np.flatnonzero(~np.isfinite(values["train/loss"]))
+        if len(bad):
+            raise FloatingPointError(
+                f"classifier: the loss at step {first + bad[0] + 1} is {values['train/loss'][bad[0]]}; "
+                "lower the learning rate"
+            )
+        due = [
+            s for s in range(first + 1, first + n + 1) if self._rhythm.logs(s) or s == self._rhythm.n_steps
+        ]
+        if not due:
+            return
+        rate = self._batch_size * (first + n - self._since[1]) / max(now - self._since[0], 1e-9)
+        self._since = now, first + n
+        for step in due:
+            row = {name: value[step - first - 1].item() for name, value in values.items()}
+            self._rows.write(step, row | {"images_per_s": rate})
+
+    def stop_clock(self) -> None:
+        """What was done last is no training: the next dispatch has no seconds, and rows count from now."""
+        self._last_s, self._since = None, (time.monotonic(), self._since[1])
 
 
 def _results(this: _Run, logits: np.ndarray, n_params: int) -> dict:
@@ -276,6 +314,7 @@ def check_config(config: Any) -> None:
     settings.check("config.classifier.augmentation", c.augmentation, given)
     for key, value, valid in (
         ("dtype", c.dtype, ("float32", "bfloat16")),
+        ("image_store", c.image_store, feeding.STORES),
         ("augmentation.crop", c.augmentation.crop, augment.CROPS),
         ("augmentation.mix", c.augmentation.get("mix", "none"), mixing.MIXES),
     ):
@@ -336,12 +375,3 @@ def _has_score(path, step: int) -> bool:
     """Whether a metrics.jsonl has the row of val at `step`: a run told to stop there saves without it."""
     rows = logs.read_metrics(path) if path.exists() else []
     return any(row["step"] == step and "val/accuracy" in row for row in rows)
-
-
-def _write(rows, step, values):
-    values = {key: np.asarray(value).item() for key, value in values.items()}
-    if not np.isfinite(values["train/loss"]):
-        raise FloatingPointError(
-            f"classifier: the loss at step {step} is {values['train/loss']}; lower the learning rate"
-        )
-    rows.write(step, values)

@@ -78,11 +78,29 @@ def make_optimizer(recipe: Recipe, model: Trainable) -> optax.GradientTransforma
             lambda path, u: u * recipe.layer_decay ** model.depth_from_head(path[0].key), updates
         )
 
+    def clip(updates, params):
+        del params
+        norm = gradient_norm(updates)
+        return jax.tree.map(
+            lambda u: jnp.where(norm < recipe.clip_norm, u, u / norm * recipe.clip_norm), updates
+        )
+
     return optax.chain(
-        optax.clip_by_global_norm(recipe.clip_norm),
+        optax.stateless(clip),
         optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=decays),
         *([optax.stateless(scale_layers)] if recipe.layer_decay < 1 else []),
     )
+
+
+def gradient_norm(grads: Any) -> jax.Array:
+    """The global norm; on accelerators that of all biases and scales in one sum, as each costs a start."""
+
+    def of_two(grads):
+        leaves = jax.tree.leaves(grads)
+        vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
+        return optax.tree.norm([vectors, *(leaf for leaf in leaves if leaf.ndim != 1)])
+
+    return jax.lax.platform_dependent(grads, cpu=optax.tree.norm, default=of_two)
 
 
 def init_state(
@@ -153,10 +171,15 @@ def grads_of(
     Part m takes the rows m, m + M, m + 2 M, ..., so that each device cuts up the rows that it has.
     """
     parts, n = recipe.micro_batches, len(images)
+    # the mean's division: off the CPU of the loss, where it is one number, not of each gradient
+    share, divisor = jax.lax.platform_dependent(
+        cpu=lambda: (jnp.float32(1), jnp.float32(n)), default=lambda: (jnp.float32(1 / n), jnp.float32(1))
+    )
 
     def grads_of_part(part):
         def objective(variables):
-            return loss_of(Params(variables, params.model), *part, key, recipe)
+            loss, logits = loss_of(Params(variables, params.model), *part, key, recipe)
+            return loss * share, logits
 
         return jax.value_and_grad(objective, has_aux=True)(params.variables)
 
@@ -173,7 +196,7 @@ def grads_of(
         zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params.variables)
         (loss, grads), logits = jax.lax.scan(add, zeros, jax.tree.map(cut, (images, targets, examples)))
         logits = logits.swapaxes(0, 1).reshape(n, -1)
-    return (loss / n, logits), jax.tree.map(lambda g: g / n, grads)
+    return (loss / divisor, logits), jax.tree.map(lambda g: g / divisor, grads)
 
 
 def make_step(model: Trainable, recipe: Recipe, seed: int) -> Callable:
@@ -192,15 +215,15 @@ def make_step(model: Trainable, recipe: Recipe, seed: int) -> Callable:
         (loss, logits), grads = grads_of(
             params, images, targets, batch["index"], jax.random.fold_in(key, 1), recipe
         )
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
         t = state["step"].astype(jnp.float32)
         decay = jnp.minimum(recipe.ema_decay, (1 + t) / (10 + t))
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
         ema = jax.tree.map(lambda average, p: decay * average + (1 - decay) * p, state["ema"], params)
         metrics = {
             "train/loss": loss,
             "train/accuracy": (logits.argmax(-1) == targets.argmax(-1)).mean(),
-            "train/gradient_norm": optax.tree.norm(grads),
+            "train/gradient_norm": gradient_norm(grads),
         }
         return {"params": params, "opt": opt, "ema": ema, "step": state["step"] + 1}, metrics
 

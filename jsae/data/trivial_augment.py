@@ -3,8 +3,9 @@
 Each operation is one of five things with other numbers: nothing, an affine map of the grid (shear, translate,
 rotate), a table of 256 tones per channel (brightness, contrast, posterize, solarize, autocontrast, equalize),
 a blend with the grey image (colour) or with the smoothed image (sharpness). The five are the branches of one
-switch, so a batch is one program in one trace. Under vmap all five run and one is selected; mapped image by
-image only the drawn one runs (`augment.is_serial`).
+switch, so a batch is one program in one trace. Under vmap all five run and one is selected, which on
+accelerators is a few loops over the batch; mapped image by image only the drawn one runs
+(`augment.is_serial`).
 """
 
 from collections.abc import Callable
@@ -107,8 +108,7 @@ def _tones(
     spread = jnp.where(high > low, 255 / jnp.maximum(high - low, 1e-3), 1.0)
     base = jnp.where(high > low, low, 0.0)
     pixels = jnp.clip(jnp.round(image[::2, ::2]), 0, 255).astype(jnp.int32)  # a quarter of them is enough
-    channel = jnp.broadcast_to(jnp.arange(3)[None, None, :], pixels.shape)
-    counts = jnp.zeros((256, 3), jnp.int32).at[pixels, channel].add(1)
+    counts = jax.lax.platform_dependent(pixels, cpu=_scattered_counts, default=_compared_counts)
     below = counts.cumsum(0) - counts
     rest = jnp.where(counts > 0, below, 0).max(0)[None, :]  # all pixels but those of the brightest tone
     equal = jnp.where(rest > 0, 255 * below / jnp.maximum(rest, 1), tones)
@@ -118,6 +118,18 @@ def _tones(
     table = only("solarize", jnp.where(tones >= 256 * (1 - level), 255 - tones, tones), table)
     table = only("autocontrast", (tones - base) * spread, table)
     return jnp.clip(only("equalize", equal, table), 0, 255)
+
+
+def _scattered_counts(pixels: jax.Array) -> jax.Array:
+    """How often each tone occurs in each channel, int32 [256, 3], of pixels [H, W, 3]."""
+    channel = jnp.broadcast_to(jnp.arange(3)[None, None, :], pixels.shape)
+    return jnp.zeros((256, 3), jnp.int32).at[pixels, channel].add(1)
+
+
+def _compared_counts(pixels: jax.Array) -> jax.Array:
+    """The same as one sum; on a TPU a scatter adds its numbers one after the other."""
+    tones = jnp.arange(256)[None, None, :, None]
+    return (pixels[:, :, None, :] == tones).sum((0, 1), dtype=jnp.int32)
 
 
 def _grey(image: jax.Array) -> jax.Array:

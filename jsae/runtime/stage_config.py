@@ -29,6 +29,7 @@ NO_RESULT = {
     "save_every_s",
     "keep_checkpoints",
     "steps_per_dispatch",
+    "image_store",
     "remat",
     "workdir",
     "cache_dir",

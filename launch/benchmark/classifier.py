@@ -12,7 +12,12 @@ from jsae.classifier.families.convnext import depthwise
 from launch.benchmark import turns
 
 NETWORKS = {"atto_96_b32": ("atto", 96, 32), "tiny_224_b8": ("tiny", 224, 8)}
-CONVOLUTIONS = {"depthwise": depthwise.depthwise, "plain_depthwise": depthwise.conv}
+CONVOLUTIONS = {
+    "depthwise": lambda x, kernel: depthwise.depthwise(
+        x, kernel.astype(jnp.float32), jnp.zeros(kernel.shape[-1])
+    ),
+    "plain_depthwise": depthwise.conv,
+}
 N_CLASSES = 100
 
 

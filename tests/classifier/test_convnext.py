@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from jsae import classifier
+from jsae.classifier import layer_norm as norms
+from jsae.classifier.families import layers
 from jsae.classifier.families.convnext import gelu, network
 from jsae.classifier.layer_norm import layer_norm
 
@@ -101,6 +103,33 @@ def test_written_out_gradients_equal_autodiff(shape):
         for grad, other in zip(vjp(cotangent), expected_vjp(cotangent), strict=True):
             # float32 with other roundings on the way
             np.testing.assert_allclose(grad, other, rtol=0, atol=3e-6 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("level, outlier", [(0, 0), (300, 0), (0, 60)])
+def test_the_layer_norm_of_accelerators_has_the_gradients_of_the_cpus(level, outlier):
+    """Its sums are relative to each row's first value, which may lie far from the others."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, grad = jax.random.normal(keys[0], (3, 4, 4, 96)), jax.random.normal(keys[1], (3, 4, 4, 96))
+    x, scale = (x + level).at[..., 0].add(outlier), jax.random.normal(keys[2], (96,))
+    _, saved = norms._forward(x, scale, jnp.zeros(96), 1e-6)
+    fast = jax.jit(norms._gradients_in_two_passes, static_argnames="eps")(*saved, grad, eps=1e-6)
+    for ours, other in zip(fast, norms._gradients(*saved, grad), strict=True):
+        # C roundings each of a square and of a mean's square where the first value is the whole variance
+        bound = 2 * 96 * 6e-8 if outlier else 3e-6 + 3 * level * 6e-8  # and that of the mean
+        np.testing.assert_allclose(ours, other, rtol=0, atol=bound * np.abs(other).max())
+
+
+def test_biases_and_scales_have_float32_gradients_in_bfloat16():
+    """1,000 rows of gradient 1 add up to 1,000, which bfloat16 sums do not reach."""
+    x = jnp.ones((1000, 1, 1, 8), jnp.bfloat16)
+
+    def gradients(module, *more):
+        variables = module.init(jax.random.key(0), x, *more)["params"]
+        return jax.grad(lambda v: module.apply({"params": v}, x, *more).astype(jnp.float32).sum())(variables)
+
+    np.testing.assert_array_equal(gradients(layers.Affine(8))["bias"], 1000)
+    np.testing.assert_array_equal(gradients(network.LayerNorm(1e-6))["bias"], 1000)
+    np.testing.assert_array_equal(gradients(network.Block(1e-6, 0.0), None)["project"]["bias"], 1000)
 
 
 def test_sites_are_named_in_order_with_their_shapes(params, images):

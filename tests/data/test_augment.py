@@ -99,7 +99,8 @@ def test_one_image_after_the_other_and_all_at_once_are_the_same():
     def run(one_by_one):
         how = {"crop": "resized", "trivial": 0.7, "one_by_one": one_by_one}
         program = jax.jit(functools.partial(augment, **how))
-        assert ("stablehlo.case" in program.lower(KEY, images, keys_of).as_text()) == one_by_one
+        cases = program.lower(KEY, images, keys_of).as_text().count("stablehlo.case")
+        assert cases == 2 + one_by_one  # two are how tones are counted on this platform
         return np.asarray(program(KEY, images, keys_of))
 
     # two programs: rounding of positions moves a pixel by less than a thousandth of a tone's 1/255/0.22

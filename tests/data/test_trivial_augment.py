@@ -1,6 +1,7 @@
 """The operations against Pillow's, and what is drawn."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,23 @@ def test_tones_equal_pillows(name, expected):
     # rounding of the table's entries; Pillow's equalize divides by 100 pixels a tone, not 100.4
     assert np.abs(result - np.asarray(expected(Image.fromarray(PIXELS)), np.float32)).max() <= 3
     assert name == "identity" or np.abs(result - PIXELS).max() > 6
+
+
+def test_tones_are_counted_alike_and_without_a_scatter_on_accelerators():
+    pixels = SMALL.astype(np.int32)
+    expected = [np.bincount(pixels[:, :, c].ravel(), minlength=256) for c in range(3)]
+    for count in (trivial_augment._scattered_counts, trivial_augment._compared_counts):
+        np.testing.assert_array_equal(count(jnp.asarray(pixels)), np.stack(expected, 1))
+
+    def draw(keys, images):
+        return jax.vmap(lambda key, image: trivial_augment.trivial_augment(key, image, 1.0))(keys, images)
+
+    traced = jax.jit(draw).trace(jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 12, 12, 3)))
+    for platform, scatters in (("cpu", True), ("cuda", False), ("tpu", False)):
+        adds = re.findall(
+            r"stablehlo.scatter.*?}\) :", traced.lower(lowering_platforms=(platform,)).as_text(), re.S
+        )
+        assert any("stablehlo.add" in each for each in adds) == scatters, platform
 
 
 def test_a_constant_image_survives_every_operation():

@@ -1,6 +1,6 @@
 """What networks of several families are made of: the walk over the sites, an affine map, stochastic depth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -41,25 +41,55 @@ class SiteWalk:
 class Affine(nn.Module):
     """x @ kernel + bias over the last axis, as one product of two matrices.
 
-    XLA:CPU runs a product with more leading axes up to four times slower.
+    XLA:CPU runs a product with more leading axes up to four times slower. The bias is added in float32, and
+    so is its gradient, whatever the dtype of x.
     """
 
     features: int
+    precision: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        rows = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype) + bias.astype(x.dtype)[None, :]
+        rows = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=self.precision)
+        rows = (rows.astype(jnp.float32) + bias[None, :]).astype(x.dtype)
         return rows.reshape(*x.shape[:-1], self.features)
 
 
-def drop_examples(key: jax.Array, y: jax.Array, examples: jax.Array, rate: float) -> jax.Array:
-    """What a block adds, y [B, H, W, C], zero for a share `rate` of examples, else divided by 1 - rate.
+def blocks_in_turn(
+    model: Any,
+    drop_path: float,
+    examples: jax.Array | None,
+    make: Callable[[int, int, float, str], nn.Module],
+) -> Iterator[tuple[nn.Module, jax.Array | None]]:
+    """Every block of a staged model and which examples keep what it adds (`drop_examples`; None: all).
 
-    Each example draws from fold_in(key, its number), examples being int32 [B].
+    All blocks draw at once, because on accelerators a draw of some bits costs a start each. Example i draws
+    from fold_in(the block's `drop` key, its number).
+
+    Args:
+      model: a `staged.Staged`.
+      drop_path: rate of the last block; it grows linearly from 0.
+      examples: int32 [B], their numbers; None drops nothing.
+      make: (stage from 1, block of it from 0, rate, name) -> the block.
     """
-    kept = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - rate))(examples)
+    at = [(s, j) for s, depth in enumerate(model.depths, start=1) for j in range(depth)]
+    rates = [drop_path * done / max(len(at) - 1, 1) for done in range(len(at))]
+    blocks = [make(s, j, rate, f"stage{s}_block{j}") for (s, j), rate in zip(at, rates, strict=True)]
+    if examples is None or not drop_path:
+        return zip(blocks, [None] * len(blocks), strict=True)
+
+    def draw(key, share):
+        return jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), share))(examples)
+
+    keys = jnp.stack([block.make_rng("drop") for block in blocks])
+    kept = jax.vmap(draw)(keys, jnp.asarray([1 - rate for rate in rates]))  # [n_blocks, B]
+    return zip(blocks, kept, strict=True)
+
+
+def drop_examples(y: jax.Array, kept: jax.Array, rate: float) -> jax.Array:
+    """What a block adds, y [B, H, W, C]: divided by 1 - rate where `kept` [B] is true, else zero."""
     return jnp.where(kept[:, None, None, None], y / (1 - rate), 0)
 
 

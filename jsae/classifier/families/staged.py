@@ -38,6 +38,11 @@ class Staged(abc.ABC):
     def network(self, drop_path: float = 0.0, remat: bool = False) -> nn.Module:
         """The flax module (x, edits, start, examples) -> (logits, site -> activations)."""
 
+    def forms(self, platform: str) -> dict[str, str]:
+        """How layers that have several ways to be computed are computed on a platform, in words."""
+        del platform
+        return {}
+
     def check_sizes(self, title: str, least_depth: int) -> None:
         """Raise ValueError unless depths and dims are four numbers each and the others positive."""
         for field, least in (("depths", least_depth), ("dims", 1)):

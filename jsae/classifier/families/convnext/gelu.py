@@ -13,13 +13,35 @@ _DENSITY_AT_0 = (2 * np.pi) ** -0.5  # of the standard normal distribution
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU; its slope is computed with it, so that the backward pass is one product."""
-    return x * (0.5 + 0.5 * jax.lax.erf(x * _SQRT_HALF))
+    """Exact GELU, in float32 inside."""
+    wide = x.astype(jnp.float32)
+    return (wide * _phi(wide)).astype(x.dtype)
 
 
-def _gelu_forward(x):
-    phi = 0.5 + 0.5 * jax.lax.erf(x * _SQRT_HALF)
-    return x * phi, phi + x * jnp.exp(-0.5 * x * x) * _DENSITY_AT_0
+def _phi(x):
+    """The standard normal distribution up to x."""
+    return 0.5 + 0.5 * jax.lax.erf(x * _SQRT_HALF)
 
 
-gelu.defvjp(_gelu_forward, lambda slope, grad: (grad * slope,))
+def _slope(x):
+    wide = x.astype(jnp.float32)
+    return _phi(wide) + wide * jnp.exp(-0.5 * wide * wide) * _DENSITY_AT_0
+
+
+def _forward(x):
+    """On a CPU the slope is kept, computed where phi is known; elsewhere x, which lies in memory anyway."""
+
+    def with_slope(x):
+        return gelu(x), _slope(x).astype(x.dtype)
+
+    return jax.lax.platform_dependent(x, cpu=with_slope, default=lambda x: (gelu(x), x))
+
+
+def _backward(saved, grad):
+    def times_slope(saved, grad):
+        return (grad.astype(jnp.float32) * _slope(saved)).astype(grad.dtype)
+
+    return (jax.lax.platform_dependent(saved, grad, cpu=jnp.multiply, default=times_slope),)
+
+
+gelu.defvjp(_forward, _backward)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jsae.classifier.families import layers
+from jsae.classifier.families.convnext import depthwise
 from jsae.classifier.families.convnext.network import LayerNorm, Network
 from jsae.classifier.families.staged import Staged
 from jsae.classifier.model import Head, HeadNorm
@@ -43,6 +44,10 @@ class ConvNeXt(Staged):
 
     def network(self, drop_path: float = 0.0, remat: bool = False) -> Network:
         return Network(self, drop_path, remat)
+
+    def forms(self, platform: str) -> dict[str, str]:
+        """How the depthwise convolution is computed on a platform, in words."""
+        return {"depthwise": depthwise.form(platform)}
 
     def grid(self, site: str, image_hw: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the site's grid; every patch that is not full is left out."""

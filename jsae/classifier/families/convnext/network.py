@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jsae.classifier.families.convnext.depthwise import depthwise
 from jsae.classifier.families.convnext.gelu import gelu
-from jsae.classifier.families.layers import Affine, SiteWalk, drop_examples
+from jsae.classifier.families.layers import Affine, SiteWalk, blocks_in_turn, drop_examples
 from jsae.classifier.layer_norm import layer_norm
 from jsae.classifier.model import Edit
 
@@ -55,18 +55,17 @@ class Block(nn.Module):
     drop: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, examples: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, kept: jax.Array | None) -> jax.Array:
         channels = x.shape[-1]
         kernel = self.param("dw_kernel", nn.initializers.zeros, (7, 7, channels))
         bias = self.param("dw_bias", nn.initializers.zeros, (channels,))
         gamma = self.param("gamma", nn.initializers.ones, (channels,))
-        y = depthwise(x, kernel.astype(x.dtype)) + bias.astype(x.dtype)[None, None, None, :]
-        y = LayerNorm(self.eps, name="norm")(y)
+        y = LayerNorm(self.eps, name="norm")(depthwise(x, kernel, bias))
         y = Affine(4 * channels, name="expand")(y)
         y = Affine(channels, name="project")(gelu(y))
-        y *= gamma.astype(x.dtype)[None, None, None, :]
-        if examples is not None and self.drop:
-            y = drop_examples(self.make_rng("drop"), y, examples, self.drop)
+        y = (y.astype(jnp.float32) * gamma[None, None, None, :]).astype(x.dtype)
+        if kept is not None and self.drop:
+            y = drop_examples(y, kept, self.drop)
         return x + y
 
 
@@ -94,16 +93,15 @@ class Network(nn.Module):
             )
 
         x = walk.arrive("stem", x, stem)
-        n_blocks, done = sum(model.depths), 0
+        blocks = blocks_in_turn(
+            model, self.drop_path, examples, lambda s, j, rate, name: make_block(model.eps, rate, name=name)
+        )
         for s, (depth, dim) in enumerate(zip(model.depths, model.dims, strict=True), start=1):
             if s > 1 and walk.begun:
                 x = LayerNorm(model.eps, name=f"downsample{s}_norm")(x)
                 x = Patchify(dim, 2, name=f"downsample{s}")(x)
             for j in range(depth):
-                drop = self.drop_path * done / max(n_blocks - 1, 1)
-                block = make_block(model.eps, drop, name=f"stage{s}_block{j}")
-                x = walk.arrive(f"stage{s}.block{j}", x, block, examples)
-                done += 1
+                x = walk.arrive(f"stage{s}.block{j}", x, *next(blocks))
             x = walk.arrive(f"stage{s}", x)
-        pooled = LayerNorm(model.head_eps, name="head_norm")(x.mean((1, 2)))  # [B, C]
-        return Affine(model.n_classes, name="head")(pooled).astype(jnp.float32), walk.acts
+        pooled = LayerNorm(model.head_eps, name="head_norm")(x.astype(jnp.float32).mean((1, 2)))  # [B, C]
+        return Affine(model.n_classes, "float32", name="head")(pooled), walk.acts

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jsae.classifier.families.layers import Affine, SiteWalk, drop_examples
+from jsae.classifier.families.layers import Affine, SiteWalk, blocks_in_turn, drop_examples
 from jsae.classifier.model import Edit
 
 
@@ -33,7 +33,8 @@ class Conv(nn.Module):
             padding=[(self.side // 2, self.side // 2)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + bias.astype(x.dtype)[None, None, None, :]
+        # in float32, as its gradient then is
+        return (y.astype(jnp.float32) + bias[None, None, None, :]).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -45,7 +46,7 @@ class Block(nn.Module):
     drop: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, examples: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, kept: jax.Array | None) -> jax.Array:
         if self.bottleneck:
             width = self.features // 4
             y = nn.relu(Conv(width, 1, name="conv1")(x))
@@ -56,8 +57,8 @@ class Block(nn.Module):
             y = Conv(self.features, 3, name="conv2")(y)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, name="downsample")(x)
-        if examples is not None and self.drop:
-            y = drop_examples(self.make_rng("drop"), y, examples, self.drop)
+        if kept is not None and self.drop:
+            y = drop_examples(y, kept, self.drop)
         return nn.relu(x + y)
 
 
@@ -86,13 +87,15 @@ class Network(nn.Module):
             return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
         x = walk.arrive("stem", x, stem)
-        n_blocks, done = sum(model.depths), 0
-        for s, (depth, dim) in enumerate(zip(model.depths, model.dims, strict=True), start=1):
+
+        def make(s, j, rate, name):
+            stride = 2 if s > 1 and j == 0 else 1
+            return make_block(model.dims[s - 1], stride, model.bottleneck, rate, name=name)
+
+        blocks = blocks_in_turn(model, self.drop_path, examples, make)
+        for s, depth in enumerate(model.depths, start=1):
             for j in range(depth):
-                stride = 2 if s > 1 and j == 0 else 1
-                drop = self.drop_path * done / max(n_blocks - 1, 1)
-                block = make_block(dim, stride, model.bottleneck, drop, name=f"stage{s}_block{j}")
-                x = walk.arrive(f"stage{s}.block{j}", x, block, examples)
-                done += 1
+                x = walk.arrive(f"stage{s}.block{j}", x, *next(blocks))
             x = walk.arrive(f"stage{s}", x)
-        return Affine(model.n_classes, name="head")(x.mean((1, 2))).astype(jnp.float32), walk.acts
+        pooled = x.astype(jnp.float32).mean((1, 2))
+        return Affine(model.n_classes, "float32", name="head")(pooled), walk.acts
