@@ -431,10 +431,14 @@ def _ablation_twins_survey(sizes: Sizes, mesh: Mesh) -> Program:
     return counterfactual._survey, (_effects_rest(sizes, mesh), _on_mesh(sizes, mesh), _twins(sizes, mesh))
 
 
-def _ablation_twins_candidates(sizes: Sizes, mesh: Mesh) -> Program:
-    features, at = _array(mesh, (256,), jnp.int32), _array(mesh, (8, 64), jnp.int32)
-    fixed = (_effects_rest(sizes, mesh), _on_mesh(sizes, mesh), features, at)
-    return counterfactual._candidates, (*fixed, _twins(sizes, mesh))
+def _ablation_twins_own(sizes: Sizes, mesh: Mesh) -> Program:
+    sets = (_array(mesh, (64,), jnp.int32), _array(mesh, (8, 64, 64)))
+    return counterfactual._own, (
+        _effects_rest(sizes, mesh),
+        _on_mesh(sizes, mesh),
+        *sets,
+        _twins(sizes, mesh),
+    )
 
 
 def _ablation_twins_score(sizes: Sizes, mesh: Mesh) -> Program:
@@ -515,7 +519,7 @@ _ABLATION = {
     "mediation_score": _ablation_mediation_score,
     "twins_seen": _ablation_twins_seen,
     "twins_survey": _ablation_twins_survey,
-    "twins_candidates": _ablation_twins_candidates,
+    "twins_own": _ablation_twins_own,
     "twins_score": _ablation_twins_score,
 }
 _EDITS = {"forward": _edits_forward, "gradient": _edits_gradient, "many": _edits_many}
