@@ -171,9 +171,9 @@ def _size(dims: str) -> int:
 
 
 def _result_bytes(body: Computation, instruction: Instruction) -> float:
-    """Of a collective's result; a started one also has its operands in its shape, but for all-reduce."""
+    """Of the result; what is started also has its operands in its shape, but for an all-reduce."""
     of_all = _bytes(instruction.shape, everywhere=True)
-    if instruction.op in _BOTH:
+    if instruction.op in (*_BOTH, "slice-start"):
         of_all -= sum(
             _bytes(body[name].shape, everywhere=True) for name in instruction.operands if name in body
         )
@@ -187,6 +187,8 @@ def _moved(computations: dict[str, Computation], body: Computation, instruction:
         return _moved_by_fusion(computations[_called(rest, "calls")], shape)
     if op in ("dynamic-slice", "slice", "gather"):
         return 2 * _bytes(shape)
+    if op == "slice-start":  # into fast memory; operand and result are in its shape
+        return _result_bytes(body, instruction)
     if op in _BOTH:
         return _bytes(shape)
     if op == "dynamic-update-slice":

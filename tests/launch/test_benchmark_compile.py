@@ -66,6 +66,7 @@ ENTRY %main (a: bf16[4,8], b: bf16[8,16]) -> f32[16] {
   %a = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
   %b = bf16[8,16]{1,0} parameter(1)
   %near = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} copy(%a)
+  %part = ((bf16[8,16]{1,0}), bf16[2,16]{1,0:T(8,128)S(1)}, s32[]{:T(128)S(1)}) slice-start(%b)
   %blas = (bf16[4,16]{1,0}, s8[32]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", \
 backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
   %top = (f32[4,2]{1,0}, s32[4,2]{1,0}) custom-call(%a), custom_call_target="__gpu$TopK"
@@ -78,8 +79,10 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
     found = hlo.count(text)
     assert found.flops == {"bf16": 2 * 4 * 16 * 8}
     assert found.sorts == 1 and found.collectives == {"all-gather": [1, 64.0], "all-reduce": [1, 20.0]}
+    of_part = 2 * 32 + 4  # what is read, not all that it is read from
     of_copy, of_blas, of_top, of_gather, of_sum = 64, 64 + 256 + 128 + 32, 64 + 64, 16 + 64, 4 + 2 * 16
-    assert found.bytes == of_copy + of_blas + of_top + of_gather + of_sum and found.launches == 5
+    of_products = of_copy + of_blas + of_top
+    assert found.bytes == of_part + of_products + of_gather + of_sum and found.launches == 6
 
 
 def test_programs_are_measured_once_and_kept(tmp_path, monkeypatch, capsys):
