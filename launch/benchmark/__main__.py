@@ -11,6 +11,8 @@
                   images, 6,144 features, 768 channels, 100 classes, random numbers, every feature active; for
                   one target class (the label) and for all three; with --workdir=W also how near to the
                   patched forward pass the closed form is in that study, and how long the study's pass takes
+    compile       only with --only=compile: every program of the product compiled for --target, which need not
+                  be there, with its launches, bytes, operations and collectives (benchmark/compile.py)
 
 Variants alternate round by round and medians are reported, since a machine's speed drifts. With --peers=DIR
 (a folder with convnext_peers.sh ARCH SIZE BATCH and sae_peers.sh C F K N, printing JSON lines) other people's
@@ -36,6 +38,8 @@ _PEERS = flags.DEFINE_string("peers", None, "Folder of scripts that time other p
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "A finished study of the final site, for the section all_features."
 )
+_TARGET = flags.DEFINE_string("target", "cpu", "Of the section compile: h200, v5e:2x4 or cpu.")
+_PROGRAMS = flags.DEFINE_string("programs", "", "Of the section compile: a pattern in the programs' names.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Photos in FGVC layout, for the section data.")
 
 
@@ -72,12 +76,17 @@ def _all_features(alone: bool) -> dict:
 
 
 SECTIONS = {"classifier": _classifier, "data": _data, "sae": _sae, "all_features": _all_features}
-_ONLY = flags.DEFINE_enum("only", None, list(SECTIONS), "Run one section.")
+_ONLY = flags.DEFINE_enum("only", None, [*SECTIONS, "compile"], "Run one section.")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if _ONLY.value == "compile":
+        from launch.benchmark import compile as ahead  # the whole product, which the others need not load
+
+        ahead.run(_TARGET.value, _PROGRAMS.value, _OUT.value)
+        return
     allocator.keep_freed_memory()
     device = jax.devices()[0]
     results = {

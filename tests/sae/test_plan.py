@@ -4,12 +4,13 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jsae import sae
 from jsae.runtime import mesh as meshes
-from jsae.sae import memory, plan, train
+from jsae.sae import memory, train
+from launch.benchmark import hlo
+from launch.benchmark import scaling_plan as plan
 
 C, F, K, N = 128, 4096, 8, 1024
 MESH = dict(data=2, model=2)
@@ -53,17 +54,6 @@ def planned():
     return plan.plan(n_channels=C, n_features=F, batch_size=N, sparse=False, k=K, **MESH)
 
 
-def bytes_of(text, kind):
-    """Bytes of the results of one kind of collective, in order of size."""
-    sizes = []
-    for line in text.splitlines():
-        match = re.search(rf"= (.*?) {kind}(?:-start)?\(", line)
-        if match:
-            shapes = re.findall(r"(?:f|s|u)32\[([\d,]*)\]", match[1])
-            sizes.append(sum(4 * int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes))
-    return sizes
-
-
 def test_memory_is_that_of_the_compiled_step(compiled):
     found, needed = compiled.memory_analysis(), planned().needed
     batch = N // 2 * (C + 1) * 4
@@ -75,15 +65,13 @@ def test_memory_is_that_of_the_compiled_step(compiled):
 
 
 def test_traffic_is_that_of_the_compiled_step(compiled):
-    text, expected = compiled.as_text(), planned()
-    everything = sum(bytes_of(text, "all-reduce"))
+    sent, expected = hlo.count(compiled.as_text()).collectives, planned()
     recon = N // 2 * C * 4
     # Besides: sums by feature, biases, scalars
-    assert everything == pytest.approx(recon, rel=0.05)
-    gathered, scattered = (sum(bytes_of(text, kind)) for kind in ("all-gather", "reduce-scatter"))
+    assert sent["all-reduce"][1] == pytest.approx(recon, rel=0.05)
     of_both = expected.over_data + expected.over_model - recon
-    assert gathered + scattered == pytest.approx(of_both, rel=0.05)
-    assert scattered == pytest.approx(expected.over_data / (1 + MESH["data"]), rel=0.05)
+    assert sent["all-gather"][1] + sent["reduce-scatter"][1] == pytest.approx(of_both, rel=0.05)
+    assert sent["reduce-scatter"][1] == pytest.approx(expected.over_data / (1 + MESH["data"]), rel=0.05)
 
 
 def test_the_matrix_is_dealt_over_the_model_axis_in_the_plan():
@@ -94,6 +82,11 @@ def test_the_matrix_is_dealt_over_the_model_axis_in_the_plan():
     assert plans[-1].needed.gradients < plans[0].needed.gradients // 32
     assert {p.needed.activations for p in plans} == {plans[0].needed.activations}
     assert plans[0].sent > 10 * plans[4].sent  # gradients of the dictionary bound a mesh without model axis
+    row = plan.row(plans[0], "h200", 1536, 2**20, 16384)
+    assert (
+        row["sending ms"] == pytest.approx(1e3 * plans[0].sent / 450e9)
+        and row["sending ms"] > row["products ms"]
+    )
 
 
 @pytest.mark.parametrize(
