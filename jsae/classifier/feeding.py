@@ -182,6 +182,6 @@ def make_look_up(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
         inside = (here >= 0) & (here < len(images))
         found = images[jnp.clip(here, 0, len(images) - 1)]
         found = jnp.where(inside[:, None, None, None], found, 0)
-        return jax.lax.psum_scatter(found, "data", scatter_dimension=0, tiled=True)
+        return meshes.sum_dealt(found, "data")
 
     return jax.shard_map(of_device, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))

@@ -74,6 +74,21 @@ def test_batches_are_dealt_over_the_data_axis():
     np.testing.assert_array_equal(np.asarray(put), x)
 
 
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_sums_are_dealt_without_a_reduce_scatter_between_processes_on_cpus(n_processes, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: n_processes)
+    rows = np.random.default_rng(0).integers(0, 9, (8, 16, 3)).astype(np.float32)  # of 8 devices; sums are exact
+    deal = jax.shard_map(
+        lambda mine: mesh.sum_dealt(mine[0], "data"),
+        mesh=mesh.make_mesh(8, 1),
+        in_specs=jax.P("data"),
+        out_specs=jax.P("data"),
+    )
+    compiled = jax.jit(deal).lower(rows).compile()
+    np.testing.assert_array_equal(compiled(rows), rows.sum(0))
+    assert ("reduce-scatter" in compiled.as_text()) == (n_processes == 1)
+
+
 def test_a_script_that_reads_a_table_and_ends_is_not_aborted(tmp_path):
     """With pq.read_table every second such script was: four in a row pass by luck once in sixteen times."""
     path = tmp_path / "t.parquet"

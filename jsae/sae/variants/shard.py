@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from jsae.runtime import mesh as meshes
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
@@ -48,7 +50,7 @@ class Shard:
 
     def deal_rows(self, value: jax.Array) -> jax.Array:
         """The sum over those devices of a gradient [F, ...]: to each its part."""
-        return lax.psum_scatter(value, self.data, tiled=True)
+        return meshes.sum_dealt(value, self.data)
 
     def over_features(self, value: Any) -> Any:
         """The sum of a partial value over the devices that hold the other features.
