@@ -203,7 +203,7 @@ def shared(n: int, make: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def sum_dealt(value: jax.Array, axis: str) -> jax.Array:
-    """The sum of a value over the devices of a mesh axis, to each its part of the rows; under shard_map.
+    """The sum of a value over the devices of a mesh axis, of which each gets its rows; under shard_map.
 
     Between processes on CPUs a sum of everything stands in: over Gloo XLA's reduce-scatter gives wrong numbers
     in silence from some MiB on (jax#40830).

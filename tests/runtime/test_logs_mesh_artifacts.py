@@ -77,7 +77,9 @@ def test_batches_are_dealt_over_the_data_axis():
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_sums_are_dealt_without_a_reduce_scatter_between_processes_on_cpus(n_processes, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: n_processes)
-    rows = np.random.default_rng(0).integers(0, 9, (8, 16, 3)).astype(np.float32)  # of 8 devices; sums are exact
+    rows = (
+        np.random.default_rng(0).integers(0, 9, (8, 16, 3)).astype(np.float32)
+    )  # of 8 devices; sums are exact
     deal = jax.shard_map(
         lambda mine: mesh.sum_dealt(mine[0], "data"),
         mesh=mesh.make_mesh(8, 1),

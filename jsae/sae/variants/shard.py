@@ -50,7 +50,7 @@ class Shard:
 
     def deal_rows(self, value: jax.Array) -> jax.Array:
         """The sum over those devices of a gradient [F, ...]: to each its part."""
-        return meshes.sum_dealt(value, self.data)
+        return meshes.sum_dealt(value, self.data) if self.data else value
 
     def over_features(self, value: Any) -> Any:
         """The sum of a partial value over the devices that hold the other features.
