@@ -205,8 +205,8 @@ def shared(n: int, make: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
 def sum_dealt(value: jax.Array, axis: str) -> jax.Array:
     """The sum of a value over the devices of a mesh axis, of which each gets its rows; under shard_map.
 
-    Between processes on CPUs a sum of everything stands in: over Gloo XLA's reduce-scatter gives wrong numbers
-    in silence from some MiB on (jax#40830).
+    Between processes on CPUs a sum of everything stands in: over Gloo XLA's reduce-scatter is wrong,
+    in silence, from some MiB on (jax#40830).
     """
 
     def scatter(value):
