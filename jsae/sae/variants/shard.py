@@ -1,9 +1,9 @@
 """How one device computes its share of a step: its rows of the batch, its features, its arithmetic.
 
 Under the mesh's axes a device holds N / data vectors and F / model features. What needs all vectors or all
-features goes through the methods here, which do nothing where an axis is not dealt. No method ever moves
-the dictionary or a feature matrix [N, F] between devices; the largest thing that travels for one step is
-a reconstruction [N, C].
+features goes through the methods here, which do nothing where an axis is not dealt. Over `data` travel a
+device's F / model rows of the dictionary and their gradients, over `model` a reconstruction [N, C]; the whole
+dictionary or a feature matrix [N, F] never does.
 """
 
 import dataclasses
