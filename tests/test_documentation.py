@@ -57,8 +57,9 @@ SMALL = {
     "classifier.n_epochs": 1.0, "classifier.warmup_epochs": 0.0, "classifier.batch_size": 8,
     "activations.batch_size": 16,
     "sae.n_epochs": 1.0, "sae.batch_size": 64, "sae.lr_warmup_steps": 0,
-    "analysis.batch_size": 16, "analysis.n_permutations": 2, "analysis.pixel_maps.n_features": 2,
+    "analysis.batch_size": 16, "analysis.n_permutations": 2, "analysis.pixel_maps.n_features": 0,
     "ablation.batch_size": 16, "ablation.n_features": 2, "ablation.max_images": 4, "ablation.n_bootstrap": 10,
+    "ablation.n_mapped_images": 0,
     "ablation.counterfactual.n_train": 4, "ablation.counterfactual.n_test": 4,
     "report.n_features": 2, "report.n_images": 4,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """What an SAE's training step needs, moves and computes on each device, on every mesh of some devices.
 
     python -m launch.benchmark.scaling_plan    # F = 2^20, C = 1536, N = 16384, k = 64 on 64 devices
-    python -m launch.benchmark.scaling_plan --target=v5e --features=131072 --devices=8
+    python -m launch.benchmark.scaling_plan --device=v5e --features=131072 --devices=8
 
 By arithmetic, for bfloat16 products. With D = data axis, M = model axis, N vectors per step, per device:
 
@@ -35,7 +35,7 @@ _CHANNELS = flags.DEFINE_integer("channels", 1536, "C.")
 _BATCH = flags.DEFINE_integer("batch", 16384, "N, vectors of a step.")
 _K = flags.DEFINE_integer("k", 64, "Active features per vector; 0 for a variant without.")
 _DEVICES = flags.DEFINE_integer("devices", 64, "Devices.")
-_TARGET = flags.DEFINE_enum("target", "h200", sorted(PEAKS), "Device whose data sheet is taken.")
+_DEVICE = flags.DEFINE_enum("device", "h200", sorted(PEAKS), "Device whose data sheet is taken.")
 _DENSE = flags.DEFINE_bool("dense", True, "The dense step; --nodense for the gathered one.")
 
 # Of a dense TopK step in bfloat16, bytes per parameter of w_enc and w_dec that a device holds, per parameter
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     sizes = {"n_channels": _CHANNELS.value, "n_features": _FEATURES.value, "batch_size": _BATCH.value}
     plans = topologies(_DEVICES.value, sparse=not _DENSE.value, k=_K.value or None, **sizes)
-    print(markdown.table([row(p, _TARGET.value, **sizes) for p in plans], digits=3))
+    print(markdown.table([row(p, _DEVICE.value, **sizes) for p in plans], digits=3))
 
 
 if __name__ == "__main__":

@@ -59,10 +59,11 @@ def areas(
 
     def at(step):
         better = ranks < step * n_px // steps
-        return value(jnp.where(better, images, blurred)), value(jnp.where(better, blurred, images))
+        return lax.map(value, jnp.where(better[None], jnp.stack([images, blurred]), other))
 
-    base, clean = value(blurred), value(images)
-    inserted, deleted = lax.map(at, jnp.arange(1, steps))
+    other = jnp.stack([blurred, images])
+    base, clean = lax.map(value, other)  # one trace of the network serves all
+    inserted, deleted = jnp.moveaxis(lax.map(at, jnp.arange(1, steps)), 1, 0)
     inserted = jnp.concatenate([base[None], inserted, clean[None]])
     deleted = jnp.concatenate([clean[None], deleted, base[None]])
 

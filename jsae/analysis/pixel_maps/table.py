@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from jax import lax
 
 from jsae import metrics
 from jsae.analysis.marks import Marks
@@ -86,18 +87,15 @@ def measure(
             "foreground": batch["foreground"],
             "part": batch["part"],
         }
-        areas = [curves.areas(value, images, blurred, scores[name]) for name in MAPS]
+        stacked = jnp.stack([scores[name] for name in MAPS])
+        areas = lax.map(lambda scores: curves.areas(value, images, blurred, scores), stacked)
         masses = {
             f"{place}_mass": jnp.stack([metrics.positive_mass(scores[name], mask) for name in MAPS], 1)
             for place, mask in inside.items()
         }
-        clean = value(images)
-        fall = 1 - value(blurred) / jnp.where(clean == 0, jnp.nan, clean)
-        return (
-            {"fall": fall}
-            | masses
-            | {name: jnp.stack(each, 1) for name, each in zip(AREAS, zip(*areas, strict=True), strict=True)}
-        )
+        clean, base = lax.map(value, jnp.stack([images, blurred]))
+        fall = 1 - base / jnp.where(clean == 0, jnp.nan, clean)
+        return {"fall": fall} | masses | {name: area.T for name, area in zip(AREAS, areas, strict=True)}
 
 
 def _cell(peaks, stride_px: int, sides) -> jax.Array:
