@@ -87,7 +87,7 @@ TABLES = {
     "mediation": Listed("jsae.ablation.mediation.table", "ablation", _BARE),
     "baselines": Listed("jsae.experiments.baselines", "ablation", "python -m launch.baselines writes it"),
     "planted": Listed(
-        "jsae.experiments.planted", "activations", "python -m launch.planted writes it", "planted"
+        "jsae.experiments.planted_table", "activations", "python -m launch.planted writes it", "planted"
     ),
     "shortcut": Listed("jsae.experiments.shortcut", "sae", "python -m launch.shortcut writes it", "shortcut"),
     "seeds": Listed("jsae.experiments.seeds", "classifier", "python -m launch.seeds writes it", "seeds"),

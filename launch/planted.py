@@ -15,9 +15,10 @@ from launch import start
 
 def _planted(config, workdir, context):
     planted = importlib.import_module("jsae.experiments.planted")
-    planted.run(config, workdir, context, flags.FLAGS.variants or planted.NAMES)
+    table = importlib.import_module("jsae.experiments.planted_table")
+    planted.run(config, workdir, context, flags.FLAGS.variants or table.NAMES)
     if start.mesh.is_writer():
-        print(planted.markdown(planted.load(workdir)))
+        print(table.markdown(table.load(workdir)))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from configs import demo
 from jsae import metrics
 from jsae import study as opened
 from jsae.ablation.counterfactual.comparators import Projections
-from jsae.experiments import planted
+from jsae.experiments import planted, planted_table
+from jsae.runtime import artifacts, preemption, stages
 from jsae.runtime import mesh as meshes
-from jsae.runtime import preemption, stages
 from jsae.runtime.context import RunContext
 from tests.ablation.toy import StoppedWhen
 from tests.analysis import toy
@@ -71,7 +71,7 @@ def run(study, covered, folder, names, config=None, context=None):
     planted.measure(
         study, config or make_config(), folder, lambda: covered, "upstream", context or RunContext(), names
     )
-    rows = planted.artifacts.read_table(folder / planted.TABLE.file).to_pylist()
+    rows = artifacts.read_table(folder / planted_table.TABLE.file).to_pylist()
     return {(row["dictionary"], row["dose"], row["m"]): row for row in rows}
 
 
@@ -79,7 +79,7 @@ def run(study, covered, folder, names, config=None, context=None):
 def rows(study, covered, tmp_path_factory):
     folder = epath.Path(tmp_path_factory.mktemp("planted"))
     found = run(study, covered, folder, ("oracle", "topk", "frozen_decoder"))
-    return found, json.loads((folder / planted.RESULTS).read_text())
+    return found, json.loads((folder / planted_table.RESULTS).read_text())
 
 
 def test_an_oracle_carries_all_of_its_part_and_nothing_of_others(rows):
@@ -196,10 +196,10 @@ def test_features_are_chosen_on_train_and_scored_on_test():
 
 def test_a_resumed_run_makes_what_is_missing_only(study, covered, tmp_path):
     folder, config = epath.Path(tmp_path), make_config(n_epochs=4.0)
-    table = folder / planted.TABLE.file
+    table = folder / planted_table.TABLE.file
     with pytest.raises(preemption.Preempted):
         run(study, covered, folder, ("topk",), config, StoppedWhen(table.exists))
-    first = planted.artifacts.read_table(table).to_pylist()
+    first = artifacts.read_table(table).to_pylist()
     assert [(row["dose"], row["m"]) for row in first] == [(0.01, 1), (0.01, 4)]
     found = run(study, covered, folder, ("topk", "oracle"), config)
     assert len(found) == 6 and found["topk", 0.01, 1]["seconds"] == first[0]["seconds"]
@@ -247,17 +247,17 @@ def test_a_study_reads_the_table_where_it_lies(rows, tmp_path):
     config, folder = demo.get_config(), epath.Path(tmp_path)
     study = opened.Study(folder, stages.plain(config))
     assert not study.has_table("planted")
-    table = planted.TABLE.of_rows(rows[0].values())
-    planted.artifacts.write_table(folder / "planted" / "planted.parquet", table, {})
-    assert study.table("planted").to_pylist() == table.to_pylist() == planted.load(folder)
+    table = planted_table.TABLE.of_rows(rows[0].values())
+    artifacts.write_table(folder / "planted" / "planted.parquet", table, {})
+    assert study.table("planted").to_pylist() == table.to_pylist() == planted_table.load(folder)
 
 
 def test_the_verdict_and_the_markdown_of_a_table(rows):
     found = list(rows[0].values())
-    assert planted.verdict(found, 1.0)["best"] == "topk"
-    assert planted.verdict([row for row in found if row["dictionary"] != "oracle"])["valid"] is None
+    assert planted_table.verdict(found, 1.0)["best"] == "topk"
+    assert planted_table.verdict([row for row in found if row["dictionary"] != "oracle"])["valid"] is None
     worse = [dict(row, share=0.9) if row["dictionary"] == "oracle" else row for row in found]
-    assert planted.verdict(worse)["valid"] is False
-    lines = planted.markdown(found).splitlines()
+    assert planted_table.verdict(worse)["valid"] is False
+    lines = planted_table.markdown(found).splitlines()
     assert len(lines) == 2 + 6 + 2 and len({line.count("|") for line in lines[:-2]}) == 1
     assert lines[2].startswith("| oracle | 1% | ")
